@@ -1,0 +1,48 @@
+# make demo | test | lint | bench: each sets up .venv first, where pyproject.toml or constraints.txt changed.
+# PYTHON=python3.12 picks another interpreter, OMP_NUM_THREADS=4 another number of CPU threads.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# accelerate launches a script with one thread unless this is set.
+OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
+export OMP_NUM_THREADS
+
+.PHONY: help setup demo test lint bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   train the reference, the IID baseline and JEST on the built-in data, and compare them"
+	@echo "make test   run the tests"
+	@echo "make lint   check style and format"
+	@echo "make bench  run the benchmarks, results in benchmarks/results"
+	@echo "make setup  only build $(VENV)"
+
+setup: $(STAMP)
+
+# torch first: its pin must hold before anything that merely asks for "torch" is resolved.
+$(STAMP): pyproject.toml setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "jest_hf needs Python 3.10 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+		|| { echo "$(PYTHON) cannot create a virtual environment: install its venv and ensurepip modules (Debian and Ubuntu: apt install python3-venv), or make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev,peft]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/accelerate launch --config_file jest_hf/configs/single.yaml examples/run_jest.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(STAMP)
+	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

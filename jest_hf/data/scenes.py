@@ -1,0 +1,267 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The built-in data set: small pictures of coloured shapes, with captions, drawn on the fly and never downloaded.
+
+A scene is a background and one to three objects (size, colour, shape) in a row or in a column. Its caption says all of
+that, in one of several word orders and with synonyms, so that text is language and not a code. Each row is a function
+of `(seed, split, index)` alone: a smaller data set is a prefix of a larger one, and every machine draws the same rows.
+
+    curated      6,000 clean pairs: what a reference model is trained on
+    web         24,000 pairs, 60 % of them wrong or worthless: what a learner has to choose from
+    validation   1,000 clean pairs
+    test         1,000 clean pairs
+
+A meaning (the scene without its jitter and wording) belongs to exactly one of training (`curated`, `web`), validation
+and test, whatever the seed: no test caption was ever a training caption in other words.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+import zlib
+from dataclasses import dataclass
+
+import datasets
+from PIL import Image, ImageDraw
+
+
+SPLIT_SIZES = {"curated": 6_000, "web": 24_000, "validation": 1_000, "test": 1_000}
+WEB_NOISE = {"aligned": 0.40, "shuffled": 0.25, "boilerplate": 0.20, "near-duplicate": 0.15}
+IMAGE_SIZE = 32
+
+FEATURES = datasets.Features(
+    {
+        "image": datasets.Image(),
+        "caption": datasets.Value("string"),
+        "noise": datasets.Value("string"),
+        "group": datasets.Value("int64"),
+    }
+)
+
+# Each entry: the words for one attribute value, any of which a caption may use.
+SHAPES = (
+    ("circle", "disc", "dot"),
+    ("square", "box"),
+    ("triangle",),
+    ("star",),
+    ("cross", "plus"),
+    ("ring", "hoop"),
+    ("diamond", "rhombus"),
+    ("crescent", "moon"),
+)
+COLOURS = (
+    (("red", "crimson"), (214, 39, 40)),
+    (("green",), (44, 160, 44)),
+    (("blue",), (31, 80, 200)),
+    (("yellow", "golden"), (240, 205, 30)),
+    (("orange",), (245, 130, 20)),
+    (("purple", "violet"), (130, 50, 170)),
+    (("pink", "rose"), (245, 130, 190)),
+    (("cyan", "turquoise"), (40, 200, 210)),
+)
+SIZES = ((("small", "little", "tiny"), 0.50), (("large", "big", "huge"), 0.92))  # share of half a cell
+BACKGROUNDS = ((("white",), (250, 250, 250)), (("black", "dark"), (15, 15, 15)), (("grey", "gray"), (135, 135, 135)))
+
+# With every choice below, a caption has at most 15 words: 16 tokens with the closing one.
+BACKDROPS = ("on {b}", "against {b}", "over {b}", "{b} background")
+ROW, COLUMN = 0, 1
+# Two objects: {0} is the left (upper) one, {1} the right (lower) one.
+RELATIONS = {
+    ROW: ("{0} left of {1}", "{1} right of {0}", "{0} then {1}"),
+    COLUMN: ("{0} above {1}", "{1} below {0}", "{0} on top of {1}", "{1} under {0}"),
+}
+LISTS = {
+    ROW: ("{0} {1} and {2} in a row", "left to right {0} {1} {2}"),
+    COLUMN: ("{0} {1} and {2} in a column", "top to bottom {0} {1} {2}"),
+}
+LEADS = ("", "a picture of ", "here is ")
+
+BOILERPLATE = (
+    "image", "untitled", "photo", "click here", "click to enlarge", "no description", "thumbnail", "buy now", "logo",
+    "read more", "home page", "loading please wait", "all rights reserved", "share this", "download free", "banner",
+    "image {n}", "photo {n}.jpg", "img_{n}.png", "dsc{n}.jpg", "page {n}", "figure {n}", "untitled-{n}", "scan {n}",
+    "slide {n} of {n}", "{n} views", "{n} comments", "item no. {n}", "only {n} left in stock", "{n} % off today",
+)  # fmt: skip
+BOILERPLATE_NUMBERS = 40
+FLOODING_SCENES = 60  # near duplicates are copies of this few scenes
+
+_SUPERSAMPLING = 3
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object: indices into `SIZES`, `COLOURS` and `SHAPES`."""
+
+    size: int
+    colour: int
+    shape: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows, without position jitter: a background, an arrangement and one to three things."""
+
+    background: int
+    arrangement: int
+    things: tuple[Thing, ...]
+
+    @property
+    def meaning(self) -> int:
+        """The scene as one integer (mixed radix): equal exactly for scenes that mean the same."""
+        code = len(self.things)
+        code = code * len(BACKGROUNDS) + self.background
+        code = code * 2 + self.arrangement
+        for thing in self.things:
+            code = code * len(SIZES) + thing.size
+            code = code * len(COLOURS) + thing.colour
+            code = code * len(SHAPES) + thing.shape
+        return code
+
+    @property
+    def part(self) -> str:
+        """`"training"`, `"validation"` or `"test"`: 80, 10 and 10 % of all meanings, by hash."""
+        bucket = zlib.crc32(self.meaning.to_bytes(8, "little")) % 10
+        return {0: "test", 1: "validation"}.get(bucket, "training")
+
+
+def load_scenes(split: str, n: int | None = None, seed: int = 0) -> datasets.Dataset:
+    """
+    Draws one split of the built-in data set.
+
+    Args:
+        split (`str`): `"curated"`, `"web"`, `"validation"` or `"test"`.
+        n (`int`, *optional*): Number of rows, by default that of `SPLIT_SIZES`; row i is the same for any `n`.
+        seed (`int`, *optional*, defaults to `0`): Another seed, another draw from the same world.
+
+    Returns:
+        `datasets.Dataset` with the columns `image` (32 x 32 RGB PNG), `caption` (`str`), `noise` (`str`: what is wrong
+        with the pair, `"aligned"` if nothing; an answer key to measure selection with, never to train on) and `group`
+        (`int`: equal for images that mean the same, for retrieval by group).
+
+    Raises:
+        ValueError: for an unknown split, or a size or seed below zero.
+    """
+    if split not in SPLIT_SIZES:
+        raise ValueError(f"The built-in scenes have no split {split!r}: choose one of {', '.join(SPLIT_SIZES)}.")
+    n = SPLIT_SIZES[split] if n is None else n
+    if n < 0 or seed < 0:
+        raise ValueError(f"Scenes need a size and a seed of zero or more, but n is {n} and seed is {seed}.")
+    rows = [_row(split, index, seed) for index in range(n)]
+    columns = {name: [row[name] for row in rows] for name in FEATURES}
+    return datasets.Dataset.from_dict(columns, features=FEATURES)
+
+
+def boilerplate_caption(rng: random.Random) -> str:
+    """A caption of the kind that the web puts under any picture: one of a few hundred that say nothing about it."""
+    return rng.choice(BOILERPLATE).format(n=rng.randint(1, BOILERPLATE_NUMBERS))
+
+
+def _row(split: str, index: int, seed: int) -> dict[str, object]:
+    rng = random.Random(f"{seed}/{split}/{index}")
+    part = split if split in ("validation", "test") else "training"
+    noise = rng.choices(list(WEB_NOISE), weights=list(WEB_NOISE.values()))[0] if split == "web" else "aligned"
+    if noise == "near-duplicate":
+        # The same scene in the same words, again and again: only the jitter is the row's own.
+        source = random.Random(f"{seed}/flooding/{rng.randrange(FLOODING_SCENES)}")
+        scene = _sample_scene(source, part)
+        caption = _describe(scene, source)
+    else:
+        scene = _sample_scene(rng, part)
+        if noise == "boilerplate":
+            caption = boilerplate_caption(rng)
+        else:
+            caption = _describe(_sample_scene(rng, part) if noise == "shuffled" else scene, rng)
+    image = {"bytes": _draw(scene, rng), "path": None}
+    return {"image": image, "caption": caption, "noise": noise, "group": scene.meaning}
+
+
+def _sample_scene(rng: random.Random, part: str) -> Scene:
+    """Draws scenes until one's meaning belongs to `part`."""
+    while True:
+        n_things = rng.choice((1, 2, 2, 2, 2, 2, 2, 2, 3, 3))
+        things = tuple(
+            Thing(rng.randrange(len(SIZES)), rng.randrange(len(COLOURS)), rng.randrange(len(SHAPES)))
+            for _ in range(n_things)
+        )
+        arrangement = rng.randrange(2) if n_things > 1 else ROW
+        scene = Scene(rng.randrange(len(BACKGROUNDS)), arrangement, things)
+        if scene.part == part:
+            return scene
+
+
+def _describe(scene: Scene, rng: random.Random) -> str:
+    """One of the many captions that say what the scene shows, all of it."""
+    phrases = [
+        f"{rng.choice(SIZES[t.size][0])} {rng.choice(COLOURS[t.colour][0])} {rng.choice(SHAPES[t.shape])}"
+        for t in scene.things
+    ]
+    if len(phrases) == 1:
+        text = phrases[0]
+    else:
+        text = rng.choice((RELATIONS if len(phrases) == 2 else LISTS)[scene.arrangement]).format(*phrases)
+    backdrop = rng.choice(BACKDROPS).format(b=rng.choice(BACKGROUNDS[scene.background][0]))
+    if rng.random() < 0.25:
+        return f"{backdrop} {text}"
+    return f"{rng.choice(LEADS) if len(phrases) < 3 else ''}{text} {backdrop}"
+
+
+def _draw(scene: Scene, rng: random.Random) -> bytes:
+    """The scene as PNG bytes, with a little of the rng's jitter in place, size and colour."""
+    side = IMAGE_SIZE * _SUPERSAMPLING
+    behind = _jitter(BACKGROUNDS[scene.background][1], rng)
+    image = Image.new("RGB", (side, side), behind)
+    canvas = ImageDraw.Draw(image)
+    cells = max(len(scene.things), 2)  # a lone thing is no larger than one of two
+    half_cell = side / (2 * cells)
+    for k, thing in enumerate(scene.things):
+        along = side / 2 if len(scene.things) == 1 else (2 * k + 1) * half_cell
+        along += rng.uniform(-0.12, 0.12) * half_cell
+        across = side / 2 + rng.uniform(-0.12, 0.12) * side
+        x, y = (along, across) if scene.arrangement == ROW else (across, along)
+        radius = half_cell * SIZES[thing.size][1] * rng.uniform(0.92, 1.08)
+        _draw_shape(canvas, SHAPES[thing.shape][0], x, y, radius, _jitter(COLOURS[thing.colour][1], rng), behind)
+    buffer = io.BytesIO()
+    image.reduce(_SUPERSAMPLING).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _jitter(colour: tuple[int, int, int], rng: random.Random) -> tuple[int, ...]:
+    return tuple(min(max(c + rng.randint(-14, 14), 0), 255) for c in colour)
+
+
+def _draw_shape(
+    canvas: ImageDraw.ImageDraw,
+    shape: str,
+    x: float,
+    y: float,
+    r: float,
+    colour: tuple[int, ...],
+    behind: tuple[int, ...],
+) -> None:
+    """Draws a shape of half width `r` around `(x, y)`; `behind` is the colour that shows through its holes."""
+    if shape == "circle":
+        canvas.ellipse(_box(x, y, r), fill=colour)
+    elif shape == "square":
+        canvas.rectangle(_box(x, y, 0.85 * r), fill=colour)
+    elif shape == "triangle":
+        canvas.polygon([(x, y - r), (x + r, y + 0.85 * r), (x - r, y + 0.85 * r)], fill=colour)
+    elif shape == "star":
+        tips = [(math.pi * k / 5 - math.pi / 2, r * (1.1 if k % 2 == 0 else 0.45)) for k in range(10)]
+        canvas.polygon([(x + length * math.cos(a), y + length * math.sin(a)) for a, length in tips], fill=colour)
+    elif shape == "cross":
+        canvas.rectangle((x - r, y - 0.33 * r, x + r, y + 0.33 * r), fill=colour)
+        canvas.rectangle((x - 0.33 * r, y - r, x + 0.33 * r, y + r), fill=colour)
+    elif shape == "ring":
+        canvas.ellipse(_box(x, y, r), fill=colour)
+        canvas.ellipse(_box(x, y, 0.55 * r), fill=behind)
+    elif shape == "diamond":
+        canvas.polygon([(x, y - 1.1 * r), (x + 0.7 * r, y), (x, y + 1.1 * r), (x - 0.7 * r, y)], fill=colour)
+    else:  # crescent
+        canvas.ellipse(_box(x, y, r), fill=colour)
+        canvas.ellipse(_box(x + 0.5 * r, y - 0.15 * r, 0.8 * r), fill=behind)
+
+
+def _box(x: float, y: float, r: float) -> tuple[float, float, float, float]:
+    return (x - r, y - r, x + r, y + r)

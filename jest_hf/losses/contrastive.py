@@ -1,0 +1,168 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Sigmoid (SigLIP) and softmax (CLIP) contrastive losses over one batch of `b` image-text pairs.
+
+With L2-normalised embeddings `z`, a multiplier `s` and a bias `c`, the logit of image i and text j is
+`s * z_img_i . z_txt_j + c`, and the pair (i, i) is the positive one. Both losses exist in two forms with equal values:
+
+- dense: the `[b, b]` logits as one tensor and autograd as usual; simple, and the faster one for small batches;
+- tiled: a few rows of logits at a time, in forward and backward, so that memory grows with `b`, not `b ** 2`
+  (see `tiled.py`).
+
+Arithmetic is float32 (float64 for float64 embeddings) whatever the embeddings' dtype, also under autocast: at a scale of
+100 and more, a bfloat16 logit would carry an error of about one half.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .tiled import TiledSigmoid, TiledSoftmax, sweep_sigmoid, sweep_softmax
+
+
+# The largest batch whose logits are kept in one piece by default. A tile of a larger batch has at most as many elements:
+# 4 M, or 16 MB in float32, of which about four are alive at a time.
+DENSE_LIMIT = 2048
+
+
+def sigmoid_contrastive_loss(
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor | float,
+    bias: Tensor | float | None = None,
+    *,
+    tile_size: int | None = None,
+) -> Tensor:
+    r"""
+    Sigmoid loss of SigLIP (arXiv 2303.15343): each of the `b ** 2` pairs is a binary decision. The terms of an image are
+    summed over its positive and all its negatives, and these sums are averaged over the images:
+    `mean_i sum_j -log sigmoid(y_ij * (s * z_img_i . z_txt_j + c))`, with `y = +1` on the diagonal and `-1` elsewhere.
+
+    Args:
+        image (`torch.Tensor` of shape `[b, D]`):
+            L2-normalised image embeddings, any floating dtype.
+        text (`torch.Tensor` of shape `[b, D]`):
+            L2-normalised text embeddings; row i belongs to row i of `image`.
+        scale (`torch.Tensor` of one element or `float`):
+            Multiplier `s` of the cosines: `logit_scale.exp()`, not its logarithm.
+        bias (`torch.Tensor` of one element or `float`, *optional*):
+            Bias `c` added to every logit; none counts as 0.
+        tile_size (`int`, *optional*):
+            Rows of logits that exist at a time. By default all of them up to `b = 2048` (the dense form), and above that
+            as many as make a tile of at most 2048 x 2048 elements. A number always gives the tiled form, which can be
+            differentiated once only.
+
+    Returns:
+        `torch.Tensor`: the loss, a float32 scalar (float64 if an input embedding is float64). Gradients have the dtypes
+        of the inputs.
+
+    Raises:
+        ValueError: if the embeddings are not two floating `[b, D]` matrices of one shape with `b >= 1`, `scale` or `bias`
+            is not one number, or `tile_size` is below 1.
+    """
+    image, text, scale, bias = _prepare(image, text, scale, bias)
+    tile_size = _choose_tile_size(len(image), tile_size)
+    with torch.autocast(image.device.type, enabled=False):
+        if tile_size is None:
+            return _dense_sigmoid(image, text, scale, bias)
+        if _wants_gradients(image, text, scale, bias):
+            return TiledSigmoid.apply(image, text, scale, bias, tile_size)
+        return sweep_sigmoid(image, text, scale, bias, tile_size, gradients=False)[0]
+
+
+def softmax_contrastive_loss(
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor | float,
+    bias: Tensor | float | None = None,
+    *,
+    tile_size: int | None = None,
+) -> Tensor:
+    r"""
+    Softmax loss of CLIP (arXiv 2103.00020): the mean of two cross-entropies, that of each image over the texts and that of
+    each text over the images.
+
+    Args:
+        image (`torch.Tensor` of shape `[b, D]`):
+            L2-normalised image embeddings, any floating dtype.
+        text (`torch.Tensor` of shape `[b, D]`):
+            L2-normalised text embeddings; row i belongs to row i of `image`.
+        scale (`torch.Tensor` of one element or `float`):
+            Multiplier `s` of the cosines: `logit_scale.exp()`, not its logarithm.
+        bias (`torch.Tensor` of one element or `float`, *optional*):
+            Accepted for models that have one. A softmax does not feel a constant, so the loss is the same without it, but
+            the parameter stays in the graph with a gradient of 0: DistributedDataParallel refuses unused parameters.
+        tile_size (`int`, *optional*):
+            As in [`sigmoid_contrastive_loss`].
+
+    Returns:
+        `torch.Tensor`: the loss, a float32 scalar (float64 if an input embedding is float64). Gradients have the dtypes
+        of the inputs.
+
+    Raises:
+        ValueError: as [`sigmoid_contrastive_loss`].
+    """
+    image, text, scale, bias = _prepare(image, text, scale, bias)
+    tile_size = _choose_tile_size(len(image), tile_size)
+    with torch.autocast(image.device.type, enabled=False):
+        if tile_size is None:
+            loss = _dense_softmax(image, text, scale)
+        elif _wants_gradients(image, text, scale):
+            loss = TiledSoftmax.apply(image, text, scale, tile_size)
+        else:
+            loss = sweep_softmax(image, text, scale, tile_size, gradients=False)[0]
+        return loss + 0.0 * bias
+
+
+LOSSES = {"sigmoid": sigmoid_contrastive_loss, "softmax": softmax_contrastive_loss}
+
+
+def _dense_sigmoid(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    logits = scale * (image @ text.T) + bias
+    signs = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
+    return -F.logsigmoid(signs * logits).sum(dim=1).mean()
+
+
+def _dense_softmax(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    logits = scale * (image @ text.T)
+    positives = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, positives) + F.cross_entropy(logits.T, positives)) / 2
+
+
+def _prepare(
+    image: Tensor, text: Tensor, scale: Tensor | float, bias: Tensor | float | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Check the arguments and bring them to one working dtype. The casts are part of the graph, and undo themselves in
+    backward: this is how gradients come back in the dtypes of the inputs."""
+    if image.ndim != 2 or image.shape != text.shape or len(image) == 0:
+        raise ValueError(
+            f"image and text must be two [b, D] matrices of the same shape with b >= 1, but their shapes are "
+            f"{list(image.shape)} and {list(text.shape)}: pass one row per pair."
+        )
+    if not (image.is_floating_point() and text.is_floating_point()):
+        raise ValueError(f"image and text must be floating point, but are {image.dtype} and {text.dtype}: cast them.")
+    dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
+    scalars = []
+    for name, value in (("scale", scale), ("bias", 0.0 if bias is None else bias)):
+        value = torch.as_tensor(value, dtype=dtype, device=image.device)
+        if value.numel() != 1:
+            raise ValueError(
+                f"{name} must be one number, but its shape is {list(value.shape)}: pass one for all pairs."
+            )
+        scalars.append(value.reshape(()))
+    return image.to(dtype), text.to(dtype), *scalars
+
+
+def _choose_tile_size(batch_size: int, tile_size: int | None) -> int | None:
+    """The rows of a tile, or `None` for the dense form."""
+    if tile_size is None:
+        return None if batch_size <= DENSE_LIMIT else max(1, DENSE_LIMIT**2 // batch_size)
+    if tile_size < 1:
+        raise ValueError(f"tile_size must be at least 1, but is {tile_size}: pass None to have it chosen.")
+    return tile_size
+
+
+def _wants_gradients(*inputs: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)

@@ -1,0 +1,24 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The dual-encoder view of Hugging Face models, and small models from a size name."""
+
+from jest_hf.models.build import build_siglip
+from jest_hf.models.dual_encoder import (
+    IMAGE_KEYS,
+    DualEncoder,
+    DualEncoderOutput,
+    expose_temperature,
+    family_of,
+    has_logit_bias,
+)
+
+
+__all__ = [
+    "IMAGE_KEYS",
+    "DualEncoder",
+    "DualEncoderOutput",
+    "build_siglip",
+    "expose_temperature",
+    "family_of",
+    "has_logit_bias",
+]

@@ -1,0 +1,75 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""SigLIP models from a size name, with the paper's initial temperature."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from transformers import SiglipConfig, SiglipModel
+
+
+# Per tower: width, layers, heads, MLP width. `small` and `base` are ViT-S and ViT-B (arXiv 2010.11929).
+SIZES = {
+    "tiny": (96, 4, 4, 384),
+    "small": (384, 12, 6, 1536),
+    "base": (768, 12, 12, 3072),
+}
+
+
+def build_siglip(
+    size: str = "tiny",
+    *,
+    image_size: int,
+    patch_size: int,
+    vocab_size: int,
+    max_length: int,
+    pad_token_id: int = 1,
+    seed: int = 0,
+) -> SiglipModel:
+    """
+    A SigLIP with random weights, in fp32.
+
+    Args:
+        size (`str`, *optional*, defaults to `"tiny"`): one of `SIZES`.
+        image_size (`int`): pixels a side.
+        patch_size (`int`): pixels a side of one patch; must divide `image_size`.
+        vocab_size (`int`): tokens of the tokenizer.
+        max_length (`int`): text tokens.
+        pad_token_id (`int`, *optional*, defaults to `1`): the tokenizer's.
+        seed (`int`, *optional*, defaults to `0`): of the weights; the global random state is left as it was.
+
+    The temperature starts at `logit_scale = log 10`, `logit_bias = -10` (arXiv 2303.15343, section 3.2): transformers
+    itself leaves both random in a model built from a configuration.
+    """
+    if size not in SIZES:
+        raise ValueError(f"size={size!r} is not known; choose one of {', '.join(SIZES)}.")
+    if image_size % patch_size:
+        raise ValueError(f"patch_size={patch_size} does not divide image_size={image_size}; choose one that does.")
+    width, layers, heads, mlp = SIZES[size]
+    tower = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": mlp,
+    }
+    config = SiglipConfig(
+        vision_config={**tower, "image_size": image_size, "patch_size": patch_size},
+        text_config={
+            **tower,
+            "vocab_size": vocab_size,
+            "max_position_embeddings": max_length,
+            "projection_size": width,
+            "pad_token_id": pad_token_id,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        },
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = SiglipModel(config)
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(10.0))
+        model.logit_bias.fill_(-10.0)
+    return model

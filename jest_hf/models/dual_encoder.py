@@ -1,0 +1,169 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""One view of every dual encoder: a super-batch in, `ContrastiveEmbeddings` out.
+
+SigLIP, SigLIP 2 and CLIP differ in what they accept (attention mask or not, pixels or patches), in their temperature (bias or
+not) and in the loss they were made for. `FAMILIES` holds these differences; nothing above this file asks for a model type.
+
+Everything runs through the model's own `forward`, never through `get_image_features` or a parameter from outside: wrapped
+models (DDP, ZeRO, FSDP) gather their parameters only there. `expose_temperature` therefore lets the forward hand out the
+logit scale and bias together with the embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from jest_hf.selection import ContrastiveEmbeddings
+
+
+@dataclass(frozen=True)
+class Family:
+    """What sets one model type apart: the loss it was made for, and whether its text tower takes an attention mask."""
+
+    loss: str
+    attention_mask: bool
+
+
+# SigLIP and SigLIP 2 were trained without a text mask: they attend to the padding (arXiv 2303.15343, 2502.14786).
+FAMILIES = {
+    "siglip": Family(loss="sigmoid", attention_mask=False),
+    "siglip2": Family(loss="sigmoid", attention_mask=False),
+    "clip": Family(loss="softmax", attention_mask=True),
+}
+
+IMAGE_KEYS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+TEXT_KEYS = ("input_ids", "attention_mask")
+
+
+@dataclass
+class DualEncoderOutput(ModelOutput):
+    """
+    A dual encoder's output with its temperature.
+
+    Args:
+        image_embeds (`torch.Tensor`): L2-normalised, `[b, D]`.
+        text_embeds (`torch.Tensor`): L2-normalised, `[b, D]`.
+        logits_per_image (`torch.Tensor`): `[b, b]`.
+        logits_per_text (`torch.Tensor`): `[b, b]`.
+        logit_scale (`torch.Tensor`): the multiplier itself, not its logarithm.
+        logit_bias (`torch.Tensor`, *optional*): absent in CLIP.
+    """
+
+    loss: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    text_embeds: Tensor | None = None
+    image_embeds: Tensor | None = None
+    logit_scale: Tensor | None = None
+    logit_bias: Tensor | None = None
+
+
+def family_of(config: Any) -> Family:
+    """The [`Family`] of a model configuration; `ValueError` for a model type that is no supported dual encoder."""
+    if config.model_type not in FAMILIES:
+        raise ValueError(
+            f"model_type={config.model_type!r} is not a supported dual encoder; use one of {', '.join(FAMILIES)} "
+            "(SiglipModel, Siglip2Model, CLIPModel)."
+        )
+    return FAMILIES[config.model_type]
+
+
+def has_logit_bias(model: nn.Module) -> bool:
+    """Whether the model has a logit bias (SigLIP) or none (CLIP)."""
+    return any(name.rpartition(".")[2] == "logit_bias" for name, _ in model.named_parameters())
+
+
+def expose_temperature(model: PreTrainedModel) -> None:
+    """Make `model.forward` return a [`DualEncoderOutput`]. Harmless when called twice; nothing of it is saved."""
+    if _add_temperature not in model._forward_hooks.values():
+        model.register_forward_hook(_add_temperature)
+
+
+def _add_temperature(model: PreTrainedModel, args: tuple, output: Any) -> DualEncoderOutput:
+    bias = dict(model.named_parameters(recurse=False)).get("logit_bias")
+    return DualEncoderOutput(
+        loss=output.loss,
+        logits_per_image=output.logits_per_image,
+        logits_per_text=output.logits_per_text,
+        text_embeds=output.text_embeds,
+        image_embeds=output.image_embeds,
+        logit_scale=model.logit_scale.float().exp(),
+        # `+ 0` leaves the graph whole and hands out no parameter: engines may free the parameter after the forward.
+        logit_bias=None if bias is None else bias.float() + 0,
+    )
+
+
+class DualEncoder:
+    """
+    How one model reads a super-batch.
+
+    Args:
+        config: the model's configuration (for its [`Family`]).
+        processor: the model's own processor; its image processor names the normalisation, which happens here, on the
+            device: until then images stay uint8.
+        prefix (`str`, *optional*, defaults to `""`):
+            Prefix of this model's own keys in the super-batch (`"ref_"` for a reference). A key that is absent with the
+            prefix is shared with the learner and read without it.
+    """
+
+    def __init__(self, config: Any, processor: Any, prefix: str = "") -> None:
+        self.family = family_of(config)
+        self.prefix = prefix
+        image_processor = processor.image_processor
+        scale = image_processor.rescale_factor if image_processor.do_rescale else 1.0
+        mean, std = (0.0, 1.0)
+        if image_processor.do_normalize:
+            mean, std = image_processor.image_mean, image_processor.image_std
+        self._mean = torch.as_tensor(mean, dtype=torch.float32).expand(3) / scale
+        self._std = torch.as_tensor(std, dtype=torch.float32).expand(3) / scale
+
+    def inputs(self, batch: Mapping[str, Tensor], rows: slice = slice(None)) -> dict[str, Tensor]:
+        """Arguments of the model's `forward` for these rows of a super-batch, normalised, on the batch's device."""
+        text_keys = TEXT_KEYS if self.family.attention_mask else TEXT_KEYS[:1]
+        # A reference with its own image or text keys must take all of them from there: never half from the learner's.
+        inputs = {**self._pick(batch, IMAGE_KEYS), **self._pick(batch, text_keys)}
+        inputs = {name: value[rows] for name, value in inputs.items()}
+        if inputs["pixel_values"].dtype == torch.uint8:
+            inputs["pixel_values"] = self._normalise(inputs["pixel_values"])
+        return inputs
+
+    def _pick(self, batch: Mapping[str, Tensor], keys: tuple[str, ...]) -> dict[str, Tensor]:
+        prefix = self.prefix if self.prefix + keys[0] in batch else ""
+        return {key: batch[prefix + key] for key in keys if prefix + key in batch}
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        mean, std = self._mean.to(pixels.device), self._std.to(pixels.device)
+        if pixels.dim() == 4:  # [b, 3, H, W]
+            return (pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+        # Flat patches [b, P, p * p * 3], channels last: the three channels alternate.
+        repeats = pixels.shape[-1] // 3
+        return (pixels - mean.repeat(repeats)) / std.repeat(repeats)
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Tensor], rows: slice = slice(None)) -> DualEncoderOutput:
+        """One forward of `model` (after [`expose_temperature`]) over these rows of a super-batch, with its graph."""
+        return model(**self.inputs(batch, rows))
+
+    @torch.no_grad()
+    def embed(self, model: nn.Module, batch: Mapping[str, Tensor], batch_size: int) -> ContrastiveEmbeddings:
+        """
+        Embed a whole batch without gradients, in eval mode, `batch_size` rows at a time.
+
+        The model is left in eval mode: `Trainer.training_step` puts it back into train mode before it learns.
+        """
+        model.eval()
+        n_rows = len(batch["example_id"])
+        parts = [self(model, batch, slice(start, start + batch_size)) for start in range(0, n_rows, batch_size)]
+        return ContrastiveEmbeddings(
+            image=torch.cat([part.image_embeds for part in parts]).float(),
+            text=torch.cat([part.text_embeds for part in parts]).float(),
+            logit_scale=parts[0].logit_scale,
+            logit_bias=parts[0].logit_bias,
+        )

@@ -1,0 +1,170 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""FLOPs of a step, counted rather than guessed.
+
+1. The forward of one example is run on the meta device (shapes without values) under PyTorch's FLOP counter, tower by
+   tower, which gives F exactly for any dual encoder. `Trainer.total_flos` knows one tower only.
+2. A step is put together from F: an update of b examples costs 3F b (the backward is twice the forward), scoring a
+   super-batch of B costs F B, the reference F_ref B unless its embeddings are cached, and drawing the sub-batch costs
+   the matrix products of the running conditional sums.
+
+Only matrix products and convolutions count, a multiply-add being two FLOPs. The b x b logits of the loss, the same for
+every way to select, are left out.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
+
+
+def forward_flops(
+    model: PreTrainedModel | PretrainedConfig,
+    image_size: int | None = None,
+    text_length: int | None = None,
+    *,
+    num_patches: int | None = None,
+) -> dict[str, int]:
+    """
+    Counts the forward FLOPs of one image and of one text, each through its tower and projection.
+
+    Args:
+        model (`PreTrainedModel` or `PretrainedConfig`):
+            A `SiglipModel`, `Siglip2Model` (NaFlex) or `CLIPModel`, or its configuration. Its weights are not touched.
+        image_size (`int`, *optional*, defaults to the size in the configuration):
+            Height and width of the images in pixels.
+        text_length (`int`, *optional*, defaults to the longest text that the model takes):
+            Tokens in a text, padding included.
+        num_patches (`int`, *optional*, defaults to the number in the configuration):
+            Patches in an image of a NaFlex model, padding included, in place of `image_size`.
+
+    Returns:
+        `dict[str, int]`: FLOPs under `"image"` and `"text"`; their sum is the F of [`step_flops`].
+
+    Raises:
+        `ValueError`: if `image_size` is given for a NaFlex model, or `num_patches` for any other.
+    """
+    config = copy.deepcopy(model.config if isinstance(model, PreTrainedModel) else model)
+    config._attn_implementation = "eager"  # plain matrix products: fused kernels are not counted on every platform
+    vision = config.vision_config
+    takes_patches = config.model_type == "siglip2"
+    if takes_patches and image_size is not None:
+        raise ValueError(f"image_size={image_size} has no meaning for a NaFlex model: pass num_patches.")
+    if num_patches is not None and not takes_patches:
+        raise ValueError(f"num_patches={num_patches} has a meaning for NaFlex models only: pass image_size.")
+
+    # The class itself, since `from_config` would hand the parameters to ZeRO-3 wherever that is switched on.
+    with torch.device("meta"):
+        model = MODEL_MAPPING[type(config)](config).eval()
+        length = config.text_config.max_position_embeddings if text_length is None else text_length
+        texts = {"input_ids": torch.zeros(1, length, dtype=torch.int64)}
+        if takes_patches:
+            patches = vision.num_patches if num_patches is None else num_patches
+            images = {
+                "pixel_values": torch.zeros(1, patches, vision.num_channels * vision.patch_size**2),
+                "pixel_attention_mask": None,  # padding is computed like the rest, masked or not
+                "spatial_shapes": torch.tensor([[1, patches]], device="cpu"),  # its values are read
+            }
+        else:
+            size = vision.image_size if image_size is None else image_size
+            images = {"pixel_values": torch.zeros(1, vision.num_channels, size, size)}
+            if size != vision.image_size:
+                images["interpolate_pos_encoding"] = True
+        return {"image": _count(model.get_image_features, images), "text": _count(model.get_text_features, texts)}
+
+
+def _count(function: nn.Module, inputs: dict) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        function(**inputs)
+    return counter.get_total_flops()
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """
+    FLOPs of one step, over the whole batch.
+
+    Args:
+        training (`float`): forward and backward of the sub-batch.
+        scoring (`float`, *optional*, defaults to `0.0`): the learner's forward of the super-batch.
+        reference (`float`, *optional*, defaults to `0.0`): the reference model's forward of the super-batch.
+        selection (`float`, *optional*, defaults to `0.0`): drawing the sub-batch.
+    """
+
+    training: float
+    scoring: float = 0.0
+    reference: float = 0.0
+    selection: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All four parts."""
+        return self.training + self.scoring + self.reference + self.selection
+
+    @property
+    def relative_to_iid(self) -> float:
+        """The cost of this step in steps of IID training with the same sub-batch size."""
+        return self.total / self.training
+
+
+def step_flops(
+    forward: float,
+    *,
+    sub_batch: int,
+    super_batch: int,
+    scoring_forward: float | None = None,
+    reference_forward: float = 0.0,
+    selection_widths: Sequence[int] = (),
+    convention: Literal["plain", "paper"] = "plain",
+) -> StepFlops:
+    """
+    Adds up the FLOPs of a step, with b the sub-batch and B the super-batch (arXiv 2406.17711).
+
+    - training: 3 F b;
+    - scoring: F B (`"plain"`), or F (B - b) (`"paper"`, where the selected examples' forward is not counted twice);
+    - reference: F_ref B;
+    - selection: for each model, each of the b drawn examples is compared with the B candidates once as an image and
+      once as a text, two products [B, D] x [D, b]: 2 * 2 B b D.
+
+    A step without selection (IID training) has no more than its training part: pass `scoring_forward=0.0`.
+
+    Args:
+        forward (`float`):
+            F, the learner's forward FLOPs of one example, both towers ([`forward_flops`]).
+        sub_batch (`int`):
+            Examples trained on, over all ranks.
+        super_batch (`int`):
+            Examples scored, over all ranks.
+        scoring_forward (`float`, *optional*, defaults to `forward`):
+            The learner's forward FLOPs of one example in scoring; 0.0 where the criterion does not use the learner.
+        reference_forward (`float`, *optional*, defaults to `0.0`):
+            F_ref, the reference's forward FLOPs of one example; 0.0 where its embeddings are cached or not used.
+        selection_widths (sequence of `int`, *optional*, defaults to `()`):
+            The embedding width D of each model whose scores joint selection draws from; empty for other selections.
+        convention (`str`, *optional*, defaults to `"plain"`):
+            `"plain"` or `"paper"`.
+
+    Returns:
+        [`StepFlops`]
+
+    Raises:
+        `ValueError`: if `convention` is neither, or the sub-batch is larger than the super-batch.
+    """
+    if convention not in ("plain", "paper"):
+        raise ValueError(f'convention={convention!r} is not known: choose "plain" or "paper".')
+    if sub_batch > super_batch:
+        raise ValueError(f"sub_batch={sub_batch} exceeds super_batch={super_batch}, from which it is drawn.")
+    scored = super_batch if convention == "plain" else super_batch - sub_batch
+    return StepFlops(
+        training=3.0 * forward * sub_batch,
+        scoring=(forward if scoring_forward is None else scoring_forward) * scored,
+        reference=reference_forward * super_batch,
+        selection=sum(4.0 * super_batch * sub_batch * width for width in selection_widths),
+    )

@@ -1,0 +1,144 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a run says about its selections: counts over the whole run, means over each logging window.
+
+`compare_selected` puts numbers on a selection (did it pick examples that the learner can still learn?); `RunStatistics`
+adds them up, and rides in the checkpoint so that a resumed run goes on counting where it stopped.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+from transformers.utils import logging
+
+from jest_hf.losses import LOSSES
+from jest_hf.selection import ContrastiveEmbeddings
+
+
+logger = logging.get_logger(__name__)
+
+
+@torch.no_grad()
+def compare_selected(
+    models: Mapping[str, ContrastiveEmbeddings], selected: Tensor, eligible: Tensor, loss: str
+) -> dict[str, float]:
+    """
+    Contrastive loss of the sub-batch and, to compare, of as many rejected examples, each taken as one batch.
+
+    Args:
+        models: embeddings of the super-batch under `"learner"` and `"reference"`, or the one that was scored.
+        selected (`torch.Tensor`): int64 `[b]`.
+        eligible (`torch.Tensor`): bool `[B]`; broken rows are neither selected nor rejected.
+        loss (`str`): `"sigmoid"` or `"softmax"`.
+
+    Returns:
+        `selected/learner_loss`, `rejected/reference_loss` and so on, and with both models `selected/learnability` (their
+        difference, the score of a batch in the paper's section 2). The rejected ones are the first b in the order of the
+        super-batch, which is random; without b of them they are left out: losses of batches of other sizes do not compare.
+    """
+    rest = eligible.clone()
+    rest[selected] = False
+    parts = {"selected": selected, "rejected": rest.nonzero().flatten()[: len(selected)]}
+    if len(parts["rejected"]) < len(selected):
+        del parts["rejected"]
+    metrics = {}
+    for part, indices in parts.items():
+        for name, embeddings in models.items():
+            batch = embeddings.take(indices)
+            value = LOSSES[loss](batch.image, batch.text, batch.logit_scale, batch.logit_bias)
+            metrics[f"{part}/{name}_loss"] = value.item()
+        if len(models) == 2:
+            metrics[f"{part}/learnability"] = (
+                metrics[f"{part}/learner_loss"] - metrics[f"{part}/reference_loss"]
+            )
+    return metrics
+
+
+class RunStatistics(TrainerCallback, ExportableState):
+    """
+    Counts examples and averages per-step metrics between two logs.
+
+    Args:
+        n_examples (`int`): rows of the training data; one bit of each is kept (for the unique share).
+        settings (`dict`): what decides the selection. A run that is resumed with other settings is told so.
+    """
+
+    def __init__(self, n_examples: int, settings: dict[str, Any]) -> None:
+        self.n_examples = n_examples
+        self.settings = settings
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self.seen = self.trained = self.skipped = 0
+        self._ever_trained = np.zeros(self.n_examples, dtype=bool)
+        self._window: dict[str, list[float]] = defaultdict(list)
+
+    @property
+    def unique_share(self) -> float:
+        """Distinct examples trained on, as a share of all examples trained on; 1.0 where none came twice."""
+        return float(self._ever_trained.sum() / self.trained) if self.trained else 1.0
+
+    def count(self, *, seen: int, skipped: int, trained_ids: Tensor) -> None:
+        """Add one step: rows seen in its super-batch, broken ones among them, ids of the examples trained on."""
+        self.seen += seen
+        self.skipped += skipped
+        self.trained += len(trained_ids)
+        self._ever_trained[trained_ids.numpy()] = True
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Add one step's metrics to the window."""
+        for name, value in metrics.items():
+            self._window[name].append(value)
+
+    def pop(self) -> dict[str, float]:
+        """Means over the window, which starts anew, and [`totals`]."""
+        means = {name: float(np.mean(values)) for name, values in self._window.items()}
+        self._window.clear()
+        return {**means, **self.totals()}
+
+    def totals(self) -> dict[str, float]:
+        """Counts over the whole run, resumed parts included."""
+        return {
+            "examples_seen": self.seen,
+            "examples_trained": self.trained,
+            "examples_skipped": self.skipped,
+            "unique_share": self.unique_share,
+        }
+
+    def state(self) -> dict[str, Any]:
+        bits = zlib.compress(np.packbits(self._ever_trained).tobytes())
+        counts = {"seen": self.seen, "trained": self.trained, "skipped": self.skipped}
+        return {
+            "args": {"n_examples": self.n_examples, "settings": self.settings},
+            "attributes": {"counts": counts, "ever_trained": base64.b64encode(bits).decode("ascii")},
+        }
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # The Trainer restores callbacks only on request, and then as other objects; the state itself is always loaded.
+        self._start_afresh()
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        if state.global_step == 0 or not isinstance(saved, dict):
+            return
+        changed = [name for name, value in saved["args"]["settings"].items() if self.settings.get(name) != value]
+        if changed or saved["args"]["n_examples"] != self.n_examples:
+            what = ", ".join(changed) or "the number of training rows"
+            logger.warning(
+                f"This run is resumed with other settings than its checkpoint ({what}): from step {state.global_step} "
+                "on it selects other examples than the uninterrupted run would have."
+            )
+        if saved["args"]["n_examples"] == self.n_examples:
+            self.seen, self.trained, self.skipped = (
+                saved["attributes"]["counts"][name] for name in ("seen", "trained", "skipped")
+            )
+            bits = zlib.decompress(base64.b64decode(saved["attributes"]["ever_trained"]))
+            self._ever_trained = np.unpackbits(np.frombuffer(bits, np.uint8), count=self.n_examples).astype(bool)

@@ -1,0 +1,122 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Quality against what it cost: the one plot that says whether selecting data was worth it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, NamedTuple
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's palette keeps its contrasts under every kind of colour blindness; markers tell lines apart in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+class QualityPoint(NamedTuple):
+    """
+    One evaluation of a run.
+
+    Args:
+        trained (`int`): examples trained on so far.
+        seen (`int`): examples loaded so far, trained on or not.
+        flops (`float`): FLOPs spent so far.
+        quality (`float`): the metric; higher is better.
+    """
+
+    trained: int
+    seen: int
+    flops: float
+    quality: float
+
+
+def first_reaching(points: Iterable[Sequence[float]], quality: float) -> QualityPoint | None:
+    """
+    Finds the first evaluation of a run that was at least so good. Nothing is interpolated.
+
+    Args:
+        points (iterable of [`QualityPoint`] or of tuples like it):
+            The run's evaluations in order.
+        quality (`float`):
+            The value to reach.
+
+    Returns:
+        [`QualityPoint`], or `None` if the run never reached it.
+    """
+    return next((point for point in map(QualityPoint._make, points) if point.quality >= quality), None)
+
+
+def plot_quality(
+    runs: Mapping[str, Sequence[Sequence[float]]], path: str | os.PathLike[str], metric_name: str
+) -> None:
+    """
+    Draws the runs' quality against trained examples (left) and against FLOPs (right).
+
+    A dotted line marks the final quality of the run that ended lowest, and a ring where each other run first reached
+    it, with the ratio of the two costs.
+
+    Args:
+        runs (`dict` of name to sequence of [`QualityPoint`] or of tuples like it):
+            Every run's evaluations in order.
+        path (`str` or `os.PathLike`):
+            The image file; its suffix says which format.
+        metric_name (`str`):
+            What the quality is, as the label of the axis.
+
+    Raises:
+        `ValueError`: if there is no run, or a run has no evaluations.
+    """
+    # Not at the top: importing this package should not cost matplotlib's start-up.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    empty = [name for name, points in runs.items() if not points]
+    if empty or not runs:
+        raise ValueError(f"runs={list(runs)} cannot be drawn: evaluate each at least once (no points: {empty}).")
+    curves = {name: [QualityPoint._make(point) for point in points] for name, points in runs.items()}
+
+    figure = Figure(figsize=(9.6, 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)  # no display is needed, and pyplot's global state stays as it was
+    left, right = figure.subplots(1, 2, sharey=True)
+    _draw(left, curves, "trained", "examples trained on")
+    _draw(right, curves, "flops", "FLOPs spent, scoring included")
+    left.set_ylabel(metric_name)
+    for axes in (left, right):
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=len(curves), frameon=False)
+    figure.savefig(path)
+
+
+def _draw(axes: Axes, curves: Mapping[str, list[QualityPoint]], cost: str, label: str) -> None:
+    lowest = min(curves, key=lambda name: curves[name][-1].quality)
+    target = curves[lowest][-1]
+    axes.axhline(target.quality, color="0.4", linewidth=1.2, linestyle=":")
+    for (name, points), colour, marker in zip(curves.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
+        costs = [getattr(point, cost) for point in points]
+        axes.plot(costs, [point.quality for point in points], color=colour, marker=marker, markersize=5, label=name)
+        reached = first_reaching(points, target.quality)
+        if name == lowest or reached is None or getattr(reached, cost) <= 0:
+            continue
+        spent = getattr(reached, cost)
+        axes.plot(spent, reached.quality, "o", markersize=15, fillstyle="none", color=colour, markeredgewidth=2)
+        ratio = getattr(target, cost) / spent
+        axes.annotate(
+            f"{ratio:.1f}x fewer" if ratio >= 1 else f"{1 / ratio:.1f}x more",
+            (spent, reached.quality),
+            xytext=(14, -4),
+            textcoords="offset points",
+            va="top",
+            color=colour,
+            fontweight="bold",
+        )
+    axes.set_xlabel(label)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,56 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tables that line up in a terminal and are Markdown at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def format_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """
+    Formats a Markdown table with aligned columns, numbers to the right.
+
+    Args:
+        headers (sequence of `str`):
+            The columns' names.
+        rows (sequence of sequences):
+            The cells. Integers get thousands separators, other numbers four significant digits; `None` is left empty.
+
+    Returns:
+        `str`: the table, without a newline at its end.
+
+    Raises:
+        `ValueError`: if a row has more or fewer cells than there are headers.
+    """
+    for row in rows:
+        if len(row) != len(headers):
+            raise ValueError(f"a row has {len(row)} cells, but there are {len(headers)} headers: {list(row)!r}.")
+    cells = [[_text(cell) for cell in row] for row in rows]
+    columns = list(zip(headers, *cells, strict=True))
+    widths = [max(3, *map(len, column)) for column in columns]  # Markdown wants three dashes
+    numeric = [any(_is_number(row[i]) for row in rows) for i in range(len(headers))]
+
+    def line(texts: Sequence[str]) -> str:
+        padded = (
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(texts, widths, numeric, strict=True)
+        )
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * (width - 1) + (":" if right else "-") for width, right in zip(widths, numeric, strict=True)]
+    return "\n".join([line(headers), line(rule), *map(line, cells)])
+
+
+def _is_number(cell: object) -> bool:
+    return isinstance(cell, (int, float)) and not isinstance(cell, bool)
+
+
+def _text(cell: object) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, float):
+        return f"{cell:.4g}"
+    if isinstance(cell, int) and not isinstance(cell, bool):
+        return f"{cell:,}"
+    return str(cell).replace("|", "\\|")

@@ -1,0 +1,29 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Choosing a sub-batch from a super-batch: pure functions on tensors, on CPU or GPU, usable without any trainer.
+
+Scores say how learnable examples are, together ([`PairwiseScores`]) or alone (any `[B]` tensor); a selector draws from
+them; the noise of the draw is a function of (seed, step), so a selection can be repeated anywhere.
+"""
+
+from jest_hf.selection.embeddings import ContrastiveEmbeddings
+from jest_hf.selection.independent import select_independently, select_uniformly
+from jest_hf.selection.joint import Chunk, chunk_sizes, draw_chunks, select_jointly
+from jest_hf.selection.noise import gumbel_noise
+from jest_hf.selection.pairwise import CRITERIA, LOSSES, PairwiseScores, RunningScores
+
+
+__all__ = [
+    "CRITERIA",
+    "LOSSES",
+    "Chunk",
+    "ContrastiveEmbeddings",
+    "PairwiseScores",
+    "RunningScores",
+    "chunk_sizes",
+    "draw_chunks",
+    "gumbel_noise",
+    "select_independently",
+    "select_jointly",
+    "select_uniformly",
+]

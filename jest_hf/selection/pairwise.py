@@ -1,0 +1,124 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Pairwise scores of a super-batch: how much a sub-batch would teach, as a sum over its pairs.
+
+A score is the learner's loss minus the reference's (JEST, arXiv 2406.17711, section 3.1), or either of the two alone.
+The sampler of Algorithm 1 sees only the two things it needs, the term of each candidate's own pair and the running
+conditional term given the examples drawn so far, and does not know which loss, model or matrix they come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from jest_hf.selection.embeddings import ContrastiveEmbeddings
+from jest_hf.selection.parts import PAIR_LOSSES, MatrixPart, ModelPart, Part, Running
+
+
+# The signs with which the learner's and the reference's loss enter the score.
+_SIGNS = {"learnability": (1, -1), "easy_reference": (0, -1), "hard_learner": (1, 0)}
+
+CRITERIA = tuple(_SIGNS)
+LOSSES = tuple(PAIR_LOSSES)
+
+
+class PairwiseScores:
+    """Scores of all pairs of a super-batch of B examples; built by [`from_embeddings`] or [`from_matrix`].
+
+    Example:
+
+    ```python
+    scores = PairwiseScores.from_embeddings(learner=learner_embeddings, reference=reference_embeddings)
+    indices = select_jointly(scores, size=len(scores) // 5)
+    ```
+    """
+
+    def __init__(self, parts: Sequence[tuple[int, Part]]) -> None:
+        self._parts = tuple(parts)
+
+    @classmethod
+    def from_embeddings(
+        cls,
+        learner: ContrastiveEmbeddings | None = None,
+        reference: ContrastiveEmbeddings | None = None,
+        criterion: str = "learnability",
+        loss: str = "sigmoid",
+    ) -> PairwiseScores:
+        """Score by the contrastive losses of a learner and a reference, without ever forming their `[B, B]` matrices.
+
+        Args:
+            learner ([`ContrastiveEmbeddings`], *optional*): The learner's; not needed for `"easy_reference"`.
+            reference ([`ContrastiveEmbeddings`], *optional*): The reference's, of the same B examples in the same
+                order; width, dtype, scale and bias are its own. Not needed for `"hard_learner"`.
+            criterion (`str`, *optional*, defaults to `"learnability"`): `"learnability"` (learner's loss minus
+                reference's), `"easy_reference"` (minus the reference's loss) or `"hard_learner"` (the learner's).
+            loss (`str`, *optional*, defaults to `"sigmoid"`): `"sigmoid"` (SigLIP) or `"softmax"` (CLIP).
+
+        Raises:
+            ValueError: for an unknown criterion or loss, a model that the criterion needs and that is missing, or
+                learner and reference of different length or on different devices.
+        """
+        if criterion not in CRITERIA:
+            raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}.")
+        if loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}.")
+        models = {"learner": learner, "reference": reference}
+        signs = {name: sign for name, sign in zip(models, _SIGNS[criterion], strict=True) if sign}
+        for name in signs:
+            if models[name] is None:
+                raise ValueError(f"criterion {criterion!r} needs the {name}'s embeddings: pass {name}=.")
+        if len(signs) == 2:
+            if len(learner) != len(reference):
+                raise ValueError(
+                    f"learner and reference must embed the same examples, got {len(learner)} and {len(reference)}."
+                )
+            if learner.image.device != reference.image.device:
+                raise ValueError(
+                    "learner and reference embeddings must be on one device, got "
+                    f"{learner.image.device} and {reference.image.device}: move one of them."
+                )
+        return cls([(sign, ModelPart(models[name], PAIR_LOSSES[loss])) for name, sign in signs.items()])
+
+    @classmethod
+    def from_matrix(cls, matrix: Tensor) -> PairwiseScores:
+        """Score by any matrix `[B, B]`: entry (i, j) is the score of image i with text j.
+
+        Raises:
+            ValueError: if the matrix is not square.
+        """
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"a score matrix must be square, [B, B], got {list(matrix.shape)}.")
+        return cls([(1, MatrixPart(matrix))])
+
+    def __len__(self) -> int:
+        return len(self._parts[0][1])
+
+    def diagonal(self) -> Tensor:
+        """Return the score of each example's own pair, float32 `[B]` (d in Algorithm 1)."""
+        return torch.stack([sign * part.diagonal() for sign, part in self._parts]).sum(dim=0)
+
+    def start(self) -> RunningScores:
+        """Return the conditional term with nothing drawn yet; it is independent of any other started one."""
+        return RunningScores([(sign, part.start()) for sign, part in self._parts])
+
+
+class RunningScores:
+    """The conditional term of every candidate given the examples drawn so far (a + c in Algorithm 1)."""
+
+    def __init__(self, parts: Sequence[tuple[int, Running]]) -> None:
+        self._parts = tuple(parts)
+
+    def add(self, indices: Tensor) -> None:
+        """Count the examples at `indices` (int64 `[m]`, none of them added before) as drawn."""
+        for _, part in self._parts:
+            part.add(indices)
+
+    def total(self) -> Tensor:
+        """Return the conditional term, float64 `[B]`: 0 before anything is drawn, meaningless for drawn examples."""
+        return torch.stack([sign * part.total() for sign, part in self._parts]).sum(dim=0)
+
+
+__all__ = ["CRITERIA", "LOSSES", "PairwiseScores", "RunningScores"]

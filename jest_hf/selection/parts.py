@@ -1,0 +1,188 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The parts that a pairwise score is a signed sum of: the loss of one model, or a matrix that was handed in.
+
+Every part answers two questions about the candidates of a super-batch: the term of its own pair (`diagonal`), and the
+conditional term given the examples drawn so far (`start`, then `add` and `total`). The second is a running reduction:
+each call to `add` meets only the rows and columns of the examples just drawn, computed from embeddings tile by tile,
+so that drawing b of B candidates costs O(B b D) time and O(B) memory, and no [B, B] matrix ever exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jest_hf.selection.embeddings import ContrastiveEmbeddings
+
+
+# A tile of logits should stay in a CPU's cache between the product and the softplus (measured: 1.8x faster than one
+# product for all rows). A GPU has no such cache to win and pays per launch instead.
+_TILE_ROWS_CPU = 1024
+_TILE_ROWS_GPU = 8192
+_TILE_COLUMNS = 1024
+
+
+class Running(Protocol):
+    """The conditional term of every candidate, given the examples drawn so far."""
+
+    def add(self, indices: Tensor) -> None:
+        """Count the examples at `indices` (int64 `[m]`) as drawn."""
+
+    def total(self) -> Tensor:
+        """Return the conditional term, float64 `[B]`: 0 before anything is drawn, undefined for drawn examples."""
+
+
+class Part(Protocol):
+    """One signed part of a pairwise score."""
+
+    def __len__(self) -> int: ...
+
+    def diagonal(self) -> Tensor:
+        """Return the term of each candidate's own pair, float32 `[B]`."""
+
+    def start(self) -> Running:
+        """Return the conditional term with nothing drawn."""
+
+
+@dataclass(frozen=True)
+class PairLoss:
+    """A contrastive loss, as far as joint selection needs it.
+
+    Args:
+        positive (`Callable`): Logits of the candidates' own pairs, `[t]` -> their loss, `[t]`.
+        reduce (`Callable`): Logits of t candidates against m drawn examples, `[t, m]` -> `[t]`.
+        combine (`Callable`): The reductions over two disjoint sets of drawn examples -> that over both.
+        empty (`float`): The reduction over no example: what `combine` leaves unchanged.
+        direction_weight (`float`): The weight of each direction (as image, as text) in the conditional term.
+    """
+
+    positive: Callable[[Tensor], Tensor]
+    reduce: Callable[[Tensor], Tensor]
+    combine: Callable[[Tensor, Tensor], Tensor]
+    empty: float
+    direction_weight: float
+
+
+PAIR_LOSSES = {
+    # Every negative pair adds softplus(logit), whatever else is in the batch.
+    "sigmoid": PairLoss(
+        positive=lambda logits: F.softplus(-logits),
+        reduce=lambda logits: F.softplus(logits).sum(dim=1),
+        combine=torch.add,
+        empty=0.0,
+        direction_weight=1.0,
+    ),
+    # The normaliser couples the negatives: half its logarithm over the drawn examples, from each direction.
+    "softmax": PairLoss(
+        positive=torch.neg,
+        reduce=partial(torch.logsumexp, dim=1),
+        combine=torch.logaddexp,
+        empty=-torch.inf,
+        direction_weight=0.5,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ModelPart:
+    """The pairwise loss of one model (learner or reference), computed from its embeddings."""
+
+    embeddings: ContrastiveEmbeddings
+    loss: PairLoss
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def diagonal(self) -> Tensor:
+        image, text = self.embeddings.image.detach(), self.embeddings.text.detach()
+        step = _tile_rows(image.device)
+        tiles = zip(image.split(step), text.split(step), strict=True)
+        products = torch.cat([(i.float() * t.float()).sum(dim=1) for i, t in tiles])
+        return self.loss.positive(self.embeddings.logit_scale * products + self.embeddings.logit_bias)
+
+    def start(self) -> Running:
+        return _RunningLoss(self.embeddings, self.loss)
+
+
+class _RunningLoss:
+    """Running reductions over the drawn examples, one for each direction: the candidates as images, and as texts."""
+
+    def __init__(self, embeddings: ContrastiveEmbeddings, loss: PairLoss) -> None:
+        self._image, self._text = embeddings.image.detach(), embeddings.text.detach()
+        self._scale, self._bias = embeddings.logit_scale, embeddings.logit_bias
+        self._loss = loss
+        # Two vectors are cheap in float64, and then learner minus reference loses nothing to the size of either sum.
+        self._as_image = torch.full((len(embeddings),), loss.empty, dtype=torch.float64, device=self._image.device)
+        self._as_text = self._as_image.clone()
+        self._nothing_drawn = True
+
+    def add(self, indices: Tensor) -> None:
+        for part in indices.split(_TILE_COLUMNS):
+            self._reduce_into(self._as_image, self._image, self._text[part])
+            self._reduce_into(self._as_text, self._text, self._image[part])
+            self._nothing_drawn = False
+
+    def total(self) -> Tensor:
+        if self._nothing_drawn:
+            return torch.zeros_like(self._as_image)
+        return self._loss.direction_weight * (self._as_image + self._as_text)
+
+    def _reduce_into(self, running: Tensor, candidates: Tensor, drawn: Tensor) -> None:
+        for rows, logits in _logit_tiles(candidates, drawn, self._scale, self._bias):
+            running[rows] = self._loss.combine(running[rows], self._loss.reduce(logits).double())
+
+
+def _logit_tiles(candidates: Tensor, drawn: Tensor, scale: float, bias: float) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (rows, float32 logits `[t, m]`) of `candidates[rows]` against `drawn`; all tiles share scratch memory.
+
+    The products are float32 whatever the embeddings are, upcast a tile at a time; writing them with `out=` also keeps
+    an enclosing autocast from lowering them.
+    """
+    columns = drawn.float().mul(scale).T
+    step = _tile_rows(candidates.device)
+    scratch = columns.new_empty(min(step, len(candidates)), columns.shape[1])
+    for begin in range(0, len(candidates), step):
+        tile = candidates[begin : begin + step].float()
+        logits = torch.mm(tile, columns, out=scratch[: len(tile)])
+        yield slice(begin, begin + len(tile)), logits.add_(bias)
+
+
+def _tile_rows(device: torch.device) -> int:
+    return _TILE_ROWS_CPU if device.type == "cpu" else _TILE_ROWS_GPU
+
+
+@dataclass(frozen=True)
+class MatrixPart:
+    """A score matrix `[B, B]` that was handed in: entry (i, j) is the score of image i with text j."""
+
+    matrix: Tensor
+
+    def __len__(self) -> int:
+        return len(self.matrix)
+
+    def diagonal(self) -> Tensor:
+        return self.matrix.detach().diagonal().float()
+
+    def start(self) -> Running:
+        return _RunningMatrix(self.matrix.detach())
+
+
+class _RunningMatrix:
+    def __init__(self, matrix: Tensor) -> None:
+        self._matrix = matrix
+        self._sums = torch.zeros(len(matrix), dtype=torch.float64, device=matrix.device)
+
+    def add(self, indices: Tensor) -> None:
+        for part in indices.split(_TILE_COLUMNS):
+            self._sums += self._matrix.index_select(0, part).sum(dim=0, dtype=torch.float64)
+            self._sums += self._matrix.index_select(1, part).sum(dim=1, dtype=torch.float64)
+
+    def total(self) -> Tensor:
+        return self._sums.clone()

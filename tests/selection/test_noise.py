@@ -1,0 +1,110 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The noise is Gumbel, independent, and a function of (seed, step, chunk, position) alone."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from scipy import stats
+
+from jest_hf.selection import gumbel_noise
+
+
+def test_distribution():
+    noise = gumbel_noise(0, 0, 4, 50_000)
+    assert noise.dtype == torch.float32
+    assert noise.isfinite().all()
+    for row in noise:
+        assert stats.kstest(row.numpy(), stats.gumbel_r.cdf).pvalue > 0.01
+
+
+def test_neighbours_in_every_argument_are_independent():
+    base = gumbel_noise(5, 7, 2, 20_000)
+    others = [
+        gumbel_noise(6, 7, 1, 20_000)[0],
+        gumbel_noise(5, 8, 1, 20_000)[0],
+        gumbel_noise(7, 5, 1, 20_000)[0],
+        base[1],
+        base[0].roll(1),
+    ]
+    # Uniform again: the correlation of a heavy tail would be a blunt test.
+    rows = [torch.exp(-torch.exp(-row)) for row in (base[0], *others)]
+    for one, other in itertools.combinations(rows, 2):
+        assert abs(torch.corrcoef(torch.stack([one, other]))[0, 1]) < 4 / 20_000**0.5
+
+
+def test_no_value_is_shared_between_steps_or_chunks():
+    values = torch.cat([gumbel_noise(seed, step, 3, 1000).flatten() for seed in range(3) for step in range(3)])
+    # float32 has so few values near the mode that a handful of chance collisions is expected among 27,000.
+    assert values.unique().numel() > 0.99 * values.numel()
+
+
+def test_any_slice_is_the_same():
+    whole = gumbel_noise(1, 2, 5, 1003)
+    parts = [gumbel_noise(1, 2, 5, 1003, start=start, stop=min(start + 250, 1003)) for start in range(0, 1003, 250)]
+    assert torch.equal(torch.cat(parts, dim=1), whole)
+    assert gumbel_noise(1, 2, 5, 1003, start=7, stop=7).shape == (5, 0)
+
+
+def test_size_and_chunks_only_say_how_much():
+    whole = gumbel_noise(1, 2, 5, 1003)
+    assert torch.equal(gumbel_noise(1, 2, 3, 600), whole[:3, :600])
+
+
+def test_global_random_state_is_neither_read_nor_moved():
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    first = gumbel_noise(0, 0, 2, 10)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    assert torch.equal(gumbel_noise(0, 0, 2, 10), first)
+
+
+def splitmix64(words: list[int]) -> int:
+    """The hash in Python's unbounded integers."""
+    mask, state = 2**64 - 1, 0
+    for word in words:
+        state = (state + word + 0x9E3779B97F4A7C15) & mask
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+        state ^= state >> 31
+    return state
+
+
+def test_hash_is_splitmix64():
+    # The published first output of SplitMix64 from state 0 ties the constants to the literature.
+    assert splitmix64([0]) == 0xE220A8397B1DCDAF
+    noise = gumbel_noise(2**63 - 1, 123, 3, 50)
+    for chunk, position in itertools.product(range(3), range(50)):
+        uniform = ((splitmix64([2**63 - 1, 123, chunk, position]) >> 12) + 0.5) / 2**52
+        expected = stats.gumbel_r.ppf(uniform)
+        assert float(noise[chunk, position]) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_golden_values():
+    """A resumed run must select the same under a later version: these values never change."""
+    expected = [
+        [0.6419059634208679, 0.834681510925293, 0.8211794495582581, 0.05297192931175232],
+        [1.2782504558563232, 0.7615456581115723, 3.3033392429351807, -0.29927510023117065],
+    ]
+    assert gumbel_noise(42, 1000, 2, 4).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seed": -1}, r"seed must be at least 0 and below 2\*\*63, got -1"),
+        ({"seed": 2**63}, "seed must be at least 0"),
+        ({"step": -1}, "step must be at least 0"),
+        ({"n_chunks": 0}, "n_chunks must be at least 1, got 0"),
+        ({"start": 5, "stop": 4}, "got 5 and 4"),
+        ({"stop": 11}, "start <= stop <= 10, got 0 and 11"),
+        ({"start": -1}, "got -1 and 10"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        gumbel_noise(**{"seed": 0, "step": 0, "n_chunks": 2, "size": 10, **arguments})
