@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real data for the benchmarks, from the parquet files that lie beside the project (`../shared/data`).
 
-Each builder returns `{"curated", "pool", "validation", "test"}`, data sets with the columns `image`, `caption`, `noise`
-(answer key: measures a selector, never enters training) and `group` (for retrieval: any row of the right group is a
-hit). Images are moved as bytes; none is decoded.
+Each builder returns `{"curated", "pool", "validation", "test"}`, data sets with the columns `image`, `caption`,
+`noise` (answer key: it measures a selector and never enters training) and `group` (for retrieval: any row of the right
+group is a hit). Images are moved as bytes; none is decoded.
 """
 
 from __future__ import annotations
@@ -39,9 +39,7 @@ def shared_data_folder() -> Path:
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("JEST_HF_SHARED_DATA", default))
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"No shared data at {folder}: set JEST_HF_SHARED_DATA to the folder that holds {EMOJI}."
-        )
+        raise FileNotFoundError(f"No shared data at {folder}: let JEST_HF_SHARED_DATA name the folder with {EMOJI}.")
     return folder
 
 

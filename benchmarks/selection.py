@@ -9,12 +9,12 @@ Three ways to draw the same sub-batch, timed in one run so that their ratios mea
 
 - `ours`: `jest_hf.selection.select_jointly`.
 - `literal`: the algorithm as the paper prints it (arXiv 2406.17711, Algorithm 1): whole loss matrices of learner and
-  reference, and for every chunk the score matrix multiplied by a mask of the drawn rows, then of the drawn columns, and
-  summed. Only its sampling is Gumbel-top-k here too, since exp() of such scores overflows.
+  reference, and for every chunk the score matrix multiplied by a mask of the drawn rows, then of the drawn columns,
+  and summed. Only its sampling is Gumbel-top-k here too, since exp() of such scores overflows.
 - `products`: nothing but the matrix products that `ours` cannot do without, in the same tiles.
 
-Peak memory is taken in fresh processes: the high-water mark of the resident set during the selection, less the resident
-set before it, with an allocator told to hand freed blocks back to the system at once, so that it cannot hide any.
+Peak memory is taken in fresh processes: the high-water mark of the resident set during the selection, less the
+resident set before it, with an allocator told to hand freed blocks back to the system at once, so that it hides none.
 """
 
 from __future__ import annotations

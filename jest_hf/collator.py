@@ -259,12 +259,12 @@ def usable_captions(value: Any) -> list[str]:
 
 def _parts(processor: ProcessorMixin, name: str, max_length: int | None) -> tuple[Geometry, TextEncoder]:
     """What the collator needs of a processor."""
-    for part in ("image_processor", "tokenizer"):
-        if getattr(processor, part, None) is None:
-            raise ValueError(
-                f"{name} is a {type(processor).__name__} without {part}; pass the model's whole processor, for "
-                "example `AutoProcessor.from_pretrained(...)`, or SiglipProcessor(image_processor, tokenizer)."
-            )
+    if any(getattr(processor, part, None) is None for part in ("image_processor", "tokenizer")):
+        raise ValueError(
+            f"{name} has to hold an image_processor and a tokenizer, which this {type(processor).__name__} does not; pass "
+            "the model's whole processor, made by AutoProcessor.from_pretrained or, of the two parts, by "
+            "SiglipProcessor(image_processor, tokenizer)."
+        )
     tokenizer = processor.tokenizer
     if tokenizer.pad_token is None:
         raise ValueError(f"The tokenizer of {name} has no pad_token, and captions are padded to one length; set one.")

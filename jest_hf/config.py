@@ -59,14 +59,18 @@ class JESTConfig(TrainingArguments):
         Examples scored in one forward. Default: `per_device_train_batch_size`.
     ref_model_revision (`str`, *optional*):
         Branch, tag or commit of a `ref_model` named by its Hub id.
+    cache_reference (`bool`, *optional*, defaults to `False`):
+        Embed the training data once with the reference, before the first step, and keep the embeddings in memory (8 D
+        bytes a row). The selections stay the same, and the reference costs nothing from then on. Needs rows with one
+        caption.
 
     > Parameters that control the records and the evaluation
 
     record_selection (`bool`, *optional*, defaults to `False`):
         Write every selected example to `output_dir/selections.parquet` (step, rank, order, example_id).
     eval_group_column (`str`, *optional*):
-        Column of the evaluation data whose equal values mean "the same thing": any caption of an image's group is a hit.
-        Default: an image's own captions are its only hits.
+        Column of the evaluation data whose equal values mean "the same thing": any caption of an image's group is a
+        hit. Default: an image's own captions are its only hits.
     """
 
     selection: str = field(
@@ -95,6 +99,9 @@ class JESTConfig(TrainingArguments):
     ref_model_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of a reference model named by its Hub id."}
     )
+    cache_reference: bool = field(
+        default=False, metadata={"help": "Embed the training data once with the reference, before the first step."}
+    )
     record_selection: bool = field(
         default=False, metadata={"help": "Write the selected example ids to output_dir/selections.parquet."}
     )
@@ -104,7 +111,9 @@ class JESTConfig(TrainingArguments):
 
     # Inherited fields with another default; the class docstring says why.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: the collator needs them."})
-    label_names: list[str] | None = field(default_factory=list, metadata={"help": "Contrastive batches have no labels."})
+    label_names: list[str] | None = field(
+        default_factory=list, metadata={"help": "Contrastive batches have no labels."}
+    )
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the incomplete last super-batch."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of Adam; 0.999 is unstable for sigmoid losses."})
 
@@ -131,8 +140,8 @@ class JESTConfig(TrainingArguments):
             )
         if self.gradient_accumulation_steps > 1:
             raise ValueError(
-                f"gradient_accumulation_steps={self.gradient_accumulation_steps} would take each contrastive loss over "
-                "a part of the sub-batch and lose the negatives of the rest; set it to 1 and raise "
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} would take each contrastive loss "
+                "over a part of the sub-batch and lose the negatives of the rest; set it to 1 and raise "
                 "per_device_train_batch_size (with gradient_checkpointing if memory is short)."
             )
         if self.remove_unused_columns:

@@ -8,6 +8,7 @@ from it alone, and **record** what was chosen. Everything else is the Trainer's.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import AutoModel, AutoProcessor, PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
 from jest_hf.collator import JESTDataCollator
@@ -26,11 +27,15 @@ from jest_hf.config import JESTConfig
 from jest_hf.data.rows import EpochSampler, Rows
 from jest_hf.evaluation.retrieval import retrieval_recall
 from jest_hf.evaluation.tasks import CaptionCollator, embed_dataset
+from jest_hf.hub.model_card import learner_card
+from jest_hf.hub.run import summarise_run
 from jest_hf.losses import LOSSES
 from jest_hf.models import DualEncoder, expose_temperature, family_of
-from jest_hf.reference import load_reference
+from jest_hf.reference import embed_rows, load_reference
+from jest_hf.report.flops import flops_of_step
 from jest_hf.report.ledger import SelectionLedger
 from jest_hf.report.metrics import RunStatistics, compare_selected
+from jest_hf.report.progress import JESTProgress
 from jest_hf.selection import ContrastiveEmbeddings, PairwiseScores, draw_chunks, gumbel_noise, select_independently
 from jest_hf.validation import check_inputs, check_launch, check_loss, check_train_size
 
@@ -146,6 +151,9 @@ class JESTTrainer(Trainer):
         # The loss is this trainer's, a mean over the batch: the Trainer must not rescale it.
         self.model_accepts_loss_kwargs = False
 
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(JESTProgress)
+
         self.loss_kind = args.loss or family_of(self.model.config).loss
         self.learner_view = self._view(self.model, data_collator.processor, "learner")
         if self.ref_model is not None:
@@ -153,6 +161,7 @@ class JESTTrainer(Trainer):
                 self.ref_model, data_collator.ref_processor or data_collator.processor, "reference", prefix="ref_"
             )
             self.ref_model.to(args.device)
+        self.reference_cache: ContrastiveEmbeddings | None = None
         self._try_inputs()
 
     def _view(self, model: PreTrainedModel, processor: Any, role: str, prefix: str = "") -> DualEncoder:
@@ -165,9 +174,13 @@ class JESTTrainer(Trainer):
         """Collate one row of each data set: a missing column or a foreign processor shows here and not in a worker."""
         if self.train_dataset is not None:
             batch = self.data_collator([Rows(self.train_dataset, self.data_collator.image_column)[0]])
-            check_inputs(self.learner_view.inputs(batch), self.model.config, "learner")
+            inputs = {"learner": self.learner_view.inputs(batch)}
+            check_inputs(inputs["learner"], self.model.config, "learner")
             if self.ref_model is not None:
-                check_inputs(self.reference_view.inputs(batch), self.ref_model.config, "reference")
+                inputs["reference"] = self.reference_view.inputs(batch)
+                check_inputs(inputs["reference"], self.ref_model.config, "reference")
+            configs = {"learner": self.model.config, "reference": self.ref_model and self.ref_model.config}
+            self.step_flops = flops_of_step(self.args, self.scored, configs, inputs)
         if self.eval_dataset is not None:
             several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
             for dataset in several.values():
@@ -208,6 +221,21 @@ class JESTTrainer(Trainer):
 
     # ---- The step ----
 
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As [`~transformers.Trainer.train`], after embedding the data with the reference if `args.cache_reference`."""
+        if self.args.cache_reference and self.ref_model is not None and self.reference_cache is None:
+            with self.accelerator.autocast():
+                self.reference_cache = embed_rows(
+                    self.reference_view,
+                    self.ref_model,
+                    Rows(self.train_dataset, self.data_collator.image_column),
+                    self.data_collator,
+                    self.args.scoring_batch_size or self.args.per_device_train_batch_size,
+                    self.args.device,
+                    self.args.dataloader_num_workers,
+                )
+        return super().train(*args, **kwargs)
+
     @property
     def _step(self) -> int:
         """Number of the step being taken, from 1 as in the names of checkpoints; it seeds the noise of the selection."""
@@ -239,15 +267,16 @@ class JESTTrainer(Trainer):
     def score(self, model: nn.Module, super_batch: dict[str, Tensor]) -> dict[str, ContrastiveEmbeddings]:
         """Embed the super-batch with the models that the criterion compares: `"learner"`, `"reference"`, or both."""
         batch_size = self.args.scoring_batch_size or self.args.per_device_train_batch_size
-        models = {"learner": (self.learner_view, model)}
-        if self.ref_model is not None:
-            models["reference"] = (self.reference_view, self.ref_model)
+        embeddings = {}
         with self.accelerator.autocast():
-            return {
-                name: view.embed(encoder, super_batch, batch_size)
-                for name, (view, encoder) in models.items()
-                if name in self.scored
-            }
+            if "learner" in self.scored:
+                embeddings["learner"] = self.learner_view.embed(model, super_batch, batch_size)
+            if "reference" in self.scored and self.reference_cache is None:
+                embeddings["reference"] = self.reference_view.embed(self.ref_model, super_batch, batch_size)
+        if self.reference_cache is not None:
+            cached = self.reference_cache.take(super_batch["example_id"].cpu())
+            embeddings["reference"] = cached.to(self.args.device)
+        return embeddings
 
     def select(self, embeddings: dict[str, ContrastiveEmbeddings], super_batch: dict[str, Tensor]) -> Tensor:
         """Positions of the sub-batch in the super-batch, int64 `[b]`, a function of (scores, seed, step) alone."""
@@ -306,6 +335,10 @@ class JESTTrainer(Trainer):
             torch.cuda.synchronize(self.args.device)
         self.statistics.add({name: time.perf_counter() - start})
 
+    def floating_point_ops(self, inputs: dict[str, Tensor]) -> float:
+        """FLOPs of one step: `state.total_flos` then counts both towers, the scoring, the reference and the selection."""
+        return self.step_flops.total
+
     # ---- Evaluation ----
 
     def evaluation_loop(
@@ -347,6 +380,33 @@ class JESTTrainer(Trainer):
         elif "train_runtime" in logs:
             logs.update(self.statistics.totals())
         super().log(logs, start_time)
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        dataset: str | list[str] | None = None,
+        **unused: Any,
+    ) -> None:
+        """Write the model card of this run to `output_dir/README.md`; the arguments are those of the Trainer's."""
+        if not self.is_world_process_zero():
+            return
+        ref_config = self.ref_model.config if self.ref_model is not None else None
+        summary = summarise_run(
+            self.args, self.state, self.statistics, self.step_flops, self.loss_kind, self.model.config, ref_config
+        )
+        summary = dataclasses.replace(
+            summary,
+            model_id=model_name or self.hub_model_id,
+            base_model=finetuned_from or summary.base_model,
+            text_length=self.data_collator.texts[""].max_length,
+            datasets=[dataset] if isinstance(dataset, str) else dataset or [],
+            license=license,
+            language=[language] if isinstance(language, str) else language or [],
+        )
+        learner_card(summary).save(Path(self.args.output_dir) / "README.md")
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # Before the checkpoint: a run killed in between resumes from the older one, whose ledger is a part of this one.

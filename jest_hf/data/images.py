@@ -216,13 +216,10 @@ def decode_image(source: Any, geometries: Iterable[Geometry] = ()) -> Image.Imag
     try:
         image = source if data is None else Image.open(io.BytesIO(data))
         _check_size(image)
+        if data is not None and image.format in ("JPEG", "MPO"):  # draft() changes the object: never the caller's own
+            _scale_while_decoding(image, geometries)
+        image.load()  # ahead of the metadata: to look for a PNG's, PIL would load it and its error would be lost there
         orientation = _orientation(image)
-        if data is not None and image.format in (
-            "JPEG",
-            "MPO",
-        ):  # never on the caller's own object: draft() changes it
-            _scale_while_decoding(image, geometries, sideways=orientation in _SIDEWAYS)
-        image.load()
         image = _to_rgb(image)
         return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
     except (BrokenImage, MemoryError):
@@ -335,8 +332,9 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _scale_while_decoding(image: Image.Image, geometries: Iterable[Geometry], sideways: bool) -> None:
+def _scale_while_decoding(image: Image.Image, geometries: Iterable[Geometry]) -> None:
     """Ask the JPEG decoder for the smallest of its sizes (1, 1/2, 1/4, 1/8) that still covers every geometry."""
+    sideways = _orientation(image) in _SIDEWAYS
     width, height = reversed(image.size) if sideways else image.size
     targets = [geometry.resized(height, width) for geometry in geometries]
     if targets:
@@ -350,7 +348,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = _from_16_bits(np.asarray(image))
     if image.mode == "F":
         raise BrokenImage("the pixels are floating-point numbers of unknown range")
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
     return image if image.mode == "RGB" else image.convert("RGB")

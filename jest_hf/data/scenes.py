@@ -64,7 +64,7 @@ COLOURS = (
 SIZES = ((("small", "little", "tiny"), 0.50), (("large", "big", "huge"), 0.92))  # share of half a cell
 BACKGROUNDS = ((("white",), (250, 250, 250)), (("black", "dark"), (15, 15, 15)), (("grey", "gray"), (135, 135, 135)))
 
-# With every choice below, a caption has at most 15 words: 16 tokens with the closing one.
+# Whatever is drawn, a caption has at most 18 words: it fits a text length of 20 tokens.
 BACKDROPS = ("on {b}", "against {b}", "over {b}", "{b} background")
 ROW, COLUMN = 0, 1
 # Two objects: {0} is the left (upper) one, {1} the right (lower) one.
@@ -194,7 +194,7 @@ def _sample_scene(rng: random.Random, part: str) -> Scene:
 def _describe(scene: Scene, rng: random.Random) -> str:
     """One of the many captions that say what the scene shows, all of it."""
     phrases = [
-        f"{rng.choice(SIZES[t.size][0])} {rng.choice(COLOURS[t.colour][0])} {rng.choice(SHAPES[t.shape])}"
+        f"a {rng.choice(SIZES[t.size][0])} {rng.choice(COLOURS[t.colour][0])} {rng.choice(SHAPES[t.shape])}"
         for t in scene.things
     ]
     if len(phrases) == 1:

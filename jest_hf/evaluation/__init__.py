@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Retrieval and zero-shot classification: pure functions of embeddings, and the same as `evaluate` metrics.
 
-Nothing here loads a model or needs the network. The functions need torch only; the metric classes are imported when first
-asked for, because `evaluate` is an optional dependency.
+Nothing here loads a model or needs the network. The functions need torch only; the metric classes are imported when
+first asked for, because `evaluate` is an optional dependency.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """[`retrieval_recall`] and [`zero_shot_accuracy`] as `evaluate` metrics: batches go in, one result comes out.
 
-`evaluate` keeps what is added in an Arrow table, whose columns have one length, while images and texts need not be equally
-many. Hence a row of [`RetrievalMetric`]'s table is one embedding, of either kind, with its group; `add_batch` and `compute`
-take the arguments of [`retrieval_recall`] and lay them out as such rows.
+`evaluate` keeps what is added in an Arrow table, whose columns have one length, while images and texts need not be
+equally many. Hence a row of [`RetrievalMetric`]'s table is one embedding, of either kind, with its group; `add_batch`
+and `compute` take the arguments of [`retrieval_recall`] and lay them out as such rows.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ class RetrievalMetric(evaluate.Metric):
     """
     [`retrieval_recall`] over everything added.
 
-    Groups say which texts are right for which images. Without them, image n belongs to text n, counted over all batches in
-    the order of adding; with several captions per image, give `text_groups` the number of each text's image.
+    Groups say which texts are right for which images. Without them, image n belongs to text n, counted over all
+    batches in the order of adding; with several captions per image, give `text_groups` the number of each text's
+    image.
 
     Takes the arguments of `evaluate.Metric`; `keep_in_memory=True` writes nothing to disk.
 
@@ -84,8 +85,8 @@ class RetrievalMetric(evaluate.Metric):
         """Add images, texts or both, as [`retrieval_recall`] takes them.
 
         Raises:
-            ValueError: if there are neither images nor texts, embeddings are empty or not finite, groups do not match them,
-                or groups are missing in a metric of several processes, where nobody knows the order of adding.
+            ValueError: if there are neither images nor texts, embeddings are empty or not finite, groups do not match
+                them, or groups are missing in a metric of several processes, where nobody knows the order of adding.
         """
         if image_embeds is None and text_embeds is None:
             raise ValueError("add_batch got neither image_embeds nor text_embeds: pass at least one of them.")

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image-text retrieval: how often is a right item among the first k?
 
-Each image and each text has a group number, and an item is right for a query when their groups agree: plain pairs, several
-captions of one image and several images that share a caption are all the same case. The rank of a query is the number of
-wrong items that score at least as high as its best right item, so recall at k is the share of queries with a rank below k.
+Each image and each text has a group number, and an item is right for a query when their groups agree: plain pairs,
+several captions of one image and several images that share a caption are all the same case. The rank of a query is the
+number of wrong items that score at least as high as its best right item, so recall at k is the share of queries with a
+rank below k.
 
 Ties count against the query. Otherwise a collapsed model, which embeds everything alike, would be perfect. Scores are
 cosines in float32, whose rounding depends on how the matrix product is blocked: scores within [`TIE`] are equal.
@@ -54,17 +55,17 @@ def retrieval_recall(
             Queries ranked at a time. Bounds memory, does not change the result.
 
     Returns:
-        `dict[str, float]`: for each k the keys `image_to_text_R@k`, `text_to_image_R@k` and `R@k`, the mean of the two;
-        each between 0 and 1.
+        `dict[str, float]`: for each k the keys `image_to_text_R@k`, `text_to_image_R@k` and `R@k`, the mean of the
+        two; each between 0 and 1.
 
     Raises:
-        ValueError: if embeddings are empty, not finite or of different widths, groups do not match them, a query has no
-            item of its group in the other modality, or `ks` or `tile_size` hold a number below 1.
+        ValueError: if embeddings are empty, not finite or of different widths, groups do not match them, a query has
+            no item of its group in the other modality, or `ks` or `tile_size` hold a number below 1.
     """
     image, text = as_embeddings("image", image), as_embeddings("text", text)
     if image_groups is None and text_groups is None and len(image) != len(text):
         raise ValueError(
-            f"{len(image)} images and {len(text)} texts are not pairs: pass text_groups with the row of each text's image."
+            f"{len(image)} images and {len(text)} texts are not pairs: pass text_groups with each text's image row."
         )
     image_groups = as_groups("image_groups", image_groups, image)
     text_groups = as_groups("text_groups", text_groups, text)
@@ -73,7 +74,8 @@ def retrieval_recall(
         alone = int((~torch.isin(groups, others)).sum())
         if alone:
             raise ValueError(
-                f"{alone} of {len(groups)} {name} rows have no counterpart of their group: drop them or correct the groups."
+                f"{alone} of {len(groups)} {name} rows have no counterpart of their group: drop these rows or correct "
+                f"image_groups and text_groups."
             )
 
     to_text = group_ranks(image, text, image_groups, text_groups, tile_size)

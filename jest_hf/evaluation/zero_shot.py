@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Zero-shot classification: an image belongs to the class whose name, put into a sentence, lies closest to it.
 
-A class is embedded by an ensemble of prompts (arXiv 2103.00020, section 3.1.4): each template gets the name, the normalised
-embeddings of the prompts are averaged, and the mean is normalised again. The rest is retrieval with the classes as the
-gallery, ties against the image included: classes that a model cannot tell apart count as wrong, whichever comes first.
+A class is embedded by an ensemble of prompts (arXiv 2103.00020, section 3.1.4): each template gets the name, the
+normalised embeddings of the prompts are averaged, and the mean is normalised again. The rest is retrieval with the
+classes as the gallery, ties against the image included: classes that a model cannot tell apart count as wrong,
+whichever comes first.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def zero_shot_classifier(
         `torch.Tensor` of shape `[C, D]`: normalised float32 embeddings, on the device of `encode_text`'s.
 
     Raises:
-        ValueError: if there is no class or template, a template has no `{}`, `batch_size` is below 1, or the embeddings are
-            not one finite row per prompt.
+        ValueError: if there is no class or template, a template has no `{}`, `batch_size` is below 1, or the
+            embeddings are not one finite row per prompt.
     """
     if isinstance(class_names, str) or isinstance(templates, str):
         raise ValueError(
@@ -103,12 +104,12 @@ def zero_shot_accuracy(
             Images classified at a time. Bounds memory, does not change the result.
 
     Returns:
-        `dict[str, float]`: `accuracy@k` for each k, and `mean_per_class_accuracy`, the mean over the classes that occur in
-        `labels` of the accuracy at 1 among their images; each between 0 and 1.
+        `dict[str, float]`: `accuracy@k` for each k, and `mean_per_class_accuracy`, the mean over the classes that
+        occur in `labels` of the accuracy at 1 among their images; each between 0 and 1.
 
     Raises:
-        ValueError: if embeddings are empty, not finite or of different widths, a label is missing or names no class, or
-            `ks` or `tile_size` hold a number below 1.
+        ValueError: if embeddings are empty, not finite or of different widths, a label is missing or names no class,
+            or `ks` or `tile_size` hold a number below 1.
     """
     image, class_embeds = as_embeddings("image", image), as_embeddings("class_embeds", class_embeds)
     class_embeds = class_embeds.to(image.device)

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Contrastive losses of a dual encoder, as plain functions of its embeddings.
 
-Every loss has the signature `(image, text, scale, bias=None, *, tile_size=None) -> scalar`; [`LOSSES`] finds one by name.
+Every loss has the signature `(image, text, scale, bias=None, *, tile_size=None) -> scalar`; [`LOSSES`] finds one by
+name.
 """
 
 from __future__ import annotations

@@ -5,12 +5,12 @@
 With L2-normalised embeddings `z`, a multiplier `s` and a bias `c`, the logit of image i and text j is
 `s * z_img_i . z_txt_j + c`, and the pair (i, i) is the positive one. Both losses exist in two forms with equal values:
 
-- dense: the `[b, b]` logits as one tensor and autograd as usual; simple, and the faster one for small batches;
+- dense: the `[b, b]` logits as one tensor and autograd as usual; differentiable any number of times;
 - tiled: a few rows of logits at a time, in forward and backward, so that memory grows with `b`, not `b ** 2`
   (see `tiled.py`).
 
-Arithmetic is float32 (float64 for float64 embeddings) whatever the embeddings' dtype, also under autocast: at a scale of
-100 and more, a bfloat16 logit would carry an error of about one half.
+Arithmetic is float32 (float64 for float64 embeddings) whatever the embeddings' dtype, also under autocast: at a scale
+of 100 and more, a bfloat16 logit is rounded to a multiple of one half.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor
 from .tiled import TiledSigmoid, TiledSoftmax, sweep_sigmoid, sweep_softmax
 
 
-# The largest batch whose logits are kept in one piece by default. A tile of a larger batch has at most as many elements:
-# 4 M, or 16 MB in float32, of which about four are alive at a time.
+# The largest batch whose logits are kept in one piece by default. A tile of a larger batch has at most as many
+# elements: 4 M, or 16 MB in float32, of which about four are alive at a time.
 DENSE_LIMIT = 2048
 
 
@@ -36,8 +36,8 @@ def sigmoid_contrastive_loss(
     tile_size: int | None = None,
 ) -> Tensor:
     r"""
-    Sigmoid loss of SigLIP (arXiv 2303.15343): each of the `b ** 2` pairs is a binary decision. The terms of an image are
-    summed over its positive and all its negatives, and these sums are averaged over the images:
+    Sigmoid loss of SigLIP (arXiv 2303.15343): each of the `b ** 2` pairs is a binary decision. The terms of an image
+    are summed over its positive and all its negatives, and these sums are averaged over the images:
     `mean_i sum_j -log sigmoid(y_ij * (s * z_img_i . z_txt_j + c))`, with `y = +1` on the diagonal and `-1` elsewhere.
 
     Args:
@@ -50,17 +50,17 @@ def sigmoid_contrastive_loss(
         bias (`torch.Tensor` of one element or `float`, *optional*):
             Bias `c` added to every logit; none counts as 0.
         tile_size (`int`, *optional*):
-            Rows of logits that exist at a time. By default all of them up to `b = 2048` (the dense form), and above that
-            as many as make a tile of at most 2048 x 2048 elements. A number always gives the tiled form, which can be
-            differentiated once only.
+            Rows of logits that exist at a time. By default all of them up to `b = 2048` (the dense form), and above
+            that as many as make a tile of at most 2048 x 2048 elements. A number always gives the tiled form, which
+            can be differentiated once only.
 
     Returns:
-        `torch.Tensor`: the loss, a float32 scalar (float64 if an input embedding is float64). Gradients have the dtypes
-        of the inputs.
+        `torch.Tensor`: the loss, a float32 scalar (float64 if an input embedding is float64). Gradients have the
+        dtypes of the inputs.
 
     Raises:
-        ValueError: if the embeddings are not two floating `[b, D]` matrices of one shape with `b >= 1`, `scale` or `bias`
-            is not one number, or `tile_size` is below 1.
+        ValueError: if the embeddings are not two floating `[b, D]` matrices of one shape with `b >= 1`, `scale` or
+            `bias` is not one number, or `tile_size` is below 1.
     """
     image, text, scale, bias = _prepare(image, text, scale, bias)
     tile_size = _choose_tile_size(len(image), tile_size)
@@ -81,8 +81,8 @@ def softmax_contrastive_loss(
     tile_size: int | None = None,
 ) -> Tensor:
     r"""
-    Softmax loss of CLIP (arXiv 2103.00020): the mean of two cross-entropies, that of each image over the texts and that of
-    each text over the images.
+    Softmax loss of CLIP (arXiv 2103.00020): the mean of two cross-entropies, that of each image over the texts and
+    that of each text over the images.
 
     Args:
         image (`torch.Tensor` of shape `[b, D]`):
@@ -92,14 +92,15 @@ def softmax_contrastive_loss(
         scale (`torch.Tensor` of one element or `float`):
             Multiplier `s` of the cosines: `logit_scale.exp()`, not its logarithm.
         bias (`torch.Tensor` of one element or `float`, *optional*):
-            Accepted for models that have one. A softmax does not feel a constant, so the loss is the same without it, but
-            the parameter stays in the graph with a gradient of 0: DistributedDataParallel refuses unused parameters.
+            Accepted for models that have one. A softmax does not feel a constant, so the loss is the same without it,
+            but the parameter stays in the graph with a gradient of 0: DistributedDataParallel refuses unused
+            parameters.
         tile_size (`int`, *optional*):
             As in [`sigmoid_contrastive_loss`].
 
     Returns:
-        `torch.Tensor`: the loss, a float32 scalar (float64 if an input embedding is float64). Gradients have the dtypes
-        of the inputs.
+        `torch.Tensor`: the loss, a float32 scalar (float64 if an input embedding is float64). Gradients have the
+        dtypes of the inputs.
 
     Raises:
         ValueError: as [`sigmoid_contrastive_loss`].

@@ -1,11 +1,12 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The contrastive losses by row tiles: memory of `tile_size * b` and `b * D` instead of `b * b`, in forward and backward.
+"""The contrastive losses by row tiles: memory of `tile_size * b + b * D`, not `b * b`, in forward and backward.
 
-Checkpointing the tiles would bound memory too, but computes every logit twice. The loss is a scalar, so its gradients are
-known before backward begins, up to one factor. Hence:
+Checkpointing the tiles would bound memory too, but computes every logit twice. The loss is a scalar, so its gradients
+are known before backward begins, up to one factor. Hence:
 
-1. go over the logits `tile_size` rows (images) at a time; each tile gives its part of the loss and `g = dloss / dlogits`;
+1. go over the logits `tile_size` rows (images) at a time; each tile gives its part of the loss and
+   `g = dloss / dlogits`;
 2. contract `g` with the embeddings at once: `g @ text` are the rows' image gradients, `g.T @ image` adds to the text
    gradients, and the tile is dropped;
 3. save only these `[b, D]` gradients; backward multiplies them by the incoming scalar.
@@ -135,7 +136,7 @@ def _log_normalisers(image: Tensor, text: Tensor, scale: Tensor, tile_size: int)
 
 
 def _cosine_tiles(image: Tensor, text: Tensor, tile_size: int) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of `image @ text.T` and where they belong. The tiles share one buffer: each may be overwritten, none kept."""
+    """Rows of `image @ text.T`, and which. All tiles share one buffer: each may be overwritten, none may be kept."""
     b = len(image)
     buffer = image.new_empty(min(tile_size, b), b)
     for start in range(0, b, tile_size):

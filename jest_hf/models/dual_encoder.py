@@ -76,6 +76,11 @@ def family_of(config: Any) -> Family:
     return FAMILIES[config.model_type]
 
 
+def embedding_width(config: Any) -> int:
+    """Width D of the embeddings that image and text share."""
+    return config.projection_dim if config.model_type == "clip" else config.text_config.projection_size
+
+
 def has_logit_bias(model: nn.Module) -> bool:
     """Whether the model has a logit bias (SigLIP) or none (CLIP)."""
     return any(name.rpartition(".")[2] == "logit_bias" for name, _ in model.named_parameters())

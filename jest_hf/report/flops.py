@@ -15,14 +15,16 @@ every way to select, are left out.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
+
+from jest_hf.models import embedding_width
 
 
 def forward_flops(
@@ -167,4 +169,31 @@ def step_flops(
         scoring=(forward if scoring_forward is None else scoring_forward) * scored,
         reference=reference_forward * super_batch,
         selection=sum(4.0 * super_batch * sub_batch * width for width in selection_widths),
+    )
+
+
+def flops_of_step(
+    args: Any, scored: Sequence[str], configs: Mapping[str, Any], inputs: Mapping[str, Mapping[str, Tensor]]
+) -> StepFlops:
+    """
+    FLOPs of one step of a [`~jest_hf.JESTTrainer`], plain convention.
+
+    Args:
+        args ([`~jest_hf.JESTConfig`]): the sizes.
+        scored (sequence of `str`): which of `"learner"` and `"reference"` the criterion compares.
+        configs (`dict`): the models' configurations by the same names.
+        inputs (`dict`): what each model's `forward` gets, for any number of examples: the shapes count.
+    """
+    forward = {}
+    for name, one in inputs.items():
+        pixels, text_length = one["pixel_values"], one["input_ids"].shape[1]
+        size = {"num_patches": pixels.shape[1]} if pixels.dim() == 3 else {"image_size": pixels.shape[-1]}
+        forward[name] = sum(forward_flops(configs[name], text_length=text_length, **size).values())
+    return step_flops(
+        forward["learner"],
+        sub_batch=args.per_device_train_batch_size,
+        super_batch=args.per_device_super_batch_size,
+        scoring_forward=forward["learner"] if "learner" in scored else 0.0,
+        reference_forward=forward["reference"] if "reference" in scored and not args.cache_reference else 0.0,
+        selection_widths=[embedding_width(configs[name]) for name in scored] if args.selection == "joint" else [],
     )

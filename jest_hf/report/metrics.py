@@ -58,9 +58,7 @@ def compare_selected(
             value = LOSSES[loss](batch.image, batch.text, batch.logit_scale, batch.logit_bias)
             metrics[f"{part}/{name}_loss"] = value.item()
         if len(models) == 2:
-            metrics[f"{part}/learnability"] = (
-                metrics[f"{part}/learner_loss"] - metrics[f"{part}/reference_loss"]
-            )
+            metrics[f"{part}/learnability"] = metrics[f"{part}/learner_loss"] - metrics[f"{part}/reference_loss"]
     return metrics
 
 

@@ -57,6 +57,10 @@ class ContrastiveEmbeddings:
         """Return the embeddings of the examples at `indices` (int64 `[n]`), in that order."""
         return ContrastiveEmbeddings(self.image[indices], self.text[indices], self.logit_scale, self.logit_bias)
 
+    def to(self, device: torch.device | str) -> ContrastiveEmbeddings:
+        """Return the same embeddings on `device`."""
+        return ContrastiveEmbeddings(self.image.to(device), self.text.to(device), self.logit_scale, self.logit_bias)
+
 
 def _as_float(name: str, value: float | Tensor) -> float:
     if isinstance(value, Tensor):

@@ -107,5 +107,5 @@ def test_demo_web_has_the_stated_counts_and_keeps_its_parts_apart():
 
 def test_absent_folder_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("JEST_HF_SHARED_DATA", str(tmp_path / "none"))
-    with pytest.raises(FileNotFoundError, match="none: set JEST_HF_SHARED_DATA"):
+    with pytest.raises(FileNotFoundError, match="none: let JEST_HF_SHARED_DATA"):
         cross_style()

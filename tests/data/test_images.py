@@ -134,12 +134,11 @@ def test_arrays_of_one_and_four_channels():
     assert np.all(np.asarray(decode_image(transparent)) == 255)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
 def test_transparency_becomes_white_as_in_transformers(mode):
     image = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
     image.paste((200, 100, 50, 128), (0, 0, 4, 4))
-    image = image.quantize(8) if mode in ("P", "PA") else image
-    image = image.convert(mode)
+    image = image.convert("P").convert("PA") if mode == "PA" else image.convert(mode)
     expected = PROCESSORS["siglip"](image, do_resize=False, **RAW)["pixel_values"][0]
     got = np.asarray(decode_image(image))
     assert np.array_equal(got.transpose(2, 0, 1), expected.numpy())
@@ -201,6 +200,7 @@ def test_exif_orientation_is_applied(orientation, scaled):
     assert np.argmax(decoded.getpixel((width // 6, height * 5 // 6))) == 0
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_metadata_do_not_spoil_an_image():
     image = image_of(16, 16)
     decoded = decode_image(encode(image, "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff"))

@@ -134,10 +134,9 @@ def test_builder_with_data_files(parquet):
 
 
 def test_scenes():
-    assert (
-        load_source("scenes:web", max_rows=5)["caption"][:]
-        == load_source("scenes", split="web", max_rows=5)["caption"][:]
-    )
+    captions = load_source("scenes:web", max_rows=5)["caption"][:]
+    assert len(captions) == 5
+    assert load_source("scenes", split="web", max_rows=5)["caption"][:] == captions
     only = load_source("scenes:validation", where={"noise": "aligned"}, max_rows=3)
     assert len(only) == 3
 
@@ -156,9 +155,7 @@ def test_where_takes_null_as_a_value(tmp_path):
     assert load_source(str(tmp_path / "nulls.parquet"), where={"kind": [None, "y"]})["caption"][:] == ["b", "c"]
 
 
-@pytest.mark.parametrize(
-    "spec", ["./nowhere", "/nowhere/at/all", "nowhere.parquet", "data/nowhere/*.parquet", "a/b/c"]
-)
+@pytest.mark.parametrize("spec", ["./nowhere", "/nowhere/at/all", "nowhere.parquet", "data/*/x.parquet", "a/b/c"])
 def test_missing_paths_are_not_mistaken_for_hub_ids(spec):
     with pytest.raises(FileNotFoundError, match="Nothing is at"):
         load_source(spec)

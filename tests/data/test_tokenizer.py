@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The learned tokenizer and the processor around it: deterministic, never at a loss for a token, saved and loaded whole."""
+"""The learned tokenizer and the processor around it: deterministic, at a loss for no text, saved and loaded whole."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def test_tokenizer_is_saved_and_loaded(tokenizer, tmp_path, captions):
     assert (loaded.model_max_length, loaded.padding_side, loaded.model_input_names) == (16, "right", ["input_ids"])
 
 
-def test_processor_is_saved_and_loaded_without_a_word(captions, tmp_path, caplog):
+def test_processor_is_saved_and_loaded_without_a_word(captions, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # else caplog hears nothing of it
     with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
         warnings.simplefilter("error")
         processor = build_processor(captions, image_size=24, vocab_size=400, max_length=12)
@@ -81,8 +82,12 @@ def test_processor_is_saved_and_loaded_without_a_word(captions, tmp_path, caplog
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"vocab_size": 100}, "vocab_size is 100"), ({"max_length": 1}, "max_length is 1"), ({"image_size": 0}, "image_size is 0")],
-)  # fmt: skip
+    [
+        ({"vocab_size": 100}, "vocab_size is 100"),
+        ({"max_length": 1}, "max_length is 1"),
+        ({"image_size": 0}, "image_size is 0"),
+    ],
+)
 def test_wrong_arguments_are_refused(captions, arguments, message):
     with pytest.raises(ValueError, match=message):
         build_processor(captions, **arguments)

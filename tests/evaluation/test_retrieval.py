@@ -42,7 +42,7 @@ def literal_recalls(image, text, image_groups, text_groups, ks):
 
 
 def lattice(rng, n, dim):
-    """Embeddings with few distinct values, so that equal scores are frequent, and cosines differ by far more than 1e-5."""
+    """Embeddings with few distinct values: equal scores are frequent, unequal ones differ by far more than 1e-5."""
     values = rng.integers(-1, 2, size=(n, dim)).astype(np.float64)
     values[:, 0] = 1
     return values
@@ -90,7 +90,7 @@ def test_several_captions_per_image():
 def test_images_that_share_a_caption():
     image = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
     text = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.0, 1.0]])
-    assert retrieval_recall(image, text, ks=(1,))["R@1"] == pytest.approx(1 / 3)
+    assert retrieval_recall(image, text, ks=(1,))["image_to_text_R@1"] == pytest.approx(1 / 3)
     assert retrieval_recall(image, text, [0, 0, 1], [0, 0, 1], ks=(1,))["R@1"] == 1.0
 
 

@@ -90,7 +90,9 @@ def test_a_failing_flush_leaves_the_file_and_the_rows(tmp_path, monkeypatch):
     ledger.flush()
     ledger.record(2, [3])
     with monkeypatch.context() as patched:
-        patched.setattr(pq.ParquetWriter, "write_table", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("full")))
+        patched.setattr(
+            pq.ParquetWriter, "write_table", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("full"))
+        )
         with pytest.raises(OSError, match="full"):
             ledger.flush()
     assert rows_of(ledger.path) == [(1, 0, 0, 1), (1, 0, 1, 2)]
@@ -149,7 +151,6 @@ def test_old_rows_are_streamed(tmp_path):
         pa.set_memory_pool(ordinary)
     assert len(read_selections(ledger.path)) == rows + 1
     assert counted.max_memory() < 18 * rows / 2
-    print(counted.max_memory())
 
 
 def test_small_flushes_share_row_groups(tmp_path):

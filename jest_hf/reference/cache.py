@@ -1,0 +1,62 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The reference's embeddings of every training row, computed once.
+
+A frozen model says the same about an example every time. Over several epochs, embedding the data set once costs less than
+embedding every super-batch, and the selection is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers.utils import logging
+
+from jest_hf.collator import JESTDataCollator
+from jest_hf.data.rows import Rows
+from jest_hf.models import DualEncoder
+from jest_hf.selection import ContrastiveEmbeddings
+
+
+class SingleCaptionCollator:
+    """A [`JESTDataCollator`] that refuses rows with several captions: the one drawn changes from epoch to epoch."""
+
+    def __init__(self, collator: JESTDataCollator) -> None:
+        self.collator = collator
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        batch = self.collator(rows)
+        for row, valid in zip(rows, batch["valid"].tolist(), strict=True):
+            if valid and len(self.collator.captions(row)) > 1:
+                raise ValueError(
+                    f"cache_reference=True, but row {row['example_id']} has several captions, of which another may be "
+                    "drawn in each epoch; keep one caption a row, or set cache_reference=False."
+                )
+        return batch
+
+
+def embed_rows(
+    view: DualEncoder,
+    model: nn.Module,
+    rows: Rows,
+    collator: JESTDataCollator,
+    batch_size: int,
+    device: torch.device,
+    num_workers: int = 0,
+) -> ContrastiveEmbeddings:
+    """
+    Embed every row once, in order: fp32 `[N, D]` on the CPU, so that row i is the example with id i.
+
+    Broken rows keep their place; what they hold is never used, since broken rows are never selected.
+    """
+    loader = DataLoader(rows, batch_size, collate_fn=SingleCaptionCollator(collator), num_workers=num_workers)
+    parts = []
+    for batch in logging.tqdm(loader, desc="Caching the reference", unit="batch"):
+        part = view.embed(model, {name: value.to(device) for name, value in batch.items()}, batch_size)
+        parts.append((part.image.cpu(), part.text.cpu()))
+    image, text = (torch.cat(halves) for halves in zip(*parts, strict=True))
+    return ContrastiveEmbeddings(image, text, part.logit_scale, part.logit_bias)

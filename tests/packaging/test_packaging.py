@@ -1,0 +1,117 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""What is installed: every package, the presets and the templates, from the source distribution and from the wheel."""
+
+from __future__ import annotations
+
+import configparser
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from packaging.requirements import Requirement
+
+
+ROOT = Path(__file__).parents[2]
+PRESETS = sorted((ROOT / "jest_hf" / "configs").glob("*.yaml"))
+TEMPLATES = sorted((ROOT / "model_cards").glob("*.md"))
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory) -> Path:
+    """A folder with the sdist, and the wheel that was built from it."""
+    source = tmp_path_factory.mktemp("source")
+    for folder in ("jest_hf", "model_cards"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "setup.cfg", "LICENSE", "README.md"):
+        shutil.copy(ROOT / file, source)
+    built = subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", source], capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert not re.search("deprecat", built.stdout + built.stderr, re.IGNORECASE)
+    return source / "dist"
+
+
+def test_setup_lists_every_package():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = setup["options"]["packages"].split()
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "jest_hf").rglob("*.py")}
+    assert listed == sorted({".".join(folder.parts) for folder in folders} | {"jest_hf.model_cards"})
+
+
+def test_sdist_has_what_a_build_needs(distributions):
+    with tarfile.open(next(distributions.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "README.md", "pyproject.toml", "setup.cfg", "jest_hf/py.typed"} <= names
+    assert {path.relative_to(ROOT).as_posix() for path in PRESETS + TEMPLATES} <= names
+
+
+def test_wheel_has_every_module(distributions):
+    with zipfile.ZipFile(next(distributions.glob("*.whl"))) as archive:
+        names = set(archive.namelist())
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "jest_hf").rglob("*.py")} <= names
+    assert not [name for name in names if name.startswith(("tests", "model_cards"))]
+
+
+READ = """
+import importlib.metadata
+from importlib import resources
+
+import jest_hf
+from jest_hf.hub import RunSummary, learner_card
+
+assert importlib.metadata.version("jest_hf") == jest_hf.__version__
+print(jest_hf.__file__)
+for package in ("jest_hf.configs", "jest_hf.model_cards"):
+    for file in resources.files(package).iterdir():
+        if file.name.endswith((".yaml", ".md")):
+            print(file.name, len(file.read_text()))
+learner_card(RunSummary("SiglipModel", "joint", "sigmoid"))
+"""
+
+
+def test_installed_wheel_finds_its_files(distributions, tmp_path):
+    with zipfile.ZipFile(next(distributions.glob("*.whl"))) as archive:
+        archive.extractall(tmp_path / "site")  # what installing a pure wheel comes to
+    environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": ""}
+    read = subprocess.run(
+        [sys.executable, "-c", READ], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert read.returncode == 0, read.stderr
+    location, *files = read.stdout.splitlines()
+    assert location.startswith(str(tmp_path))
+    assert sorted(files) == sorted(f"{path.name} {len(path.read_text())}" for path in PRESETS + TEMPLATES)
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_accelerate_reads_the_presets(preset):
+    config = load_config_from_file(str(preset))
+    written = yaml.safe_load(preset.read_text())
+    assert config.num_processes == written["num_processes"]
+    assert config.use_cpu is False
+    launch_command_parser().parse_args(["--config_file", str(preset), "script.py"])
+
+
+def test_pins_satisfy_the_requirements(distributions):
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    assert pins[0].name == "torch"
+    version_of = {pin.name.lower(): next(iter(pin.specifier)).version for pin in pins}
+    with zipfile.ZipFile(next(distributions.glob("*.whl"))) as archive:
+        metadata = next(name for name in archive.namelist() if name.endswith("METADATA"))
+        wanted = importlib.metadata.PathDistribution(zipfile.Path(archive, metadata.rpartition("/")[0] + "/")).requires
+    requirements = [Requirement(text) for text in wanted if "deepspeed" not in text]
+    assert len(requirements) > 15
+    for requirement in requirements:
+        assert requirement.specifier.contains(version_of[requirement.name.lower()], prereleases=True), requirement

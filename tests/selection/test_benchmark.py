@@ -1,0 +1,21 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The selection benchmark compares like with like: both of its ways to select draw the same sub-batch."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks import selection
+
+
+def test_the_literal_algorithm_of_the_benchmark_draws_the_same():
+    models = selection.make_models(300, 16)
+    assert torch.equal(selection.literal(*models, 70, 6), selection.ours(*models, 70, 6))
+
+
+def test_products_are_those_of_every_chunk_but_the_last(monkeypatch):
+    shapes = []
+    monkeypatch.setattr(selection.torch, "mm", lambda rows, columns, out: shapes.append(tuple(out.shape)))
+    selection.products(*selection.make_models(300, 16), 70, 6)
+    assert sum(rows * columns for rows, columns in shapes) == 4 * 300 * (70 - 11)
