@@ -27,6 +27,7 @@ $(STAMP): pyproject.toml setup.cfg constraints.txt
 		|| { echo "jest_hf needs Python 3.10 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) \
 		|| { echo "$(PYTHON) cannot create a virtual environment: install its venv and ensurepip modules (Debian and Ubuntu: apt install python3-venv), or make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "installing into $(VENV), which takes some minutes"
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev,peft]'
 	@touch $(STAMP)

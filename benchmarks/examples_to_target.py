@@ -9,8 +9,8 @@ is measured on the test part with those, once. Data: the built-in scenes, or the
     python benchmarks/examples_to_target.py --data cross_style --tune
     python benchmarks/examples_to_target.py --data cross_style --seeds 0 1 2
 
-Steps are counted so that the arms can be compared at equal trained examples (the common number of steps) and at equal FLOPs:
-IID goes on for as many steps as the dearest arm could have paid for.
+All arms take the same number of steps, but for `iid_long`, whose steps cost as many FLOPs as all of the joint arm's: the first
+compares at equal trained examples, the second at equal compute. Every run has a learning rate schedule of its own length.
 """
 
 from __future__ import annotations
@@ -41,10 +41,12 @@ import datasets_shared  # noqa: E402
 
 
 RESULTS = Path(__file__).parent / "results"
-ARMS: dict[str, dict[str, Any]] = {
-    "iid": {"selection": "uniform"},
-    "joint": {"selection": "joint"},
-    "independent": {"selection": "independent"},
+# Settings of an arm, and the arm whose learning rate it takes: what is tuned is IID training and joint selection.
+ARMS: dict[str, tuple[dict[str, Any], str]] = {
+    "iid": ({"selection": "uniform"}, "iid"),
+    "iid_long": ({"selection": "uniform"}, "iid"),
+    "joint": ({"selection": "joint"}, "joint"),
+    "independent": ({"selection": "independent"}, "joint"),
 }
 DATA = {
     "scenes": lambda seed: {
@@ -87,7 +89,7 @@ def train(options: argparse.Namespace, model: Any, parts: dict[str, Any], eval_p
             report_to="none",
             disable_tqdm=True,
             use_cpu=True,
-            cache_reference=True,
+            cache_reference=reference is not None,
             record_selection=True,
             eval_group_column="group",
             **settings,
@@ -107,14 +109,12 @@ def train(options: argparse.Namespace, model: Any, parts: dict[str, Any], eval_p
         if not quality.points or quality.points[-1]["step"] != args.max_steps:
             trainer.evaluate()
         ids = read_selections(Path(folder) / "selections.parquet")["example_id"].to_numpy()
-        kinds = Counter(parts["train"]["noise"][i] for i in ids.tolist()) if reference is not None else Counter()
-    flops = trainer.step_flops
-    # The cache: one forward of the reference (as large as the learner here) for each row of the pool.
-    cache = len(parts["train"]) * flops.training / 3 / options.batch_size if trainer.reference_cache is not None else 0
+        noise = parts["train"]["noise"][:] if reference is not None else []
+        kinds = Counter(noise[i] for i in ids.tolist()) if noise else Counter()
     return {
         "points": quality.points,
-        "flops_per_step": flops.total,
-        "flops_before": cache,
+        "flops_per_step": trainer.step_flops.total,
+        "flops_before": trainer.cache_flops,
         "clean_share": kinds["aligned"] / sum(kinds.values()) if kinds else None,
         "seconds": round(seconds, 1),
         **{name: settings[name] for name in ("learning_rate", "max_steps")},
@@ -160,15 +160,15 @@ def tune(options: argparse.Namespace) -> None:
     """For each arm, the learning rate with the best validation R@5 after a shorter run."""
     seed = 100  # none of the seeds of the table
     parts, fresh, reference = prepare(options, seed)
-    tried: dict[str, dict[str, float]] = {arm: {} for arm in options.arms}
-    for arm in options.arms:
+    tried: dict[str, dict[str, float]] = {"iid": {}, "joint": {}}
+    for arm in tried:
         for rate in options.learning_rates:
             run = train(
                 options,
                 fresh(seed),
                 parts,
                 "validation",
-                **ARMS[arm],
+                **ARMS[arm][0],
                 reference=reference if arm != "iid" else None,
                 max_steps=options.tune_steps,
                 eval_steps=options.tune_steps,
@@ -193,11 +193,11 @@ def measure(options: argparse.Namespace) -> None:
                 fresh(seed),
                 parts,
                 "test",
-                **ARMS[arm],
-                reference=reference if arm != "iid" else None,
-                max_steps=options.iid_steps if arm == "iid" else options.steps,
+                **ARMS[arm][0],
+                reference=None if arm.startswith("iid") else reference,
+                max_steps=options.iid_steps if arm == "iid_long" else options.steps,
                 eval_steps=options.eval_steps,
-                learning_rate=rates[arm],
+                learning_rate=rates[ARMS[arm][1]],
                 seed=seed,
             )
             last = runs[f"{arm}/{seed}"]["points"][-1]
@@ -212,29 +212,32 @@ def report(options: argparse.Namespace) -> None:
         runs.update(json.loads(path_of(options, f"seed{seed}").read_text())["runs"])
     rows = []
     for arm in options.arms:
-        for seed in options.seeds:
-            run, iid = runs[f"{arm}/{seed}"], runs[f"iid/{seed}"]
-            curve, baseline = curve_of(run, options), curve_of(iid, options)
-            at_equal_examples = [p for p in baseline if p[0] <= curve[-1][0]][-1]
-            at_equal_flops = [p for p in curve if p[2] <= baseline[-1][2]]
+        of_arm = [runs[f"{arm}/{seed}"] for seed in options.seeds]
+        curves = [curve_of(run, options) for run in of_arm]
+        baselines = [curve_of(runs[f"iid_long/{seed}"], options) for seed in options.seeds]
+        shares = []
+        for curve, baseline in zip(curves, baselines, strict=True):
             reached = first_reaching(curve, baseline[-1][3])
-            rows.append(
-                [
-                    arm,
-                    seed,
-                    curve[-1][0],
-                    f"{curve[-1][2] / 1e12:.1f}",
-                    f"{run['points'][-1]['R@1']:.3f}",
-                    f"{curve[-1][3]:.3f}",
-                    f"{at_equal_examples[3]:.3f}",
-                    f"{at_equal_flops[-1][3]:.3f}" if at_equal_flops else "-",
-                    f"{reached.trained / baseline[-1][0]:.2f}" if reached else "never",
-                    f"{run['clean_share']:.2f}" if run["clean_share"] is not None else "-",
-                ]
-            )
-    headers = ["arm", "seed", "trained", "TFLOPs", "R@1", "R@5", "IID R@5 at equal examples", "R@5 at IID's FLOPs",
-               "share of IID's examples to its final R@5", "clean share"]  # fmt: skip
+            shares.append(f"{reached.trained / baseline[-1][0]:.2f}" if reached else "never")
+        rows.append(
+            [
+                arm,
+                f"{curves[0][-1][0]:,}",
+                f"{curves[0][-1][2] / 1e12:.1f}",
+                spread([run["points"][-1]["R@1"] for run in of_arm]),
+                spread([run["points"][-1]["R@5"] for run in of_arm]),
+                " ".join(shares),
+                spread([run["clean_share"] for run in of_arm]) if of_arm[0]["clean_share"] is not None else "",
+            ]
+        )
+    headers = ["arm", "trained examples", "TFLOPs", "R@1", "R@5", "share of iid_long's examples to its final R@5",
+               "aligned share of the trained"]  # fmt: skip
     print(format_table(headers, rows))
+
+
+def spread(values: list[float]) -> str:
+    """Mean and range over the seeds."""
+    return f"{sum(values) / len(values):.3f} ({min(values):.3f}-{max(values):.3f})"
 
 
 def curve_of(run: dict[str, Any], options: argparse.Namespace) -> list[tuple[int, int, float, float]]:
@@ -271,15 +274,15 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--size", default="tiny")
     parser.add_argument("--patch_size", type=int, default=8)
-    parser.add_argument("--max_length", type=int, default=16)
+    parser.add_argument("--max_length", type=int, default=20)
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--filter_ratio", type=float, default=0.8)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--iid_steps", type=int, default=550, help="what the joint arm's FLOPs pay for")
+    parser.add_argument("--iid_steps", type=int, default=570, help="of iid_long: what the joint arm's FLOPs pay for")
     parser.add_argument("--eval_steps", type=int, default=25)
     parser.add_argument("--tune_steps", type=int, default=100)
     parser.add_argument("--learning_rates", nargs="+", type=float, default=[5e-4, 1e-3, 2e-3])
-    parser.add_argument("--reference_steps", type=int, default=400)
+    parser.add_argument("--reference_steps", type=int, default=300)
     parser.add_argument("--reference_learning_rate", type=float, default=1e-3)
     options = parser.parse_args()
     logging.set_verbosity_error()

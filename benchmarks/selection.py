@@ -122,18 +122,17 @@ def resident(field: str) -> float:
     return int(status.split(field + ":")[1].split()[0]) / 1024
 
 
-def print_peak_memory(selector: str, size: int, width: int, sub_batch: int, n_chunks: int) -> None:
-    """Run in a fresh process by [`peak_memory`]: print the most that the selector holds beyond its inputs, in MiB."""
-    select = {"ours": ours, "literal": literal}[selector]
-    select(*make_models(64, width), 16, 4)  # loads libraries and starts threads, which are not the selection's
+def print_peak_memory(size: int, width: int, sub_batch: int, n_chunks: int) -> None:
+    """Run in a fresh process by [`peak_memory`]: print the most that `ours` holds beyond its inputs, in MiB."""
+    ours(*make_models(64, width), 16, 4)  # loads libraries and starts threads, which are not the selection's
     models = make_models(size, width)
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = resident("VmRSS")
-    select(*models, sub_batch, n_chunks)
+    ours(*models, sub_batch, n_chunks)
     print(resident("VmHWM") - before)
 
 
-def peak_memory(threads: int, *arguments: object) -> float:
+def peak_memory(threads: int, *arguments: int) -> float:
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     command = [sys.executable, __file__, "--threads", str(threads), "--peak_memory", *map(str, arguments)]
     return float(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout)
@@ -155,7 +154,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a small size, to see that it runs; writes no results")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--peak_memory", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--peak_memory", nargs=4, type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.size, arguments.sub_batch, arguments.widths = 1024, 204, [32]
@@ -168,14 +167,12 @@ def measure_width(width: int, arguments: argparse.Namespace) -> dict[str, float]
     models = make_models(arguments.size, width)
     timing = alternate({"ours": ours, "products": products}, arguments.repeats, *models, *shape)
     timing["literal"] = seconds(literal, *models, *shape)  # once: it takes many times as long
-    memory = [arguments.size, width, *shape]
     return {
         "width": width,
         **{f"{name}_s": value for name, value in timing.items()},
         "speedup_over_literal": timing["literal"] / timing["ours"],
         "ratio_to_products": timing["ours"] / timing["products"],
-        "peak_extra_mib": peak_memory(arguments.threads, "ours", *memory),
-        "literal_peak_extra_mib": peak_memory(arguments.threads, "literal", *memory),
+        "peak_extra_mib": peak_memory(arguments.threads, arguments.size, width, *shape),
     }
 
 
@@ -183,7 +180,7 @@ def measure_growth(size: int, arguments: argparse.Namespace) -> dict[str, float]
     width, sub_batch = arguments.widths[0], size // 5
     shape = (sub_batch, arguments.n_chunks)
     timing = alternate({"ours": ours}, arguments.repeats, *make_models(size, width), *shape)
-    peak = peak_memory(arguments.threads, "ours", size, width, *shape)
+    peak = peak_memory(arguments.threads, size, width, *shape)
     return {"size": size, "sub_batch": sub_batch, "width": width, "ours_s": timing["ours"], "peak_extra_mib": peak}
 
 
@@ -191,20 +188,18 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     if arguments.peak_memory:
-        selector, *sizes = arguments.peak_memory
-        print_peak_memory(selector, *map(int, sizes))
+        print_peak_memory(*arguments.peak_memory)
         return
 
     print(f"B = {arguments.size}, b = {arguments.sub_batch}, N = {arguments.n_chunks}, {arguments.threads} threads")
-    print("   D    ours s  products s  literal s  ours/products  literal/ours  ours MiB  literal MiB")
+    print("   D    ours s  products s  literal s  ours/products  literal/ours  ours MiB")
     widths = []
     for width in arguments.widths:
         row = measure_width(width, arguments)
         widths.append(row)
         print(
             f"{width:>4} {row['ours_s']:>9.3f} {row['products_s']:>11.3f} {row['literal_s']:>10.2f} "
-            f"{row['ratio_to_products']:>14.2f} {row['speedup_over_literal']:>13.1f} {row['peak_extra_mib']:>9.1f} "
-            f"{row['literal_peak_extra_mib']:>12.0f}",
+            f"{row['ratio_to_products']:>14.2f} {row['speedup_over_literal']:>13.1f} {row['peak_extra_mib']:>9.1f}",
             flush=True,
         )
 

@@ -261,8 +261,8 @@ def _parts(processor: ProcessorMixin, name: str, max_length: int | None) -> tupl
     """What the collator needs of a processor."""
     if any(getattr(processor, part, None) is None for part in ("image_processor", "tokenizer")):
         raise ValueError(
-            f"{name} has to hold an image_processor and a tokenizer, which this {type(processor).__name__} does not; pass "
-            "the model's whole processor, made by AutoProcessor.from_pretrained or, of the two parts, by "
+            f"{name} has to hold an image_processor and a tokenizer, which this {type(processor).__name__} does not; "
+            "pass the model's whole processor, made by AutoProcessor.from_pretrained or, of the two parts, by "
             "SiglipProcessor(image_processor, tokenizer)."
         )
     tokenizer = processor.tokenizer

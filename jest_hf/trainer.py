@@ -32,7 +32,7 @@ from jest_hf.hub.run import summarise_run
 from jest_hf.losses import LOSSES
 from jest_hf.models import DualEncoder, expose_temperature, family_of
 from jest_hf.reference import embed_rows, load_reference
-from jest_hf.report.flops import flops_of_step
+from jest_hf.report.flops import StepFlops, flops_of_run
 from jest_hf.report.ledger import SelectionLedger
 from jest_hf.report.metrics import RunStatistics, compare_selected
 from jest_hf.report.progress import JESTProgress
@@ -180,7 +180,9 @@ class JESTTrainer(Trainer):
                 inputs["reference"] = self.reference_view.inputs(batch)
                 check_inputs(inputs["reference"], self.ref_model.config, "reference")
             configs = {"learner": self.model.config, "reference": self.ref_model and self.ref_model.config}
-            self.step_flops = flops_of_step(self.args, self.scored, configs, inputs)
+            self.step_flops, self.cache_flops = flops_of_run(
+                self.args, self.scored, configs, inputs, len(self.train_dataset)
+            )
         if self.eval_dataset is not None:
             several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
             for dataset in several.values():
@@ -339,6 +341,13 @@ class JESTTrainer(Trainer):
         """FLOPs of one step: `state.total_flos` then counts both towers, the scoring, the reference and the selection."""
         return self.step_flops.total
 
+    @property
+    def run_flops(self) -> StepFlops:
+        """FLOPs of the run so far, caching the reference included, plain convention."""
+        parts = dataclasses.asdict(self.step_flops)
+        run = StepFlops(**{name: self.state.global_step * flops for name, flops in parts.items()})
+        return dataclasses.replace(run, reference=run.reference + self.cache_flops)
+
     # ---- Evaluation ----
 
     def evaluation_loop(
@@ -395,7 +404,7 @@ class JESTTrainer(Trainer):
             return
         ref_config = self.ref_model.config if self.ref_model is not None else None
         summary = summarise_run(
-            self.args, self.state, self.statistics, self.step_flops, self.loss_kind, self.model.config, ref_config
+            self.args, self.state, self.statistics, self.run_flops, self.loss_kind, self.model.config, ref_config
         )
         summary = dataclasses.replace(
             summary,

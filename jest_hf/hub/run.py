@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -26,7 +25,7 @@ def summarise_run(
     config: Any,
     ref_config: Any | None,
 ) -> RunSummary:
-    """The summary of a run from its arguments, the Trainer's state, its statistics and the FLOPs of one step."""
+    """The summary of a run from its arguments, the Trainer's state, its statistics and its FLOPs."""
     last = {name: value for entry in state.log_history for name, value in entry.items()}
     return RunSummary(
         architecture=config.architectures[0] if config.architectures else config.model_type,
@@ -45,7 +44,7 @@ def summarise_run(
         examples_seen=statistics.seen,
         rows_skipped=statistics.skipped,
         unique_share=statistics.unique_share,
-        flops=StepFlops(*(state.global_step * part for part in dataclasses.astuple(flops))),
+        flops=flops,
         wall_time=last.get("train_runtime"),
         hardware=hardware(args.device),
         metrics={name: value for name, value in last.items() if name.startswith("eval_")},

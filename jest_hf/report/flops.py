@@ -172,28 +172,34 @@ def step_flops(
     )
 
 
-def flops_of_step(
-    args: Any, scored: Sequence[str], configs: Mapping[str, Any], inputs: Mapping[str, Mapping[str, Tensor]]
-) -> StepFlops:
+def flops_of_run(
+    args: Any,
+    scored: Sequence[str],
+    configs: Mapping[str, Any],
+    inputs: Mapping[str, Mapping[str, Tensor]],
+    n_rows: int,
+) -> tuple[StepFlops, float]:
     """
-    FLOPs of one step of a [`~jest_hf.JESTTrainer`], plain convention.
+    FLOPs of one step of a [`~jest_hf.JESTTrainer`], plain convention, and of caching the reference before the first.
 
     Args:
         args ([`~jest_hf.JESTConfig`]): the sizes.
         scored (sequence of `str`): which of `"learner"` and `"reference"` the criterion compares.
         configs (`dict`): the models' configurations by the same names.
-        inputs (`dict`): what each model's `forward` gets, for any number of examples: the shapes count.
+        inputs (`dict`): what each model's `forward` gets, for any number of examples: their shapes count.
+        n_rows (`int`): rows of the training data, each embedded once with `cache_reference`.
     """
-    forward = {}
+    forward = {"reference": 0}
     for name, one in inputs.items():
         pixels, text_length = one["pixel_values"], one["input_ids"].shape[1]
         size = {"num_patches": pixels.shape[1]} if pixels.dim() == 3 else {"image_size": pixels.shape[-1]}
         forward[name] = sum(forward_flops(configs[name], text_length=text_length, **size).values())
-    return step_flops(
+    step = step_flops(
         forward["learner"],
         sub_batch=args.per_device_train_batch_size,
         super_batch=args.per_device_super_batch_size,
         scoring_forward=forward["learner"] if "learner" in scored else 0.0,
-        reference_forward=forward["reference"] if "reference" in scored and not args.cache_reference else 0.0,
+        reference_forward=0.0 if args.cache_reference else forward["reference"],
         selection_widths=[embedding_width(configs[name]) for name in scored] if args.selection == "joint" else [],
     )
+    return step, float(n_rows * forward["reference"]) if args.cache_reference else 0.0

@@ -102,6 +102,12 @@ def test_collapsed_embeddings_score_nothing(n, dim):
     assert retrieval_recall(torch.zeros(n, dim), torch.zeros(n, dim), ks=(1,))["R@1"] == 0
 
 
+@pytest.mark.parametrize(("offset", "recall"), [(1e-3, 0.0), (1e-2, 1.0)])  # cosines 1 - 5e-7 and 1 - 5e-5
+def test_differences_of_rounding_size_are_ties(offset, recall):
+    pair = torch.tensor([[1.0, 0.0], [1.0, offset]])
+    assert retrieval_recall(pair, pair, ks=(1,))["R@1"] == recall
+
+
 def test_duplicates_of_another_group_count_against_the_query():
     image = torch.eye(4)
     text = torch.eye(4)[[0, 1, 2, 2]]

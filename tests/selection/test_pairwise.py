@@ -87,6 +87,9 @@ def test_take_and_length():
     assert torch.equal(taken.image, model.image[[3, 1]])
     assert torch.equal(taken.text, model.text[[3, 1]])
     assert (taken.logit_scale, taken.logit_bias) == (20.0, -5.0)
+    moved = model.to("meta")
+    assert moved.image.device == moved.text.device == torch.device("meta")
+    assert (moved.logit_scale, moved.logit_bias) == (20.0, -5.0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,327 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Train a dual encoder on selected examples, from any data set, with any reference.
+
+    accelerate launch examples/run_jest.py                                   # the demonstration: no data, no network
+    accelerate launch examples/run_jest.py --config examples/recipes/hub_siglip.yaml --learning_rate 1e-4
+
+Flags are the fields of `ScriptArguments` below and of `JESTConfig` (every `TrainingArguments` field among them); a YAML
+recipe takes the same names, and flags win over it. Without any argument the script trains a reference on a small curated
+set, then the same learner twice on a large noisy one, IID and with JEST, and shows what each reached at which cost.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import Dataset
+from transformers import AutoModel, AutoProcessor, HfArgumentParser, PreTrainedModel, TrainerCallback
+from transformers.utils import logging
+
+from jest_hf import JESTConfig, JESTDataCollator, JESTTrainer
+from jest_hf.data import build_processor, load_source
+from jest_hf.models import build_siglip
+from jest_hf.report import QualityPoint, first_reaching, format_table, plot_quality
+
+
+# IID gets three times as many steps as JEST: the question is whether it needs them. The demonstration has no test part of
+# its own to choose settings on: they were chosen on scenes:validation, and scenes:test is looked at once, for the table.
+DEMONSTRATION = {
+    "compare_uniform_steps": 300,
+    "max_steps": 100,
+    "eval_steps": 20,
+    "per_device_train_batch_size": 256,
+    "per_device_eval_batch_size": 256,
+    "learning_rate": 1e-3,
+    "warmup_steps": 20,
+    "lr_scheduler_type": "cosine",
+    "weight_decay": 1e-4,
+    "cache_reference": True,
+    "record_selection": True,
+}
+
+
+@dataclass
+class ScriptArguments:
+    """What to train on what; how is in `JESTConfig`."""
+
+    dataset: str = field(
+        default="scenes:web",
+        metadata={"help": "Training data: scenes:<split>, a local file, glob or folder, or a Hub data set id."},
+    )
+    dataset_split: str | None = field(default=None, metadata={"help": "Its split."})
+    dataset_where: dict | str | None = field(
+        default=None, metadata={"help": 'Keep rows by column value, as JSON: {"split": "train"}.'}
+    )
+    eval_dataset: str | None = field(
+        default=None, metadata={"help": "Data evaluated on during training; default: scenes:validation for scenes."}
+    )
+    eval_split: str | None = field(default=None, metadata={"help": "Its split."})
+    eval_where: dict | str | None = field(default=None, metadata={"help": "Its rows, as dataset_where."})
+    test_dataset: str | None = field(default=None, metadata={"help": "Data for the final figure."})
+    test_split: str | None = field(default=None, metadata={"help": "Its split."})
+    test_where: dict | str | None = field(default=None, metadata={"help": "Its rows, as dataset_where."})
+    max_train_rows: int | None = field(default=None, metadata={"help": "Keep the first so many training rows."})
+    image_column: str = field(default="image", metadata={"help": "Column of the images."})
+    caption_column: str | None = field(
+        default=None, metadata={"help": "Column of the captions; default: text, caption or captions."}
+    )
+
+    learner: str | None = field(default=None, metadata={"help": "Hub id or path of the learner to start from."})
+    learner_size: str = field(default="tiny", metadata={"help": "Without one: tiny, small or base, random weights."})
+    image_size: int = field(default=32, metadata={"help": "Pixels a side, for a learner from a size."})
+    patch_size: int = field(default=8, metadata={"help": "Pixels a side of a patch, for a learner from a size."})
+    vocab_size: int = field(default=2048, metadata={"help": "Of the tokenizer trained for a learner from a size."})
+    max_length: int | None = field(default=None, metadata={"help": "Text tokens; 20 for a learner from a size."})
+
+    reference: str | None = field(default=None, metadata={"help": "Hub id or path of the reference."})
+    train_reference_on: str | None = field(
+        default=None, metadata={"help": "Without one: curated data on which to train it first, named like dataset."}
+    )
+    train_reference_split: str | None = field(default=None, metadata={"help": "Its split."})
+    train_reference_where: dict | str | None = field(default=None, metadata={"help": "Its rows, as dataset_where."})
+    reference_steps: int = field(default=300, metadata={"help": "Steps of its training."})
+    reference_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of its training."})
+
+    compare_uniform_steps: int = field(
+        default=0, metadata={"help": "Also train the IID baseline, for so many steps, and compare."}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("dataset_where", "eval_where", "test_where", "train_reference_where"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, json.loads(getattr(self, name)))
+        if self.dataset.startswith("scenes"):
+            self.eval_dataset = self.eval_dataset or "scenes:validation"
+            self.test_dataset = self.test_dataset or "scenes:test"
+            if self.reference is None:
+                self.train_reference_on = self.train_reference_on or "scenes:curated"
+
+
+class History(TrainerCallback):
+    """Keeps the quality at every evaluation, and what had been spent by then."""
+
+    def __init__(self) -> None:
+        self.points: list[QualityPoint] = []
+        self.trainer: JESTTrainer | None = None
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        if "eval_R@5" in metrics:
+            counts, flops = self.trainer.statistics, self.trainer.run_flops.total
+            self.points.append(QualityPoint(counts.trained, counts.seen, flops, metrics["eval_R@5"]))
+
+
+def parse(argv: list[str]) -> tuple[ScriptArguments, JESTConfig]:
+    """Flags over a YAML recipe over defaults; the demonstration's settings where there is no argument at all."""
+    settings: dict[str, Any] = {}
+    if not argv:
+        settings = dict(DEMONSTRATION)
+    elif "--config" in argv:
+        position = argv.index("--config")
+        settings = yaml.safe_load(Path(argv[position + 1]).read_text()) or {}
+        argv = argv[:position] + argv[position + 2 :]
+    known = {one.name for kind in (ScriptArguments, JESTConfig) for one in fields(kind)}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise ValueError(f"the recipe has settings that do not exist: {', '.join(unknown)}.")
+    # Defaults of this script where neither the recipe nor a flag says otherwise.
+    settings = {
+        "output_dir": "jest-out",
+        "report_to": "none",
+        "eval_strategy": "steps",
+        "logging_steps": 20,
+    } | settings
+    parser = HfArgumentParser((ScriptArguments, JESTConfig))
+    parser.set_defaults(**settings)
+    return parser.parse_args_into_dataclasses(argv)
+
+
+def load_rows(what: str | None, split: str | None, where: dict | None, max_rows: int | None = None) -> Dataset | None:
+    """Rows of one source, or none."""
+    return load_source(what, split=split, where=where, max_rows=max_rows) if what else None
+
+
+def captions_of(rows: Dataset, column: str | None) -> list[str]:
+    """All captions, for the tokenizer of a learner that starts from nothing."""
+    column = column or next(name for name in ("text", "caption", "captions") if name in rows.column_names)
+    values = (value if isinstance(value, list) else [value] for value in rows[column])
+    return [caption for several in values for caption in several if isinstance(caption, str)]
+
+
+class Job:
+    """The models, the data and the settings of one call of this script."""
+
+    def __init__(self, script: ScriptArguments, args: JESTConfig) -> None:
+        self.script, self.args = script, args
+        self.train = load_rows(script.dataset, script.dataset_split, script.dataset_where, script.max_train_rows)
+        self.eval = load_rows(script.eval_dataset, script.eval_split, script.eval_where)
+        self.test = load_rows(script.test_dataset, script.test_split, script.test_where)
+        self.curated = load_rows(script.train_reference_on, script.train_reference_split, script.train_reference_where)
+        if self.eval is None:
+            args.eval_strategy = "no"
+        elif args.eval_group_column is None and "group" in self.eval.column_names:
+            args.eval_group_column = "group"
+        if script.learner is not None:
+            self.processor = AutoProcessor.from_pretrained(script.learner)
+        else:
+            sources = [rows for rows in (self.curated, self.train) if rows is not None]
+            captions = [caption for rows in sources for caption in captions_of(rows, script.caption_column)]
+            self.processor = build_processor(captions, script.image_size, script.vocab_size, script.max_length or 20)
+
+    def fresh_model(self, seed: int) -> PreTrainedModel:
+        """The learner before training."""
+        script = self.script
+        if script.learner is not None:
+            return AutoModel.from_pretrained(script.learner)
+        tokenizer = self.processor.tokenizer
+        return build_siglip(
+            script.learner_size,
+            image_size=script.image_size,
+            patch_size=script.patch_size,
+            vocab_size=len(tokenizer),
+            max_length=tokenizer.model_max_length,
+            pad_token_id=tokenizer.pad_token_id,
+            seed=seed,
+        )
+
+    def collator(self) -> JESTDataCollator:
+        """Images and captions from the columns that were named."""
+        script = self.script
+        return JESTDataCollator(
+            self.processor,
+            image_column=script.image_column,
+            caption_column=script.caption_column,
+            max_length=script.max_length,
+            seed=self.args.seed,
+        )
+
+    def settings(self, **changes: Any) -> JESTConfig:
+        """This run's arguments with some changed."""
+        values = {one.name: getattr(self.args, one.name) for one in fields(JESTConfig) if one.init}
+        return JESTConfig(**{**values, **changes})
+
+    def trainer(self, args: JESTConfig, model: PreTrainedModel, rows: Dataset, **options: Any) -> JESTTrainer:
+        """A trainer on these rows, evaluated on the evaluation data."""
+        return JESTTrainer(
+            model=model,
+            args=args,
+            data_collator=self.collator(),
+            train_dataset=rows,
+            eval_dataset=self.eval,
+            processing_class=self.processor,
+            **options,
+        )
+
+    def reference(self) -> PreTrainedModel | str | None:
+        """The reference: named, or trained now on the curated rows."""
+        if self.args.selection == "uniform" or self.args.criterion == "hard_learner":
+            return None
+        if self.curated is None:
+            return self.script.reference
+        print(f"Training the reference on {self.script.train_reference_on} ({len(self.curated):,} rows)", flush=True)
+        folder = str(Path(self.args.output_dir) / "reference")
+        steps = self.script.reference_steps
+        args = self.settings(
+            output_dir=folder,
+            selection="uniform",
+            max_steps=steps,
+            learning_rate=self.script.reference_learning_rate,
+            eval_steps=steps,
+            save_strategy="no",
+            push_to_hub=False,
+            record_selection=False,
+        )
+        trainer = self.trainer(args, self.fresh_model(self.args.seed + 1000), self.curated)
+        trainer.train()
+        trainer.save_model(folder)
+        trainer.create_model_card(dataset=self.script.train_reference_on)
+        return trainer.model
+
+    def run(self, name: str, rows: Dataset, reference: PreTrainedModel | str | None, **changes: Any) -> JESTTrainer:
+        """Train one learner; its trainer carries the history of its quality."""
+        args = self.settings(**changes)
+        print(f"Training {name} for {args.max_steps} steps" if args.max_steps > 0 else f"Training {name}", flush=True)
+        history = History()
+        trainer = self.trainer(args, self.fresh_model(args.seed), rows, ref_model=reference, callbacks=[history])
+        history.trainer = trainer
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        if self.eval is not None and (not history.points or history.points[-1].trained != trainer.statistics.trained):
+            trainer.evaluate()
+        trainer.history = history.points
+        return trainer
+
+
+def main(argv: list[str]) -> None:
+    script, args = parse(argv)
+    logging.set_verbosity_error() if not argv else logging.set_verbosity_warning()
+    job = Job(script, args)
+    out = Path(args.output_dir)
+    reference = job.reference()
+
+    trainers: dict[str, JESTTrainer] = {}
+    if script.compare_uniform_steps:
+        trainers["IID"] = job.run(
+            "IID", job.train, None, selection="uniform", max_steps=script.compare_uniform_steps,
+            output_dir=str(out / "iid"), push_to_hub=False,
+        )  # fmt: skip
+    name = "IID" if args.selection == "uniform" else f"JEST ({args.selection})"
+    trainers[name] = learner = job.run(name, job.train, reference)
+
+    final = {}
+    for run, trainer in trainers.items():
+        data = job.test if job.test is not None else job.eval
+        final[run] = trainer.evaluate(data, metric_key_prefix="test") if data is not None else {}
+    learner.save_model(args.output_dir)
+    job.processor.save_pretrained(args.output_dir)
+    learner.create_model_card(dataset=script.dataset)
+    summary = report(trainers, final, out)
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    print(f"\nLearner, processor, model card, selections and summary.json are in {out}/")
+    if args.push_to_hub:
+        learner.push_to_hub(dataset=script.dataset)
+
+
+def report(trainers: dict[str, JESTTrainer], final: dict[str, dict[str, float]], out: Path) -> dict[str, Any]:
+    """Print the table, draw the plot, and return both as data."""
+    rows, summary = [], {}
+    for name, trainer in trainers.items():
+        counts, metrics, points = trainer.statistics, final[name], trainer.history
+        flops = trainer.run_flops.total
+        summary[name] = {
+            **counts.totals(),
+            "flops": flops,
+            "test": metrics,
+            "evaluations": [point._asdict() for point in points],
+        }
+        rows.append(
+            [name, f"{counts.trained:,}", f"{counts.seen:,}", f"{flops:.2e}"]
+            + [f"{metrics[key]:.3f}" if key in metrics else "" for key in ("test_R@1", "test_R@5")]
+        )
+    print("\n" + format_table(["run", "examples trained", "examples seen", "FLOPs", "R@1", "R@5"], rows))
+    histories = {name: trainer.history for name, trainer in trainers.items() if trainer.history}
+    if histories:
+        plot_quality(histories, out / "quality.png", "retrieval R@5 (validation)")
+        print(f"\nQuality against examples and FLOPs: {out / 'quality.png'}")
+    if len(histories) == 2:
+        baseline, jest = histories.values()
+        reached = first_reaching(jest, baseline[-1].quality)
+        if reached is None:
+            print("JEST did not reach the IID run's final R@5.")
+        else:
+            summary["examples_ratio"] = reached.trained / baseline[-1].trained
+            summary["flops_ratio"] = reached.flops / baseline[-1].flops
+            print(
+                f"JEST reached the IID run's final validation R@5 ({baseline[-1].quality:.3f}) with "
+                f"{summary['examples_ratio']:.0%} of its trained examples and "
+                f"{summary['flops_ratio']:.0%} of its FLOPs."
+            )
+    return summary
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
