@@ -2,15 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many examples, and how much compute, a run needs to reach what another reaches.
 
-Per seed one reference is trained on the curated part; then every arm (a way to select) trains the same model from the same
-weights on the noisy pool. `--tune` tries learning rates and keeps, for each arm, the best on the validation part; the table
-is measured on the test part with those, once. Data: the built-in scenes, or the real sets of `datasets_shared.py`.
+Per seed one reference is trained on the curated part; then every arm (a way to select) trains the same model from the
+same weights on the noisy pool. `--tune` tries learning rates and keeps, for each arm, the best on the validation part;
+the table is measured on the test part with those, once. Data: the built-in scenes, or the real sets of
+`datasets_shared.py`.
 
     python benchmarks/examples_to_target.py --data cross_style --tune
     python benchmarks/examples_to_target.py --data cross_style --seeds 0 1 2
 
-All arms take the same number of steps, but for `iid_long`, whose steps cost as many FLOPs as all of the joint arm's: the first
-compares at equal trained examples, the second at equal compute. Every run has a learning rate schedule of its own length.
+All arms take the same number of steps, but for `iid_long`, whose steps cost as many FLOPs as all of the joint arm's:
+the first compares at equal trained examples, the second at equal compute. Every run has a learning rate schedule of
+its own length.
 """
 
 from __future__ import annotations
@@ -129,15 +131,7 @@ def prepare(options: argparse.Namespace, seed: int) -> tuple[dict[str, Any], Any
     tokenizer = parts["processor"].tokenizer
 
     def fresh(model_seed: int) -> Any:
-        return build_siglip(
-            options.size,
-            image_size=32,
-            patch_size=options.patch_size,
-            vocab_size=len(tokenizer),
-            max_length=options.max_length,
-            pad_token_id=tokenizer.pad_token_id,
-            seed=model_seed,
-        )
+        return build_siglip(options.size, tokenizer, image_size=32, patch_size=options.patch_size, seed=model_seed)
 
     reference = fresh(1000 + seed)
     run = train(

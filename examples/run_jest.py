@@ -5,9 +5,10 @@
     accelerate launch examples/run_jest.py                                   # the demonstration: no data, no network
     accelerate launch examples/run_jest.py --config examples/recipes/hub_siglip.yaml --learning_rate 1e-4
 
-Flags are the fields of `ScriptArguments` below and of `JESTConfig` (every `TrainingArguments` field among them); a YAML
-recipe takes the same names, and flags win over it. Without any argument the script trains a reference on a small curated
-set, then the same learner twice on a large noisy one, IID and with JEST, and shows what each reached at which cost.
+Flags are the fields of `ScriptArguments` below and of `JESTConfig` (every `TrainingArguments` field among them); a
+YAML recipe takes the same names, and flags win over it. Without any argument the script trains a reference on a small
+curated set, then the same learner twice on a large noisy one, IID and with JEST, and shows what each reached at which
+cost.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from jest_hf.models import build_siglip
 from jest_hf.report import QualityPoint, first_reaching, format_table, plot_quality
 
 
-# IID gets three times as many steps as JEST: the question is whether it needs them. The demonstration has no test part of
-# its own to choose settings on: they were chosen on scenes:validation, and scenes:test is looked at once, for the table.
+# IID gets three times as many steps as JEST: the question is whether it needs them. The demonstration has no test part
+# of its own to choose settings on: they were chosen on scenes:validation, and scenes:test is looked at once, for the
+# table.
 DEMONSTRATION = {
     "compare_uniform_steps": 300,
     "max_steps": 100,
@@ -178,14 +180,11 @@ class Job:
         script = self.script
         if script.learner is not None:
             return AutoModel.from_pretrained(script.learner)
-        tokenizer = self.processor.tokenizer
         return build_siglip(
             script.learner_size,
+            self.processor.tokenizer,
             image_size=script.image_size,
             patch_size=script.patch_size,
-            vocab_size=len(tokenizer),
-            max_length=tokenizer.model_max_length,
-            pad_token_id=tokenizer.pad_token_id,
             seed=seed,
         )
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`JESTTrainer`: a `transformers.Trainer` that chooses what it trains on.
 
-A step is five verbs: **score** the super-batch with learner and reference, **select** the sub-batch, **take** it, **learn**
-from it alone, and **record** what was chosen. Everything else is the Trainer's.
+A step is five verbs: **score** the super-batch with learner and reference, **select** the sub-batch, **take** it,
+**learn** from it alone, and **record** what was chosen. Everything else is the Trainer's.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ class JESTTrainer(Trainer):
         processing_class (*optional*):
             The learner's processor. Default: that of the collator, or the one stored with a model named by id or path.
         ref_model ([`~transformers.PreTrainedModel`] or `str`, *optional*):
-            The frozen reference, or its Hub id or local path (`args.ref_model_revision` pins it). Needed by the criteria
-            `learnability` and `easy_reference`; otherwise it is left alone.
+            The frozen reference, or its Hub id or local path (`args.ref_model_revision` pins it). Needed by the
+            criteria `learnability` and `easy_reference`; otherwise it is left alone.
         ref_processing_class (*optional*):
-            The reference's processor. Default: the one stored with a reference named by id or path; a reference given as
-            a model reads what the learner reads.
+            The reference's processor. Default: the one stored with a reference named by id or path; a reference given
+            as a model reads what the learner reads.
 
     Raises:
         ValueError: for settings, models, processors and data that do not fit together, before anything is trained.
@@ -118,8 +118,8 @@ class JESTTrainer(Trainer):
         if "reference" in self.scored:
             if ref_model is None:
                 raise ValueError(
-                    f"criterion={args.criterion!r} needs a reference: pass ref_model (a model, a Hub id or a path), or "
-                    "choose criterion='hard_learner' or selection='uniform'."
+                    f"criterion={args.criterion!r} needs a reference: pass ref_model (a model, a Hub id or a path), "
+                    "or choose criterion='hard_learner' or selection='uniform'."
                 )
             self.ref_model, ref_processing_class = load_reference(
                 ref_model, args.ref_model_revision, ref_processing_class
@@ -224,7 +224,7 @@ class JESTTrainer(Trainer):
     # ---- The step ----
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As [`~transformers.Trainer.train`], after embedding the data with the reference if `args.cache_reference`."""
+        """As [`~transformers.Trainer.train`], after caching the reference if `args.cache_reference`."""
         if self.args.cache_reference and self.ref_model is not None and self.reference_cache is None:
             with self.accelerator.autocast():
                 self.reference_cache = embed_rows(
@@ -240,7 +240,7 @@ class JESTTrainer(Trainer):
 
     @property
     def _step(self) -> int:
-        """Number of the step being taken, from 1 as in the names of checkpoints; it seeds the noise of the selection."""
+        """Number of the step being taken, from 1 as in the names of checkpoints; it seeds the selection's noise."""
         return self.state.global_step + 1
 
     def training_step(
@@ -338,7 +338,7 @@ class JESTTrainer(Trainer):
         self.statistics.add({name: time.perf_counter() - start})
 
     def floating_point_ops(self, inputs: dict[str, Tensor]) -> float:
-        """FLOPs of one step: `state.total_flos` then counts both towers, the scoring, the reference and the selection."""
+        """FLOPs of one step, for `state.total_flos`: both towers, scoring, reference and selection."""
         return self.step_flops.total
 
     @property
@@ -362,8 +362,9 @@ class JESTTrainer(Trainer):
         Retrieval in both directions over the whole data set.
 
         Returns:
-            `EvalLoopOutput` whose predictions are the image and the text embeddings, and whose metrics are the contrastive
-            loss (mean over batches of `eval_batch_size`), `image_to_text_R@1` and so on, and `examples_skipped`.
+            `EvalLoopOutput` whose predictions are the image and the text embeddings, and whose metrics are the
+            contrastive loss (mean over batches of `eval_batch_size`), `image_to_text_R@1` and so on, and
+            `examples_skipped`.
         """
         model = self.model_wrapped if self.is_in_train else self.model
         with self.accelerator.autocast():
@@ -418,7 +419,8 @@ class JESTTrainer(Trainer):
         learner_card(summary).save(Path(self.args.output_dir) / "README.md")
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # Before the checkpoint: a run killed in between resumes from the older one, whose ledger is a part of this one.
+        # Before the checkpoint: a run killed in between resumes from the older one, whose ledger is a part of this
+        # one.
         if self.ledger is not None:
             self.ledger.flush()
         super()._save_checkpoint(model, trial)

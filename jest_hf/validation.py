@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What can be known to be wrong before the first step: model against processor, loss against model, launch against library."""
+"""What can be known to be wrong before the first step: the launch, the sizes, and what does not fit the models."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def check_loss(loss: str, role: str, model: nn.Module) -> None:
     """The sigmoid loss needs a bias: without it each of the many negatives starts at a loss of log 2."""
     if loss == "sigmoid" and not has_logit_bias(model):
         raise ValueError(
-            f"loss='sigmoid' needs a logit_bias, and the {role} ({type(model).__name__}) has none; use loss='softmax', or "
-            f"a SigLIP {role}."
+            f"loss='sigmoid' needs a logit_bias, and the {role} ({type(model).__name__}) has none; use "
+            f"loss='softmax', or a SigLIP {role}."
         )
 
 
@@ -45,8 +45,8 @@ def check_train_size(dataset: Sized, args: JESTConfig) -> None:
     if len(dataset) < needed:
         raise ValueError(
             f"train_dataset has {len(dataset)} rows, fewer than one super-batch of {needed} "
-            f"(per_device_train_batch_size={args.per_device_train_batch_size}, filter_ratio={args.filter_ratio}); lower "
-            "one of the two, or bring more data."
+            f"(per_device_train_batch_size={args.per_device_train_batch_size}, filter_ratio={args.filter_ratio}); "
+            "lower one of the two, or bring more data."
         )
 
 
@@ -57,7 +57,8 @@ def check_inputs(inputs: Mapping[str, Tensor], config: Any, role: str) -> None:
     pixels = inputs["pixel_values"]
     if pixels.dim() == 4 and pixels.shape[-1] != vision.image_size:
         raise ValueError(
-            f"the processor makes images of {pixels.shape[-1]} px, and the {role} takes {vision.image_size} px; {way_out}."
+            f"the processor makes images of {pixels.shape[-1]} px, and the {role} takes {vision.image_size} px; "
+            f"{way_out}."
         )
     if (pixels.dim() == 3) != (config.model_type == "siglip2"):
         raise ValueError(
@@ -67,8 +68,8 @@ def check_inputs(inputs: Mapping[str, Tensor], config: Any, role: str) -> None:
     length = inputs["input_ids"].shape[-1]
     if length > text.max_position_embeddings:
         raise ValueError(
-            f"captions are padded to {length} tokens, and the {role} has {text.max_position_embeddings} text positions; "
-            f"set max_length={text.max_position_embeddings} in JESTDataCollator, or {way_out}."
+            f"captions are padded to {length} tokens, and the {role} has {text.max_position_embeddings} text "
+            f"positions; set max_length={text.max_position_embeddings} in JESTDataCollator, or {way_out}."
         )
     largest = int(inputs["input_ids"].max())
     if largest >= text.vocab_size:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 
 import torch
-from transformers import SiglipConfig, SiglipModel
+from transformers import PreTrainedTokenizerBase, SiglipConfig, SiglipModel
 
 
 # Per tower: width, layers, heads, MLP width. `small` and `base` are ViT-S and ViT-B (arXiv 2010.11929).
@@ -19,25 +19,17 @@ SIZES = {
 
 
 def build_siglip(
-    size: str = "tiny",
-    *,
-    image_size: int,
-    patch_size: int,
-    vocab_size: int,
-    max_length: int,
-    pad_token_id: int = 1,
-    seed: int = 0,
+    size: str, tokenizer: PreTrainedTokenizerBase, *, image_size: int, patch_size: int, seed: int = 0
 ) -> SiglipModel:
     """
     A SigLIP with random weights, in fp32.
 
     Args:
-        size (`str`, *optional*, defaults to `"tiny"`): one of `SIZES`.
+        size (`str`): one of `SIZES`.
+        tokenizer (`PreTrainedTokenizerBase`): names the vocabulary, the text length (`model_max_length`) and special
+            tokens.
         image_size (`int`): pixels a side.
         patch_size (`int`): pixels a side of one patch; must divide `image_size`.
-        vocab_size (`int`): tokens of the tokenizer.
-        max_length (`int`): text tokens.
-        pad_token_id (`int`, *optional*, defaults to `1`): the tokenizer's.
         seed (`int`, *optional*, defaults to `0`): of the weights; the global random state is left as it was.
 
     The temperature starts at `logit_scale = log 10`, `logit_bias = -10` (arXiv 2303.15343, section 3.2): transformers
@@ -58,12 +50,13 @@ def build_siglip(
         vision_config={**tower, "image_size": image_size, "patch_size": patch_size},
         text_config={
             **tower,
-            "vocab_size": vocab_size,
-            "max_position_embeddings": max_length,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": tokenizer.model_max_length,
             "projection_size": width,
-            "pad_token_id": pad_token_id,
-            "bos_token_id": None,
-            "eos_token_id": None,
+            "pad_token_id": tokenizer.pad_token_id,
+            # The defaults are CLIP's numbers, which a smaller vocabulary does not have.
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
         },
     )
     with torch.random.fork_rng():

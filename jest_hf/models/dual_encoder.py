@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """One view of every dual encoder: a super-batch in, `ContrastiveEmbeddings` out.
 
-SigLIP, SigLIP 2 and CLIP differ in what they accept (attention mask or not, pixels or patches), in their temperature (bias or
-not) and in the loss they were made for. `FAMILIES` holds these differences; nothing above this file asks for a model type.
+SigLIP, SigLIP 2 and CLIP differ in what they accept (attention mask or not, pixels or patches), in their temperature
+(bias or not) and in the loss they were made for. `FAMILIES` holds these differences; nothing above this file asks for
+a model type.
 
-Everything runs through the model's own `forward`, never through `get_image_features` or a parameter from outside: wrapped
-models (DDP, ZeRO, FSDP) gather their parameters only there. `expose_temperature` therefore lets the forward hand out the
-logit scale and bias together with the embeddings.
+Everything runs through the model's own `forward`, never through `get_image_features` or a parameter from outside:
+wrapped models (DDP, ZeRO, FSDP) gather their parameters only there. `expose_temperature` therefore lets the forward
+hand out the logit scale and bias together with the embeddings.
 """
 
 from __future__ import annotations
@@ -115,8 +116,8 @@ class DualEncoder:
         processor: the model's own processor; its image processor names the normalisation, which happens here, on the
             device: until then images stay uint8.
         prefix (`str`, *optional*, defaults to `""`):
-            Prefix of this model's own keys in the super-batch (`"ref_"` for a reference). A key that is absent with the
-            prefix is shared with the learner and read without it.
+            Prefix of this model's own keys in the super-batch (`"ref_"` for a reference). A key that is absent with
+            the prefix is shared with the learner and read without it.
     """
 
     def __init__(self, config: Any, processor: Any, prefix: str = "") -> None:

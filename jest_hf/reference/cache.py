@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The reference's embeddings of every training row, computed once.
 
-A frozen model says the same about an example every time. Over several epochs, embedding the data set once costs less than
-embedding every super-batch, and the selection is the same.
+A frozen model says the same about an example every time. Over several epochs, embedding the data set once costs less
+than embedding every super-batch, and the selection is the same.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run says about its selections: counts over the whole run, means over each logging window.
 
-`compare_selected` puts numbers on a selection (did it pick examples that the learner can still learn?); `RunStatistics`
-adds them up, and rides in the checkpoint so that a resumed run goes on counting where it stopped.
+`compare_selected` puts numbers on a selection (did it pick examples that the learner can still learn?);
+`RunStatistics` adds them up, and rides in the checkpoint so that a resumed run goes on counting where it stopped.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ def compare_selected(
         loss (`str`): `"sigmoid"` or `"softmax"`.
 
     Returns:
-        `selected/learner_loss`, `rejected/reference_loss` and so on, and with both models `selected/learnability` (their
-        difference, the score of a batch in the paper's section 2). The rejected ones are the first b in the order of the
-        super-batch, which is random; without b of them they are left out: losses of batches of other sizes do not compare.
+        `selected/learner_loss`, `rejected/reference_loss` and so on, and with both models `selected/learnability`
+        (their difference, the score of a batch in the paper's section 2). The rejected ones are the first b in the
+        order of the super-batch, which is random; without b of them they are left out: losses of batches of other
+        sizes do not compare.
     """
     rest = eligible.clone()
     rest[selected] = False

@@ -14,7 +14,7 @@ HIDDEN = re.compile(r"^effective_sample_size|_to_(text|image)_R@|_seconds$|_per_
 
 
 class JESTProgress(ProgressCallback):
-    """[`~transformers.ProgressCallback`] without what `HIDDEN` matches: a joint run logs some thirty figures a time."""
+    """[`~transformers.ProgressCallback`] without what `HIDDEN` matches: a joint run logs some thirty figures."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         shown = {name: value for name, value in (logs or {}).items() if not HIDDEN.search(name)}
