@@ -129,9 +129,10 @@ class JESTTrainer(Trainer):
         elif self.ref_model is not None and data_collator.ref_processor is None:
             data_collator = data_collator.with_reference(ref_processing_class)
 
-        n_examples = len(train_dataset) if train_dataset is not None else 0
+        n_examples = 0
         if train_dataset is not None:
-            check_train_size(Rows(train_dataset, data_collator.image_column), args)
+            n_examples = len(Rows(train_dataset, data_collator.image_column))
+            check_train_size(n_examples, args)
         settings = {name: getattr(args, name) for name in _SELECTION_SETTINGS}
         self.statistics = RunStatistics(n_examples, settings)
         self.ledger = SelectionLedger(Path(args.output_dir) / "selections.parquet") if args.record_selection else None
@@ -409,6 +410,7 @@ class JESTTrainer(Trainer):
         )
         summary = dataclasses.replace(
             summary,
+            architecture=type(self.accelerator.unwrap_model(self.model)).__name__,
             model_id=model_name or self.hub_model_id,
             base_model=finetuned_from or summary.base_model,
             text_length=self.data_collator.texts[""].max_length,

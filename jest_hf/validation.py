@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 from typing import Any
 
 import torch.distributed as dist
@@ -39,12 +39,12 @@ def check_loss(loss: str, role: str, model: nn.Module) -> None:
         )
 
 
-def check_train_size(dataset: Sized, args: JESTConfig) -> None:
+def check_train_size(n_rows: int, args: JESTConfig) -> None:
     """An epoch must hold at least one super-batch."""
     needed = args.per_device_super_batch_size
-    if len(dataset) < needed:
+    if n_rows < needed:
         raise ValueError(
-            f"train_dataset has {len(dataset)} rows, fewer than one super-batch of {needed} "
+            f"train_dataset has {n_rows} rows, fewer than one super-batch of {needed} "
             f"(per_device_train_batch_size={args.per_device_train_batch_size}, filter_ratio={args.filter_ratio}); "
             "lower one of the two, or bring more data."
         )
@@ -55,15 +55,15 @@ def check_inputs(inputs: Mapping[str, Tensor], config: Any, role: str) -> None:
     vision, text = config.vision_config, config.text_config
     way_out = f"give the {role} the processor that belongs to it"
     pixels = inputs["pixel_values"]
-    if pixels.dim() == 4 and pixels.shape[-1] != vision.image_size:
-        raise ValueError(
-            f"the processor makes images of {pixels.shape[-1]} px, and the {role} takes {vision.image_size} px; "
-            f"{way_out}."
-        )
     if (pixels.dim() == 3) != (config.model_type == "siglip2"):
         raise ValueError(
             f"the processor makes {'patches' if pixels.dim() == 3 else 'images'}, which a {config.model_type} {role} "
             f"cannot read; {way_out}."
+        )
+    if pixels.dim() == 4 and pixels.shape[-1] != vision.image_size:
+        raise ValueError(
+            f"the processor makes images of {pixels.shape[-1]} px, and the {role} takes {vision.image_size} px; "
+            f"{way_out}."
         )
     length = inputs["input_ids"].shape[-1]
     if length > text.max_position_embeddings:

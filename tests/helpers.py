@@ -8,12 +8,25 @@ import io
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import CLIPProcessor, PreTrainedTokenizerFast, Siglip2Processor, SiglipProcessor
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPProcessor,
+    PreTrainedTokenizerFast,
+    Siglip2Config,
+    Siglip2Model,
+    Siglip2Processor,
+    SiglipModel,
+    SiglipProcessor,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+
+from jest_hf.models import build, build_siglip
 
 
 COLOURS = ("red", "green", "blue", "white", "black")
@@ -55,6 +68,44 @@ def tiny_siglip2_processor(patch_size: int = 4, max_num_patches: int = 16, max_l
     """SigLIP 2 NaFlex, whose tokenizer does not lower-case by itself."""
     image_processor = Siglip2ImageProcessorPil(patch_size=patch_size, max_num_patches=max_num_patches)
     return Siglip2Processor(image_processor, tiny_tokenizer(max_length, with_mask=False, lower_case=False))
+
+
+TOWER = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+def tiny_siglip(seed: int = 0, image_size: int = 16, max_length: int = 8) -> SiglipModel:
+    """A SigLIP of width 32 for `tiny_siglip_processor`."""
+    build.SIZES["test"] = (32, 1, 2, 64)
+    try:
+        return build_siglip(
+            "test", tiny_tokenizer(max_length, with_mask=False), image_size=image_size, patch_size=8, seed=seed
+        )
+    finally:
+        del build.SIZES["test"]
+
+
+def tiny_clip(seed: int = 0) -> CLIPModel:
+    """A CLIP of width 32 for `tiny_clip_processor`."""
+    torch.manual_seed(seed)
+    text = {**TOWER, "vocab_size": 14, "max_position_embeddings": 8, "pad_token_id": 0, "bos_token_id": None}
+    config = CLIPConfig(
+        vision_config={**TOWER, "image_size": 16, "patch_size": 8},
+        text_config={**text, "eos_token_id": 2},
+        projection_dim=24,
+    )
+    return CLIPModel(config)
+
+
+def tiny_siglip2(seed: int = 0) -> Siglip2Model:
+    """A NaFlex SigLIP 2 of width 32 for `tiny_siglip2_processor`."""
+    torch.manual_seed(seed)
+    text = {**TOWER, "vocab_size": 14, "max_position_embeddings": 8, "projection_size": 32}
+    text |= {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2}
+    model = Siglip2Model(Siglip2Config(vision_config={**TOWER, "patch_size": 4, "num_patches": 16}, text_config=text))
+    with torch.no_grad():
+        model.logit_scale.fill_(2.3)
+        model.logit_bias.fill_(-10.0)
+    return model
 
 
 def random_rows(n: int, size: int = 16, seed: int = 0) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ def summarise_run(
     """The summary of a run from its arguments, the Trainer's state, its statistics and its FLOPs."""
     last = {name: value for entry in state.log_history for name, value in entry.items()}
     return RunSummary(
-        architecture=config.architectures[0] if config.architectures else config.model_type,
+        architecture=config.model_type,
         selection=args.selection,
         loss=loss,
         criterion=args.criterion,

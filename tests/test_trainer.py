@@ -1,0 +1,499 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer end to end, on tiny models: what it trains on, and that everything else is the Trainer's."""
+
+from __future__ import annotations
+
+import math
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, SiglipModel, Trainer, TrainingArguments
+
+from jest_hf import JESTConfig, JESTDataCollator, JESTTrainer
+from jest_hf.data.rows import EpochSampler, Rows
+from jest_hf.losses import sigmoid_contrastive_loss
+from jest_hf.models import DualEncoder, expose_temperature
+from jest_hf.report import read_selections
+from jest_hf.selection import PairwiseScores, gumbel_noise
+from tests.helpers import (
+    random_rows,
+    tiny_clip,
+    tiny_clip_processor,
+    tiny_siglip,
+    tiny_siglip2,
+    tiny_siglip2_processor,
+    tiny_siglip_processor,
+)
+from tests.selection import literal
+
+
+def arguments(folder, **changes) -> JESTConfig:
+    settings = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 8,
+        "filter_ratio": 0.75,
+        "n_chunks": 4,
+        "max_steps": 3,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    return JESTConfig(**{**settings, **changes})
+
+
+def make_trainer(folder, *, model=None, reference=None, rows=None, processor=None, options=None, **changes):
+    return JESTTrainer(
+        model=model if model is not None else tiny_siglip(0),
+        ref_model=reference if reference is not None else tiny_siglip(1),
+        args=arguments(folder, **changes),
+        train_dataset=rows if rows is not None else random_rows(80),
+        processing_class=processor or tiny_siglip_processor(),
+        **(options or {}),
+    )
+
+
+def logged(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def test_a_step_trains_on_the_selected_sub_batch_alone(tmp_path):
+    trainer = make_trainer(tmp_path, record_selection=True)
+    batches = []
+    compute_loss = trainer.compute_loss
+
+    def spy(model, inputs, **kwargs):
+        assert model.training
+        batches.append(inputs["example_id"].tolist())
+        return compute_loss(model, inputs, **kwargs)
+
+    trainer.compute_loss = spy
+    trainer.train()
+    table = read_selections(tmp_path / "selections.parquet").to_pylist()
+    assert [len(batch) for batch in batches] == [8, 8, 8]
+    for step, batch in enumerate(batches, start=1):
+        assert [row["example_id"] for row in table if row["step"] == step] == batch
+        assert len(set(batch)) == 8
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("criterion", ["learnability", "easy_reference", "hard_learner"])
+def test_the_first_selection_is_algorithm_1_on_the_models_own_embeddings(tmp_path, criterion, loss):
+    rows, processor = random_rows(80), tiny_siglip_processor()
+    trainer = make_trainer(
+        tmp_path, rows=rows, processor=processor, criterion=criterion, loss=loss, max_steps=1, record_selection=True
+    )
+    trainer.train()
+    chosen = read_selections(tmp_path / "selections.parquet")["example_id"].to_pylist()
+
+    keys = list(EpochSampler(80, seed=trainer.args.data_seed))[:32]
+    batch = JESTDataCollator(processor)([Rows(rows)[key] for key in keys])
+    embeddings = {}
+    for name, seed in (("learner", 0), ("reference", 1)):
+        model = tiny_siglip(seed)
+        expose_temperature(model)
+        embeddings[name] = DualEncoder(model.config, processor).embed(model, batch, batch_size=5)
+    noise = gumbel_noise(trainer.args.seed, 1, 4, 32)
+    losses = literal.signed_losses(**embeddings, criterion=criterion, loss=loss)
+    expected = literal.select_jointly(losses, 8, 4, noise)
+    assert chosen == [int(batch["example_id"][i]) for i in expected]
+
+
+def test_uniform_selection_is_plain_training(tmp_path):
+    """The same weights as the ordinary Trainer with the same loss, sampler and data: selection adds nothing."""
+    rows, processor = random_rows(80), tiny_siglip_processor()
+    ours = make_trainer(tmp_path / "ours", rows=rows, processor=processor, selection="uniform")
+    ours.train()
+
+    class Plain(Trainer):
+        def compute_loss(self, model, inputs, **kwargs):
+            output = model(**view.inputs(inputs))
+            return sigmoid_contrastive_loss(
+                output.image_embeds, output.text_embeds, model.logit_scale.exp(), model.logit_bias
+            )
+
+        def _get_train_sampler(self, dataset=None):
+            return EpochSampler(len(dataset), seed=self.args.seed)
+
+    model = tiny_siglip(0)
+    view = DualEncoder(model.config, processor)
+    plain = Plain(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(tmp_path / "plain"),
+            per_device_train_batch_size=8,
+            max_steps=3,
+            learning_rate=1e-3,
+            adam_beta2=0.95,
+            remove_unused_columns=False,
+            report_to="none",
+            save_strategy="no",
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        train_dataset=Rows(rows),
+        data_collator=JESTDataCollator(processor),
+    )
+    plain.train()
+    for (name, ours_weight), plain_weight in zip(ours.model.named_parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(ours_weight, plain_weight), name
+    assert logged(ours, "scoring_seconds") == []
+
+
+def test_scoring_runs_in_eval_mode_and_without_gradients(tmp_path):
+    trainer = make_trainer(tmp_path)
+    modes = []
+    trainer.model.vision_model.register_forward_pre_hook(
+        lambda module, args: modes.append((module.training, torch.is_grad_enabled()))
+    )
+    trainer.train()
+    # Four forwards of eight rows score 32, one trains; three steps.
+    assert modes == [*[(False, False)] * 4, (True, True)] * 3
+
+
+def test_scoring_batch_size_changes_the_number_of_forwards_and_not_the_selection(tmp_path):
+    selections = []
+    for size in (None, 5, 32):
+        folder = tmp_path / str(size)
+        make_trainer(folder, scoring_batch_size=size, record_selection=True).train()
+        selections.append(read_selections(folder / "selections.parquet"))
+    assert selections[0] == selections[1] == selections[2]
+
+
+@pytest.mark.parametrize("selection", ["joint", "independent", "uniform"])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, selection):
+    """Stopped in the second epoch (two super-batches each): same selections, same weights, same counts."""
+    rows = random_rows(80)
+    for row in rows:  # several captions: the one drawn depends on the epoch
+        row["text"] = [row["text"], "a white star"]
+    options = {"selection": selection, "save_strategy": "steps", "save_steps": 3, "record_selection": True}
+
+    whole = make_trainer(tmp_path / "whole", rows=rows, max_steps=7, **options)
+    whole.train()
+    folder = tmp_path / "resumed"
+    make_trainer(folder, rows=rows, max_steps=7, **options).train()
+    resumed = make_trainer(folder, rows=rows, max_steps=7, **options)
+    resumed.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
+
+    assert read_selections(tmp_path / "whole" / "selections.parquet") == read_selections(folder / "selections.parquet")
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+    assert whole.statistics.totals() == resumed.statistics.totals()
+
+
+def test_resuming_with_other_settings_is_said(tmp_path, caplog, monkeypatch):
+    import logging
+
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("jest_hf"), "propagate", True)
+    make_trainer(tmp_path, save_strategy="steps", save_steps=2).train()
+    changed = make_trainer(tmp_path, save_strategy="steps", save_steps=2, n_chunks=2)
+    changed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert "other settings than its checkpoint (n_chunks)" in caplog.text
+
+
+def test_a_cached_reference_selects_the_same_and_is_called_no_more(tmp_path):
+    live = make_trainer(tmp_path / "live", record_selection=True)
+    live.train()
+    reference = tiny_siglip(1)
+    cached = make_trainer(tmp_path / "cached", reference=reference, record_selection=True, cache_reference=True)
+    forwards = []
+    reference.register_forward_hook(lambda *_: forwards.append(1))
+    cached.train()
+    assert len(forwards) == math.ceil(80 / 8)
+    assert read_selections(tmp_path / "live" / "selections.parquet") == read_selections(
+        tmp_path / "cached" / "selections.parquet"
+    )
+    assert live.cache_flops == 0 and cached.step_flops.reference == 0
+    assert cached.cache_flops == pytest.approx(live.step_flops.reference / 32 * 80)
+
+
+def test_caching_refuses_several_captions_a_row(tmp_path):
+    rows = random_rows(80)
+    rows[41]["text"] = ["a red star", "a blue star"]
+    trainer = make_trainer(tmp_path, rows=rows, cache_reference=True)
+    with pytest.raises(ValueError, match="cache_reference=True, but row 41 has several captions"):
+        trainer.train()
+
+
+MODELS = {
+    "siglip": (tiny_siglip, tiny_siglip_processor),
+    "siglip2": (tiny_siglip2, tiny_siglip2_processor),
+    "clip": (tiny_clip, tiny_clip_processor),
+}
+
+
+@pytest.mark.parametrize(
+    ("learner", "reference", "loss"),
+    [
+        ("siglip", "siglip2", "sigmoid"),
+        ("siglip2", "siglip", "sigmoid"),
+        ("clip", "clip", "softmax"),
+        ("clip", "siglip", "softmax"),
+        ("siglip", "clip", "softmax"),
+        ("siglip2", "siglip2", "softmax"),
+    ],
+)
+def test_learner_and_reference_of_any_two_families(tmp_path, learner, reference, loss):
+    (make_learner, learner_processor), (make_reference, reference_processor) = MODELS[learner], MODELS[reference]
+    trainer = make_trainer(
+        tmp_path,
+        model=make_learner(0),
+        reference=make_reference(1),
+        processor=learner_processor(),
+        options={"ref_processing_class": reference_processor(), "eval_dataset": random_rows(12, seed=1)},
+        loss=None if learner == "clip" or loss == "sigmoid" else loss,
+    )
+    assert trainer.loss_kind == loss
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert logged(trainer, "selected/learnability") and np.isfinite(logged(trainer, "loss")).all()
+    assert trainer.evaluate()["eval_loss"] != before
+    trainer.save_model(tmp_path / "saved")
+    saved = AutoModel.from_pretrained(tmp_path / "saved")
+    assert type(saved) is type(make_learner(0))
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(weight, saved.state_dict()[name]), name
+
+
+def test_models_are_taken_by_path_with_their_own_processors(tmp_path):
+    for name, image_size, seed in (("learner", 16, 0), ("reference", 24, 1)):
+        tiny_siglip(seed, image_size=image_size).save_pretrained(tmp_path / name)
+        tiny_siglip_processor(image_size).save_pretrained(tmp_path / name)
+    trainer = JESTTrainer(
+        model=str(tmp_path / "learner"),
+        ref_model=str(tmp_path / "reference"),
+        args=arguments(tmp_path / "out"),
+        train_dataset=random_rows(80),
+    )
+    sizes = []
+    trainer.ref_model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(kwargs["pixel_values"].shape[-1]), with_kwargs=True
+    )
+    trainer.train()
+    assert isinstance(trainer.model, SiglipModel) and set(sizes) == {24}
+    assert not any(parameter.requires_grad for parameter in trainer.ref_model.parameters())
+
+
+@pytest.mark.parametrize("changes", [{"bf16": True}, {"torch_compile": True, "torch_compile_backend": "aot_eager"}])
+def test_autocast_and_compiled_models(tmp_path, changes):
+    trainer = make_trainer(tmp_path, record_selection=True, **changes)
+    trainer.train()
+    assert np.isfinite(logged(trainer, "loss")).all()
+    assert read_selections(tmp_path / "selections.parquet").num_rows == 24
+
+
+def test_logs_say_what_was_selected(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    log = trainer.state.log_history[0]
+    for part in ("selected", "rejected"):
+        difference = log[f"{part}/learner_loss"] - log[f"{part}/reference_loss"]
+        assert log[f"{part}/learnability"] == pytest.approx(difference)
+    sizes = [log[f"effective_sample_size/chunk_{chunk:02d}"] for chunk in range(1, 5)]
+    assert all(1 <= size <= 32 for size in sizes)
+    assert {"scoring_seconds", "selection_seconds"} <= log.keys()
+    assert logged(trainer, "examples_seen")[:3] == [32, 64, 96]
+    assert logged(trainer, "examples_trained")[:3] == [8, 16, 24]
+    assert 0 < log["unique_share"] <= 1
+
+
+def test_independent_selection_draws_by_each_examples_own_score(tmp_path):
+    trainer = make_trainer(tmp_path, selection="independent", selection_gain=1e6)
+    batch = trainer._prepare_input(next(iter(trainer.get_train_dataloader())))
+    embeddings = trainer.score(trainer.model, batch)
+    diagonal = PairwiseScores.from_embeddings(**embeddings).diagonal()
+    # At so high a gain the noise no longer matters: the highest scores, highest first.
+    assert trainer.select(embeddings, batch).tolist() == diagonal.argsort(descending=True)[:8].tolist()
+
+
+# ---- Broken rows and broken numbers ----
+
+
+def test_broken_rows_are_skipped_counted_and_never_trained_on(tmp_path):
+    rows = random_rows(80)
+    broken = [3, 4, 17, 55]
+    rows[3]["text"], rows[4]["text"] = None, "   "
+    rows[17]["image"] = None
+    rows[55]["image"]["bytes"] = rows[55]["image"]["bytes"][:40]
+    data = datasets.Dataset.from_list(rows)
+    trainer = make_trainer(tmp_path, rows=data, max_steps=4, record_selection=True)  # two epochs of 64 of the 80
+    trainer.train()
+    ids = read_selections(tmp_path / "selections.parquet")["example_id"].to_pylist()
+    assert not set(ids) & set(broken)
+    order = [key[1] for epoch in (0, 1) for key in epoch_order(80, trainer.args.data_seed, epoch)[:64]]
+    assert logged(trainer, "examples_skipped")[-1] == sum(index in broken for index in order)
+
+
+def epoch_order(n_rows, seed, epoch):
+    sampler = EpochSampler(n_rows, seed)
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def test_uniform_training_leaves_broken_rows_out(tmp_path):
+    rows = random_rows(16)
+    rows[5]["image"] = None
+    trainer = make_trainer(tmp_path, rows=rows, selection="uniform", max_steps=2, record_selection=True)
+    trainer.train()
+    ids = read_selections(tmp_path / "selections.parquet")["example_id"].to_pylist()
+    assert sorted(ids) == [index for index in range(16) if index != 5]
+
+
+def test_more_broken_rows_than_selection_can_spare(tmp_path):
+    rows = random_rows(32)
+    for row in rows[:27]:
+        row["image"] = None
+    trainer = make_trainer(tmp_path, rows=rows, max_steps=1, record_selection=True)
+    trainer.train()
+    ids = read_selections(tmp_path / "selections.parquet")["example_id"].to_pylist()
+    assert sorted(ids) == [27, 28, 29, 30, 31]
+
+
+def test_a_super_batch_without_one_readable_row_ends_the_run(tmp_path):
+    rows = [{**row, "image": None} for row in random_rows(40)]
+    with pytest.raises(ValueError, match="step 1: not one of the 32 rows of the super-batch can be read"):
+        make_trainer(tmp_path, rows=rows).train()
+
+
+def test_nan_scores_name_the_step_and_the_examples(tmp_path):
+    reference = tiny_siglip(1)
+    with torch.no_grad():
+        reference.logit_bias.fill_(float("nan"))
+    with pytest.raises((FloatingPointError, ValueError), match="logit_bias must be finite"):
+        make_trainer(tmp_path, reference=reference).train()
+    reference = tiny_siglip(1)
+    with torch.no_grad():
+        reference.text_model.embeddings.token_embedding.weight[6] = float("nan")  # one word of the captions
+    rows = random_rows(80)
+    words = tiny_siglip_processor().tokenizer(["a green star"])["input_ids"][0]
+    assert 6 in words
+    with pytest.raises(
+        FloatingPointError, match=r"step 1: the scores of \d+ of 32 examples are NaN or infinite"
+    ) as error:
+        make_trainer(tmp_path, reference=reference, rows=rows).train()
+    named = [int(i) for i in str(error.value).split("[")[1].split("]")[0].split(",")]
+    assert named and all("green" in rows[i]["text"] for i in named)
+
+
+# ---- Refused before the first step ----
+
+
+def test_what_does_not_fit_together_is_refused_at_construction(tmp_path):
+    rows = random_rows(80)
+    cases = [
+        ({"rows": rows[:20]}, "train_dataset has 20 rows, fewer than one super-batch of 32"),
+        ({"rows": [{"picture": row["image"], "text": "a"} for row in rows]}, "no column 'image'"),
+        ({"rows": [{"image": row["image"], "title": "a"} for row in rows]}, "caption_column"),
+        ({"rows": datasets.Dataset.from_list([{"text": "a"}] * 40)}, "image_column='image' is not a column"),
+        ({"rows": datasets.Dataset.from_list(rows).to_iterable_dataset()}, "cannot be read by index"),
+        ({"model": tiny_siglip(0, image_size=24)}, "makes images of 16 px, and the learner takes 24 px"),
+        ({"model": tiny_siglip(0, max_length=4)}, "padded to 8 tokens, and the learner has 4 text positions"),
+        ({"reference": tiny_siglip(1, image_size=24)}, "the reference takes 24 px"),
+        ({"model": tiny_siglip2(0)}, "makes images, which a siglip2 learner cannot read"),
+        ({"reference": tiny_clip(1)}, "loss='sigmoid' needs a logit_bias, and the reference"),
+        ({"model": tiny_clip(0), "processor": tiny_clip_processor(), "loss": "sigmoid"}, "and the learner"),
+        ({"reference": tiny_siglip(1), "ref_model_revision": "main"}, "ref_model_revision='main'"),
+        ({"options": {"eval_dataset": [{"image": rows[0]["image"]}]}}, "caption_column"),
+        ({"options": {"eval_dataset": rows}, "eval_group_column": "concept"}, "eval_group_column='concept'"),
+    ]
+    for case, message in cases:
+        with pytest.raises((ValueError, TypeError), match=message):
+            make_trainer(tmp_path, **case)
+
+
+def test_a_missing_reference_arguments_or_processor(tmp_path):
+    common = {"train_dataset": random_rows(80), "processing_class": tiny_siglip_processor()}
+    with pytest.raises(ValueError, match="criterion='learnability' needs a reference: pass ref_model"):
+        JESTTrainer(model=tiny_siglip(0), args=arguments(tmp_path), **common)
+    with pytest.raises(ValueError, match="args must be a JESTConfig, got TrainingArguments"):
+        JESTTrainer(model=tiny_siglip(0), args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True), **common)
+    with pytest.raises(ValueError, match="processing_class=None"):
+        JESTTrainer(model=tiny_siglip(0), args=arguments(tmp_path, selection="uniform"))
+    # Neither needs a reference.
+    for changes in ({"selection": "uniform"}, {"criterion": "hard_learner"}):
+        JESTTrainer(model=tiny_siglip(0), args=arguments(tmp_path, **changes), **common)
+
+
+def test_a_vocabulary_that_the_model_does_not_know(tmp_path):
+    model = tiny_siglip(0)
+    model.config.text_config.vocab_size = 3
+    with pytest.raises(ValueError, match=r"makes token \d+, and the learner knows 3 tokens"):
+        make_trainer(tmp_path, model=model)
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    args = arguments(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")  # what a launcher sets; accelerate does not always heed it
+    with pytest.raises(ValueError, match="2 processes were started"):
+        JESTTrainer(model=tiny_siglip(0), ref_model=tiny_siglip(1), args=args, train_dataset=random_rows(80))
+
+
+# ---- Evaluation and what is left behind ----
+
+
+def test_evaluation_counts_all_captions_and_groups(tmp_path):
+    rows = random_rows(12, seed=3)
+    for index, row in enumerate(rows):
+        row["text"] = ["a red star", row["text"]] if index % 3 == 0 else row["text"]
+        row["group"] = "even" if index % 2 == 0 else "odd"
+    rows[7]["image"] = None
+    trainer = make_trainer(
+        tmp_path, options={"eval_dataset": rows}, eval_group_column="group", per_device_eval_batch_size=5
+    )
+    metrics = trainer.evaluate()
+    output = trainer.predict(rows)
+    image, text = output.predictions
+    assert image.shape == (11, 32) and text.shape == (15, 32)
+    assert metrics["eval_examples_skipped"] == 1
+
+    kept = [index for index in range(12) if index != 7]
+    caption_of = [position for position, index in enumerate(kept) for _ in range(2 if index % 3 == 0 else 1)]
+    groups = np.array([kept[position] % 2 for position in range(11)])
+    similarity = image @ text.T
+    hits = sum(groups[caption_of][similarity[i].argmax()] == groups[i] for i in range(11))
+    assert metrics["eval_image_to_text_R@1"] == pytest.approx(hits / 11, abs=1 / 11)
+    assert metrics["eval_image_to_text_R@10"] >= metrics["eval_image_to_text_R@1"]
+
+
+def test_several_evaluation_sets_and_the_best_checkpoint(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        options={"eval_dataset": {"one": random_rows(8, seed=1), "two": random_rows(8, seed=2)}},
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_two_R@5",
+    )
+    trainer.train()
+    best = max(logged(trainer, "eval_two_R@5"))
+    assert trainer.state.best_metric == best
+    assert trainer.evaluate()["eval_two_R@5"] == best
+
+
+def test_the_card_tells_of_this_run(tmp_path):
+    trainer = make_trainer(tmp_path, options={"eval_dataset": random_rows(8, seed=1)})
+    trainer.train()
+    trainer.evaluate()
+    trainer.create_model_card(dataset="rows/of-a-test")
+    card = (tmp_path / "README.md").read_text()
+    for expected in ("joint", "0.75", "| 24 ", "| 96 ", "rows/of-a-test", "R@5", "SiglipModel"):
+        assert expected in card, expected
+
+
+def test_an_existing_script_needs_only_the_config_and_the_collator(tmp_path):
+    """Positional arguments in the order of `transformers.Trainer`."""
+    processor = tiny_siglip_processor()
+    rows = random_rows(80)
+    trainer = JESTTrainer(
+        tiny_siglip(0), arguments(tmp_path), JESTDataCollator(processor), rows, rows[:8], ref_model=tiny_siglip(1)
+    )
+    trainer.train()
+    assert trainer.state.global_step == 3
