@@ -105,6 +105,11 @@ class JESTTrainer(Trainer):
                 f"args must be a JESTConfig, got {type(args).__name__}; it takes every field of TrainingArguments."
             )
         check_launch(args)
+        if data_collator is not None and not isinstance(data_collator, JESTDataCollator):
+            raise ValueError(
+                f"data_collator must be a JESTDataCollator, got {type(data_collator).__name__}: the super-batch needs "
+                "uint8 images, example ids and a mark of the rows that are broken; subclass it, or leave it out."
+            )
         if processing_class is None and data_collator is not None:
             processing_class = data_collator.processor
         if isinstance(model, str):
@@ -163,7 +168,14 @@ class JESTTrainer(Trainer):
             )
             self.ref_model.to(args.device)
         self.reference_cache: ContrastiveEmbeddings | None = None
+        self.step_flops, self.cache_flops = StepFlops(training=0.0), 0.0
         self._try_inputs()
+
+    def call_model_init(self, trial: Any = None) -> PreTrainedModel:
+        """As the Trainer's: each trial of a hyperparameter search starts from a new learner."""
+        model = super().call_model_init(trial)
+        expose_temperature(model)
+        return model
 
     def _view(self, model: PreTrainedModel, processor: Any, role: str, prefix: str = "") -> DualEncoder:
         view = DualEncoder(model.config, processor, prefix)
@@ -187,7 +199,8 @@ class JESTTrainer(Trainer):
         if self.eval_dataset is not None:
             several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
             for dataset in several.values():
-                next(iter(self.get_eval_dataloader(dataset)))
+                loader = self.get_eval_dataloader(dataset)
+                loader.collate_fn([loader.dataset[0]])
 
     # ---- Data ----
 

@@ -415,6 +415,8 @@ def test_a_missing_reference_arguments_or_processor(tmp_path):
         JESTTrainer(model=tiny_siglip(0), args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True), **common)
     with pytest.raises(ValueError, match="processing_class=None"):
         JESTTrainer(model=tiny_siglip(0), args=arguments(tmp_path, selection="uniform"))
+    with pytest.raises(ValueError, match="data_collator must be a JESTDataCollator, got function"):
+        JESTTrainer(model=tiny_siglip(0), args=arguments(tmp_path), data_collator=lambda rows: rows, **common)
     # Neither needs a reference.
     for changes in ({"selection": "uniform"}, {"criterion": "hard_learner"}):
         JESTTrainer(model=tiny_siglip(0), args=arguments(tmp_path, **changes), **common)
@@ -486,6 +488,28 @@ def test_the_card_tells_of_this_run(tmp_path):
     card = (tmp_path / "README.md").read_text()
     for expected in ("joint", "0.75", "| 24 ", "| 96 ", "rows/of-a-test", "R@5", "SiglipModel"):
         assert expected in card, expected
+
+
+def test_evaluation_alone_needs_no_training_data(tmp_path):
+    trainer = JESTTrainer(
+        tiny_siglip(0), arguments(tmp_path, selection="uniform"), None, None, random_rows(8), tiny_siglip_processor()
+    )
+    assert 0 <= trainer.evaluate()["eval_R@1"] <= 1
+    trainer.create_model_card()
+    with pytest.raises(ValueError, match="train_dataset=None"):
+        trainer.train()
+
+
+def test_a_learner_may_come_from_model_init(tmp_path):
+    trainer = JESTTrainer(
+        model_init=lambda: tiny_siglip(0),
+        ref_model=tiny_siglip(1),
+        args=arguments(tmp_path),
+        train_dataset=random_rows(80),
+        processing_class=tiny_siglip_processor(),
+    )
+    trainer.train()
+    assert trainer.state.global_step == 3
 
 
 def test_an_existing_script_needs_only_the_config_and_the_collator(tmp_path):

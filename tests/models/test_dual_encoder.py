@@ -1,0 +1,228 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The view of a dual encoder: it feeds the model what the model's own processor would."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel, BertConfig
+
+from jest_hf import JESTDataCollator
+from jest_hf.losses import sigmoid_contrastive_loss
+from jest_hf.models import DualEncoder, embedding_width, expose_temperature, family_of, has_logit_bias
+from tests.helpers import (
+    encode,
+    random_image,
+    random_rows,
+    tiny_clip,
+    tiny_clip_processor,
+    tiny_siglip,
+    tiny_siglip2,
+    tiny_siglip2_processor,
+    tiny_siglip_processor,
+)
+
+
+FAMILIES = {
+    "siglip": (tiny_siglip, tiny_siglip_processor),
+    "siglip2": (tiny_siglip2, tiny_siglip2_processor),
+    "clip": (tiny_clip, tiny_clip_processor),
+}
+
+
+def rows_and_images(n: int = 5) -> tuple[list[dict], list[Image.Image]]:
+    """Images of several shapes, as PNG, and the same as PIL images."""
+    generator = np.random.default_rng(0)
+    images = [random_image(*shape, generator) for shape in [(16, 16), (12, 24), (30, 9), (40, 40), (17, 21)][:n]]
+    rows = [{**row, "image": encode(image)} for row, image in zip(random_rows(n), images, strict=True)]
+    return rows, images
+
+
+def exposed(family: str, seed: int = 0):
+    make_model, make_processor = FAMILIES[family]
+    model, processor = make_model(seed), make_processor()
+    expose_temperature(model)
+    return model, processor, DualEncoder(model.config, processor)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inputs_are_what_the_models_own_processor_makes(family):
+    model, processor, view = exposed(family)
+    rows, images = rows_and_images()
+    batch = JESTDataCollator(processor)(rows)
+    assert batch["pixel_values"].dtype == torch.uint8
+    inputs = view.inputs(batch)
+    expected = processor.image_processor(images=images, return_tensors="pt")
+    expected |= processor.tokenizer(
+        [row["text"] for row in rows], padding="max_length", max_length=8, return_tensors="pt"
+    )
+    assert set(inputs) == set(expected)
+    for name, value in inputs.items():
+        expected_value = expected[name]
+        if family == "siglip2" and name == "pixel_values":  # what is masked out is not the same: ours is black
+            mask = expected["pixel_attention_mask"].bool()
+            value, expected_value = value[mask], expected_value[mask]
+        torch.testing.assert_close(value, expected_value, rtol=0, atol=1e-5, check_dtype=name == "pixel_values")
+
+
+@pytest.mark.parametrize("change, expected", [
+    ({"do_normalize": False}, lambda pixels: pixels / 255),
+    ({"do_rescale": False}, lambda pixels: (pixels - 0.5) / 0.5),
+    ({"do_rescale": False, "do_normalize": False}, lambda pixels: pixels),
+    ({"rescale_factor": 1 / 100}, lambda pixels: (pixels / 100 - 0.5) / 0.5),
+    ({"image_mean": [0.1, 0.2, 0.3], "image_std": [1.0, 2.0, 4.0]}, lambda pixels: torch.stack([
+        (pixels[:, 0] / 255 - 0.1) / 1, (pixels[:, 1] / 255 - 0.2) / 2, (pixels[:, 2] / 255 - 0.3) / 4,
+    ], dim=1)),
+])  # fmt: skip
+def test_normalisation_follows_the_image_processor(change, expected):
+    processor = tiny_siglip_processor()
+    for name, value in change.items():
+        setattr(processor.image_processor, name, value)
+    batch = JESTDataCollator(processor)(random_rows(3))
+    found = DualEncoder(tiny_siglip().config, processor).inputs(batch)["pixel_values"]
+    torch.testing.assert_close(found, expected(batch["pixel_values"].float()))
+
+
+def test_patches_are_normalised_channel_by_channel():
+    processor = tiny_siglip2_processor()
+    processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+    processor.image_processor.image_std = [1.0, 2.0, 4.0]
+    rows, images = rows_and_images()
+    batch = JESTDataCollator(processor)(rows)
+    found = DualEncoder(tiny_siglip2().config, processor).inputs(batch)["pixel_values"]
+    expected = processor.image_processor(images=images, return_tensors="pt")
+    mask = expected["pixel_attention_mask"].bool()
+    torch.testing.assert_close(found[mask], expected["pixel_values"][mask], rtol=0, atol=1e-5)
+
+
+def test_pixels_that_are_floats_already_are_left_alone():
+    _, processor, view = exposed("siglip")
+    batch = JESTDataCollator(processor)(random_rows(2))
+    batch["pixel_values"] = torch.randn(2, 3, 16, 16)
+    assert torch.equal(view.inputs(batch)["pixel_values"], batch["pixel_values"])
+
+
+def test_only_clip_gets_an_attention_mask():
+    """A SigLIP whose tokenizer makes a mask: the model was trained without one."""
+    batch = JESTDataCollator(tiny_clip_processor())(random_rows(3))
+    assert "attention_mask" in batch
+    for family, has_mask in (("siglip", False), ("clip", True)):
+        model, processor, view = exposed(family)
+        assert ("attention_mask" in view.inputs(batch)) == has_mask, family
+
+
+def test_a_reference_reads_its_own_keys_and_else_the_learners():
+    model, processor, _ = exposed("clip")
+    view = DualEncoder(model.config, processor, prefix="ref_")
+    shared = JESTDataCollator(processor)(random_rows(3))
+    assert torch.equal(view.inputs(shared)["input_ids"], shared["input_ids"])
+    assert torch.equal(view.inputs(shared)["attention_mask"], shared["attention_mask"])
+
+    own_text = {**shared, "ref_input_ids": shared["input_ids"] + 1}
+    inputs = view.inputs(own_text)
+    assert torch.equal(inputs["input_ids"], shared["input_ids"] + 1)
+    assert "attention_mask" not in inputs  # the learner's mask belongs to the learner's tokens
+    assert torch.equal(DualEncoder(model.config, processor).inputs(own_text)["input_ids"], shared["input_ids"])
+
+    own_pixels = {**shared, "ref_pixel_values": torch.zeros(3, 3, 16, 16)}
+    assert torch.equal(view.inputs(own_pixels)["pixel_values"], torch.zeros(3, 3, 16, 16))
+    assert torch.equal(view.inputs(own_pixels)["attention_mask"], shared["attention_mask"])
+
+
+def test_a_fixed_size_reference_takes_no_patch_mask_from_a_naflex_learner():
+    model, processor, _ = exposed("siglip")
+    batch = JESTDataCollator(tiny_siglip2_processor(), processor)(random_rows(3))
+    assert "pixel_attention_mask" in batch and "ref_pixel_values" in batch
+    view = DualEncoder(model.config, processor, prefix="ref_")
+    assert set(view.inputs(batch)) == {"pixel_values", "input_ids"}
+    assert view.inputs(batch)["pixel_values"].shape == (3, 3, 16, 16)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 99])
+def test_embed_is_one_forward_whatever_the_batch_size(family, batch_size):
+    model, processor, view = exposed(family)
+    rows, _ = rows_and_images()
+    batch = JESTDataCollator(processor)(rows)
+    model.train()
+    found = view.embed(model, batch, batch_size)
+    assert not model.training and not found.image.requires_grad
+    output = model(**view.inputs(batch))
+    torch.testing.assert_close(found.image, output.image_embeds)
+    torch.testing.assert_close(found.text, output.text_embeds)
+    torch.testing.assert_close(found.logit_scale, model.logit_scale.exp())
+    assert found.image.shape == (5, embedding_width(model.config))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_temperature_in_the_output_is_the_one_in_the_logits(family):
+    model, processor, view = exposed(family)
+    expose_temperature(model)  # twice
+    assert len(model._forward_hooks) == 1
+    output = view(model, JESTDataCollator(processor)(random_rows(4)))
+    logits = output.logit_scale * output.image_embeds @ output.text_embeds.T
+    if family == "clip":
+        assert output.logit_bias is None and not has_logit_bias(model)
+    else:
+        assert has_logit_bias(model)
+        logits = logits + output.logit_bias
+    torch.testing.assert_close(output.logits_per_image, logits)
+
+
+def test_gradients_reach_the_temperature_as_through_the_parameters():
+    model, processor, view = exposed("siglip")
+    batch = JESTDataCollator(processor)(random_rows(4))
+    output = view(model, batch)
+    through_output = torch.autograd.grad(
+        sigmoid_contrastive_loss(output.image_embeds, output.text_embeds, output.logit_scale, output.logit_bias),
+        [model.logit_scale, model.logit_bias],
+    )
+    output = view(model, batch)
+    through_parameters = torch.autograd.grad(
+        sigmoid_contrastive_loss(output.image_embeds, output.text_embeds, model.logit_scale.exp(), model.logit_bias),
+        [model.logit_scale, model.logit_bias],
+    )
+    for found, expected in zip(through_output, through_parameters, strict=True):
+        assert expected.abs() > 0
+        torch.testing.assert_close(found, expected)
+
+
+def test_the_output_does_not_share_memory_with_the_bias():
+    """What an engine does after the forward: the parameter is freed, the output must live on."""
+    model, processor, view = exposed("siglip")
+    output = view(model, JESTDataCollator(processor)(random_rows(2)))
+    with torch.no_grad():
+        model.logit_bias.fill_(123.0)
+    assert output.logit_bias.item() == -10
+
+
+def test_an_exposed_model_is_copied_and_saved_like_any_other(tmp_path):
+    model, processor, view = exposed("siglip")
+    batch = JESTDataCollator(processor)(random_rows(3))
+    expected = view.embed(model, batch, 3)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin.logit_scale.fill_(math.log(3.0))
+    found = view.embed(twin, batch, 3)
+    assert torch.equal(found.image, expected.image)
+    assert found.logit_scale.item() == pytest.approx(3.0)  # its own, not the original's
+    expose_temperature(twin)
+    assert len(twin._forward_hooks) == 1
+
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert not loaded._forward_hooks
+    assert loaded.config.to_diff_dict().keys() == model.config.to_diff_dict().keys()
+    expose_temperature(loaded)
+    assert torch.equal(view.embed(loaded, batch, 3).text, expected.text)
+
+
+def test_models_that_are_no_dual_encoder():
+    with pytest.raises(ValueError, match="model_type='bert' is not a supported dual encoder; use one of siglip"):
+        family_of(BertConfig())
