@@ -24,6 +24,7 @@ from jest_hf.data.scenes import FEATURES, boilerplate_caption
 EMOJI = "emoji_multistyle/emoji_core.parquet"
 SKIN_TONES = "emoji_multistyle/emoji_skintones.parquet"
 CLIP_ART = "openclipart/openclipart.parquet"
+CIFAR = "cifar10/cifar10_{}.parquet"
 
 CURATED_STYLES = ("noto", "fluent-high-contrast")
 VALIDATION_STYLE = "fluent-flat"
@@ -113,6 +114,36 @@ def demo_web() -> dict[str, datasets.Dataset]:
     for part in ("validation", "test"):
         rows = np.flatnonzero((splits == part) & (styles != TEST_STYLE) & clear)
         parts[part] = _rows(images, rows, names[rows], groups)
+    return parts
+
+
+def cifar10(seed: int = 0, n_curated: int = 4000, wrong: float = 0.6) -> dict[str, datasets.Dataset]:
+    """
+    CIFAR-10 as image-text data: the caption is "a photo of a" and the label. Image-to-text R@1 is then the accuracy of
+    zero-shot classification.
+
+    Args:
+        seed (`int`, *optional*, defaults to `0`): Decides which captions of the pool are wrong, and its order.
+        n_curated (`int`, *optional*, defaults to `4000`): Rows of the curated part, from the end of the training set.
+        wrong (`float`, *optional*, defaults to `0.6`): Share of the pool whose caption names another label.
+
+    Validation is the first and test the second half of the test set; the pool is the rest of the training set.
+    """
+    train, held_out = (_read(CIFAR.format(part), ["image", "label"]) for part in ("train", "test"))
+    names = datasets.Dataset(train).features["label"].names
+    labels = train["label"].to_numpy()
+    rng = np.random.default_rng(seed)
+    pool = rng.permutation(len(labels) - n_curated)
+    told = labels[pool].copy()
+    is_wrong = rng.random(len(pool)) < wrong
+    told[is_wrong] = (told[is_wrong] + rng.integers(1, len(names), int(is_wrong.sum()))) % len(names)
+    captions = np.array([f"a photo of a {name}" for name in names])
+    parts = {"pool": _rows(train["image"], pool, captions[told], labels, np.where(is_wrong, "shuffled", "aligned"))}
+    curated = np.arange(len(labels) - n_curated, len(labels))
+    parts["curated"] = _rows(train["image"], curated, captions[labels[curated]], labels)
+    labels = held_out["label"].to_numpy()
+    for part, rows in zip(("validation", "test"), np.array_split(np.arange(len(labels)), 2), strict=True):
+        parts[part] = _rows(held_out["image"], rows, captions[labels[rows]], labels)
     return parts
 
 

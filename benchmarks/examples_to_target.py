@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many examples, and how much compute, a run needs to reach what another reaches.
 
-Per seed one reference is trained on the curated part; then every arm (a way to select) trains the same model from the
-same weights on the noisy pool. `--tune` tries learning rates and keeps, for each arm, the best on the validation part;
-the table is measured on the test part with those, once. Data: the built-in scenes, or the real sets of
-`datasets_shared.py`.
+One reference is trained on the curated part. Then, for each seed (of the pool's noise, the learner's weights, the
+order of the data and the selection), every arm trains the same learner on the noisy pool. `--tune` tries learning
+rates, with a seed of its own, and keeps for each arm the best on the validation part; the table is measured on the
+test part with those. Data: the built-in scenes, or the real sets of `datasets_shared.py`.
 
     python benchmarks/examples_to_target.py --data cross_style --tune
     python benchmarks/examples_to_target.py --data cross_style --seeds 0 1 2
@@ -18,6 +18,7 @@ its own length.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
 import sys
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import AutoProcessor, SiglipModel, TrainerCallback
 from transformers.utils import logging
 
 from jest_hf import JESTConfig, JESTTrainer
@@ -58,18 +59,39 @@ DATA = {
         "test": load_scenes("test"),
     },
     "cross_style": datasets_shared.cross_style,
-    "demo_web": lambda seed: datasets_shared.demo_web(),
+    "cifar10": datasets_shared.cifar10,
+}
+# What depends on the data: the metric, and how long runs have to be for it to move. Steps of iid_long are those that
+# the FLOPs of the joint arm pay for: 8/3 of its steps, the reference's pass over the pool, and the selection.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "scenes": {"metric": "R@5", "max_length": 20, "reference_steps": 300, "steps": 200, "iid_steps": 570},
+    "cross_style": {
+        "metric": "R@5",
+        "max_length": 10,
+        "reference_steps": 600,
+        "reference_learning_rate": 2e-3,
+        "steps": 300,
+        "iid_steps": 840,
+    },
+    "cifar10": {
+        "metric": "image_to_text_R@1",
+        "max_length": 8,
+        "reference_steps": 300,
+        "steps": 150,
+        "iid_steps": 465,
+    },
 }
 
 
 class Quality(TrainerCallback):
-    """Keeps step, R@1 and R@5 of every evaluation."""
+    """Keeps the step and the recalls of every evaluation."""
 
     def __init__(self) -> None:
         self.points: list[dict[str, float]] = []
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
-        self.points.append({"step": state.global_step, "R@1": metrics["eval_R@1"], "R@5": metrics["eval_R@5"]})
+        recalls = {name.removeprefix("eval_"): value for name, value in metrics.items() if "R@" in name}
+        self.points.append({"step": state.global_step, **recalls})
 
 
 def train(options: argparse.Namespace, model: Any, parts: dict[str, Any], eval_part: str, **settings: Any) -> dict:
@@ -123,43 +145,48 @@ def train(options: argparse.Namespace, model: Any, parts: dict[str, Any], eval_p
     }
 
 
-def prepare(options: argparse.Namespace, seed: int) -> tuple[dict[str, Any], Any, Any]:
-    """Data, a function that builds a fresh learner, and the reference of this seed."""
+def prepare(options: argparse.Namespace, seed: int) -> tuple[dict[str, Any], SiglipModel, SiglipModel]:
+    """Data and fresh learner of this seed, and the reference, which is trained once."""
     parts = DATA[options.data](seed)
-    captions = [caption for part in ("curated", "pool") for caption in _texts(parts[part])]
-    parts["processor"] = build_processor(captions, image_size=32, max_length=options.max_length)
-    tokenizer = parts["processor"].tokenizer
+    folder = Path(options.reference_dir or tempfile.gettempdir()) / f"jest_hf_reference_{options.data}"
+    if not folder.exists():
+        processor = build_processor(_texts(parts["curated"]), image_size=32, max_length=options.max_length)
+        processor.save_pretrained(folder)
+        reference = _fresh(options, processor, seed=1000)
+        parts |= {"processor": processor, "train": parts["curated"]}
+        run = train(
+            options,
+            reference,
+            parts,
+            "validation",
+            selection="uniform",
+            max_steps=options.reference_steps,
+            eval_steps=100,
+            learning_rate=options.reference_learning_rate,
+            seed=1000,
+        )
+        reference.save_pretrained(folder)
+        write(options, "reference", run)
+        print(f"reference: {run['points'][-1]} on validation, {run['seconds']:.0f} s", flush=True)
+    processor = AutoProcessor.from_pretrained(folder)
+    parts |= {"processor": processor, "train": parts["pool"]}
+    return parts, _fresh(options, processor, seed), SiglipModel.from_pretrained(folder)
 
-    def fresh(model_seed: int) -> Any:
-        return build_siglip(options.size, tokenizer, image_size=32, patch_size=options.patch_size, seed=model_seed)
 
-    reference = fresh(1000 + seed)
-    run = train(
-        options,
-        reference,
-        {**parts, "train": parts["curated"]},
-        "validation",
-        selection="uniform",
-        max_steps=options.reference_steps,
-        eval_steps=options.reference_steps,
-        learning_rate=options.reference_learning_rate,
-        seed=seed,
-    )
-    print(f"seed {seed}: reference {run['points'][-1]} on validation, {run['seconds']:.0f} s", flush=True)
-    parts["train"] = parts["pool"]
-    return parts, fresh, reference
+def _fresh(options: argparse.Namespace, processor: Any, seed: int) -> SiglipModel:
+    return build_siglip(options.size, processor.tokenizer, image_size=32, patch_size=options.patch_size, seed=seed)
 
 
 def tune(options: argparse.Namespace) -> None:
-    """For each arm, the learning rate with the best validation R@5 after a shorter run."""
+    """For each arm, the learning rate with the best validation metric after a shorter run."""
     seed = 100  # none of the seeds of the table
-    parts, fresh, reference = prepare(options, seed)
+    parts, learner, reference = prepare(options, seed)
     tried: dict[str, dict[str, float]] = {"iid": {}, "joint": {}}
     for arm in tried:
         for rate in options.learning_rates:
             run = train(
                 options,
-                fresh(seed),
+                copy.deepcopy(learner),
                 parts,
                 "validation",
                 **ARMS[arm][0],
@@ -169,10 +196,10 @@ def tune(options: argparse.Namespace) -> None:
                 learning_rate=rate,
                 seed=seed,
             )
-            tried[arm][str(rate)] = run["points"][-1]["R@5"]
-            print(f"{arm} learning rate {rate}: validation R@5 {tried[arm][str(rate)]:.4f}", flush=True)
+            tried[arm][str(rate)] = run["points"][-1][options.metric]
+            print(f"{arm} learning rate {rate}: validation {options.metric} {tried[arm][str(rate)]:.4f}", flush=True)
     best = {arm: float(max(rates, key=rates.get)) for arm, rates in tried.items()}
-    write(options, "tune", {"validation R@5": tried, "best": best, "seed": seed})
+    write(options, "tune", {"validation": tried, "best": best, "seed": seed})
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -180,11 +207,11 @@ def measure(options: argparse.Namespace) -> None:
     rates = json.loads(path_of(options, "tune").read_text())["best"]
     runs: dict[str, dict[str, Any]] = {}
     for seed in options.seeds:
-        parts, fresh, reference = prepare(options, seed)
+        parts, learner, reference = prepare(options, seed)
         for arm in options.arms:
             runs[f"{arm}/{seed}"] = train(
                 options,
-                fresh(seed),
+                copy.deepcopy(learner),
                 parts,
                 "test",
                 **ARMS[arm][0],
@@ -218,13 +245,12 @@ def report(options: argparse.Namespace) -> None:
                 arm,
                 f"{curves[0][-1][0]:,}",
                 f"{curves[0][-1][2] / 1e12:.1f}",
-                spread([run["points"][-1]["R@1"] for run in of_arm]),
-                spread([run["points"][-1]["R@5"] for run in of_arm]),
+                spread([run["points"][-1][options.metric] for run in of_arm]),
                 " ".join(shares),
                 spread([run["clean_share"] for run in of_arm]) if of_arm[0]["clean_share"] is not None else "",
             ]
         )
-    headers = ["arm", "trained examples", "TFLOPs", "R@1", "R@5", "share of iid_long's examples to its final R@5",
+    headers = ["arm", "trained examples", "TFLOPs", options.metric, "share of iid_long's examples to its final value",
                "aligned share of the trained"]  # fmt: skip
     print(format_table(headers, rows))
 
@@ -235,11 +261,16 @@ def spread(values: list[float]) -> str:
 
 
 def curve_of(run: dict[str, Any], options: argparse.Namespace) -> list[tuple[int, int, float, float]]:
-    """(trained, seen, FLOPs, R@5) of each evaluation."""
+    """(trained, seen, FLOPs, quality) of each evaluation."""
     b = options.batch_size
     seen = 1 if run["flops_before"] == 0 else 1 / (1 - options.filter_ratio)
     return [
-        (p["step"] * b, round(p["step"] * b * seen), run["flops_before"] + p["step"] * run["flops_per_step"], p["R@5"])
+        (
+            p["step"] * b,
+            round(p["step"] * b * seen),
+            run["flops_before"] + p["step"] * run["flops_per_step"],
+            p[options.metric],
+        )
         for p in run["points"]
     ]
 
@@ -268,16 +299,22 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--size", default="tiny")
     parser.add_argument("--patch_size", type=int, default=8)
-    parser.add_argument("--max_length", type=int, default=20)
+    parser.add_argument("--max_length", type=int, help="text tokens")
+    parser.add_argument("--metric", help="what counts, of the metrics of an evaluation")
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--filter_ratio", type=float, default=0.8)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--iid_steps", type=int, default=570, help="of iid_long: what the joint arm's FLOPs pay for")
-    parser.add_argument("--eval_steps", type=int, default=25)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--iid_steps", type=int, help="of iid_long: what the joint arm's FLOPs pay for")
+    parser.add_argument("--eval_steps", type=int, default=30)
     parser.add_argument("--tune_steps", type=int, default=100)
     parser.add_argument("--learning_rates", nargs="+", type=float, default=[5e-4, 1e-3, 2e-3])
-    parser.add_argument("--reference_steps", type=int, default=300)
+    parser.add_argument(
+        "--reference_dir", help="where the reference is kept between calls; default: the temporary folder"
+    )
+    parser.add_argument("--reference_steps", type=int)
     parser.add_argument("--reference_learning_rate", type=float, default=1e-3)
+    data = parser.parse_known_args()[0].data
+    parser.set_defaults(**SETTINGS[data])
     options = parser.parse_args()
     logging.set_verbosity_error()
     if options.tune:

@@ -25,6 +25,7 @@ from transformers import AutoModel, AutoProcessor, HfArgumentParser, PreTrainedM
 from transformers.utils import logging
 
 from jest_hf import JESTConfig, JESTDataCollator, JESTTrainer
+from jest_hf.collator import CAPTION_COLUMNS
 from jest_hf.data import build_processor, load_source
 from jest_hf.models import build_siglip
 from jest_hf.report import QualityPoint, first_reaching, format_table, plot_quality
@@ -150,7 +151,12 @@ def load_rows(what: str | None, split: str | None, where: dict | None, max_rows:
 
 def captions_of(rows: Dataset, column: str | None) -> list[str]:
     """All captions, for the tokenizer of a learner that starts from nothing."""
-    column = column or next(name for name in ("text", "caption", "captions") if name in rows.column_names)
+    column = column or next((name for name in CAPTION_COLUMNS if name in rows.column_names), None)
+    if column is None:
+        raise ValueError(
+            f"the data have none of the columns {', '.join(CAPTION_COLUMNS)} (there are: {', '.join(rows.column_names)}); "
+            "name the column of the captions with caption_column."
+        )
     values = (value if isinstance(value, list) else [value] for value in rows[column])
     return [caption for several in values for caption in several if isinstance(caption, str)]
 
@@ -232,6 +238,7 @@ class Job:
             learning_rate=self.script.reference_learning_rate,
             eval_steps=steps,
             save_strategy="no",
+            load_best_model_at_end=False,
             push_to_hub=False,
             record_selection=False,
         )

@@ -15,9 +15,8 @@ from tests.helpers import tiny_tokenizer
 
 
 def build(size="tiny", seed=0, **changes):
-    return build_siglip(
-        size, tiny_tokenizer(with_mask=False), **{"image_size": 16, "patch_size": 8, **changes}, seed=seed
-    )
+    settings = {"image_size": 16, "patch_size": 8, "seed": seed, **changes}
+    return build_siglip(size, tiny_tokenizer(with_mask=False), **settings)
 
 
 def test_the_configuration_comes_from_the_size_and_the_tokenizer():
