@@ -16,6 +16,9 @@ Two normalisations, as in the figure:
   sampling, which Algorithm 1 approximates: the sub-batch's members are drawn anew, one at a time, given all others,
   until this changes nothing any more;
 - against the filter ratio f, N = 16: 0 is f = 0 (an IID sub-batch), 1 is f = 0.5.
+
+Where the two ends of a scale lie within two standard errors of each other there is nothing to normalise: the table
+then says "no gap", and the plain learnability below it is what was found.
 """
 
 from __future__ import annotations
@@ -177,15 +180,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-def normalised(values: Sequence[float], zero: Sequence[float], one: Sequence[float]) -> dict[str, float]:
-    """Where `values` lie between `zero` and `one`: from the means over draws, and its standard error over draws."""
+def normalised(values: Sequence[float], zero: Sequence[float], one: Sequence[float]) -> dict[str, float] | None:
+    """Where `values` lie between `zero` and `one`, with a standard error over draws; `None` if these do not differ."""
     values, zero, one = map(np.array, (values, zero, one))
-    span = one.mean() - zero.mean()
-    position = (values.mean() - zero.mean()) / span
+    if not (one - zero).mean() > 2 * standard_error(one - zero):
+        return None
+    position = (values - zero).mean() / (one - zero).mean()
     # The ratio's first-order error: draws are paired, so what they share cancels.
-    residuals = (values - zero) - position * (one - zero)
-    error = residuals.std(ddof=1) / abs(span) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    error = standard_error(values - zero - position * (one - zero)) / (one - zero).mean()
     return {"mean": float(position), "standard_error": float(error)}
+
+
+def standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / len(values) ** 0.5)
 
 
 def summarise(results: dict[str, Any]) -> dict[str, Any]:
@@ -200,8 +207,8 @@ def summarise(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def print_tables(results: dict[str, Any], summary: dict[str, Any]) -> None:
-    def cell(point: dict[str, float]) -> str:
-        return f"{point['mean']:.3f} ± {point['standard_error']:.3f}"
+    def cell(point: dict[str, float] | None) -> str:
+        return "no gap" if point is None else f"{point['mean']:.3f} ± {point['standard_error']:.3f}"
 
     rows = [
         [f"N = {n}", *(cell(summary["chunks"][str(f)][str(n)]) for f in FILTER_RATIOS), f"{PAPER_CHUNKS[n]:.3f}"]
@@ -231,6 +238,9 @@ def plot(summary: dict[str, Any], path: Path) -> None:
     left, right = figure.subplots(1, 2)
     for f, colour, marker in zip(FILTER_RATIOS, COLOURS, MARKERS, strict=False):
         points = summary["chunks"][str(f)]
+        if points["1"] is None:
+            left.plot([], [], color=colour, marker=marker, label=f"f = {f}: N = 1 reaches Gibbs")
+            continue
         means, errors = ([points[str(n)][key] for n in CHUNKS] for key in ("mean", "standard_error"))
         left.errorbar(CHUNKS, means, errors, color=colour, marker=marker, markersize=5, label=f"f = {f}")
     left.plot(*zip(*PAPER_CHUNKS.items(), strict=True), color="0.4", linestyle=":", marker="x", label="paper")

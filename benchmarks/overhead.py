@@ -238,7 +238,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="small", help="model: tiny, small or base")
     parser.add_argument("--image_size", type=int, default=64, help="pixels a side; 4 x 4 patches")
-    parser.add_argument("--batch_size", type=int, default=32, help="sub-batch b")
+    parser.add_argument("--batch_size", type=int, default=16, help="sub-batch b")
     parser.add_argument("--filter_ratio", type=float, default=0.8)
     parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--pairs", type=int, default=40, help="timed steps of `uniform` and of the plain Trainer")
@@ -264,8 +264,8 @@ def main() -> None:
         print(f"{options.size} SigLIP at {options.image_size} px, b = {options.batch_size}, {options.threads} threads")
         uniform = measure_uniform(workload, options)
         print(
-            f"plain Trainer {uniform['plain_s']:.3f} s a step, selection='uniform' {uniform['uniform_s']:.3f} s: "
-            f"ratio {uniform['ratio']:.4f} [{uniform['low']:.4f}, {uniform['high']:.4f}] over {uniform['pairs']} pairs\n",
+            "plain Trainer {plain_s:.3f} s a step, selection='uniform' {uniform_s:.3f} s: "
+            "ratio {ratio:.4f} [{low:.4f}, {high:.4f}] over {pairs} pairs\n".format(**uniform),
             flush=True,
         )
         joint = measure_joint(workload, options)

@@ -154,8 +154,8 @@ def captions_of(rows: Dataset, column: str | None) -> list[str]:
     column = column or next((name for name in CAPTION_COLUMNS if name in rows.column_names), None)
     if column is None:
         raise ValueError(
-            f"the data have none of the columns {', '.join(CAPTION_COLUMNS)} (there are: {', '.join(rows.column_names)}); "
-            "name the column of the captions with caption_column."
+            f"the data have none of the columns {', '.join(CAPTION_COLUMNS)} "
+            f"(there are: {', '.join(rows.column_names)}); name the column of the captions with caption_column."
         )
     values = (value if isinstance(value, list) else [value] for value in rows[column])
     return [caption for several in values for caption in several if isinstance(caption, str)]

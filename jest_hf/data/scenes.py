@@ -28,7 +28,7 @@ from PIL import Image, ImageDraw
 
 
 SPLIT_SIZES = {"curated": 6_000, "web": 24_000, "validation": 1_000, "test": 1_000}
-WEB_NOISE = {"aligned": 0.40, "shuffled": 0.25, "boilerplate": 0.20, "near-duplicate": 0.15}
+WEB_NOISE = {"aligned": 0.40, "shuffled": 0.40, "boilerplate": 0.12, "near-duplicate": 0.08}
 IMAGE_SIZE = 32
 
 FEATURES = datasets.Features(
