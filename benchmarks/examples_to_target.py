@@ -69,9 +69,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "metric": "R@5",
         "max_length": 10,
         "reference_steps": 600,
-        "reference_learning_rate": 2e-3,
-        "steps": 300,
-        "iid_steps": 840,
+        "steps": 200,
+        "iid_steps": 570,
     },
     "cifar10": {
         "metric": "image_to_text_R@1",
@@ -105,7 +104,7 @@ def train(options: argparse.Namespace, model: Any, parts: dict[str, Any], eval_p
             per_device_eval_batch_size=options.batch_size,
             filter_ratio=options.filter_ratio,
             lr_scheduler_type="cosine",
-            warmup_steps=20,
+            warmup_steps=options.warmup_steps,
             weight_decay=1e-4,
             eval_strategy="steps",
             save_strategy="no",
@@ -305,6 +304,7 @@ def main() -> None:
     parser.add_argument("--filter_ratio", type=float, default=0.8)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--iid_steps", type=int, help="of iid_long: what the joint arm's FLOPs pay for")
+    parser.add_argument("--warmup_steps", type=int, default=60)
     parser.add_argument("--eval_steps", type=int, default=30)
     parser.add_argument("--tune_steps", type=int, default=100)
     parser.add_argument("--learning_rates", nargs="+", type=float, default=[5e-4, 1e-3, 2e-3])

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import GemmaTokenizer, PreTrainedTokenizerBase, ProcessorMixin, Siglip2Processor
 
-from .data.images import BrokenImage, Geometry, decode_image, geometry_of
+from jest_hf.data.images import BrokenImage, Geometry, decode_image, geometry_of
 
 
 logger = logging.getLogger(__name__)

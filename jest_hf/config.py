@@ -142,7 +142,7 @@ class JESTConfig(TrainingArguments):
             raise ValueError(
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps} would take each contrastive loss "
                 "over a part of the sub-batch and lose the negatives of the rest; set it to 1 and raise "
-                "per_device_train_batch_size (with gradient_checkpointing if memory is short)."
+                "per_device_train_batch_size (recomputing activations if memory is short)."
             )
         if self.remove_unused_columns:
             raise ValueError(

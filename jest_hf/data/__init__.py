@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data: the built-in data set, sources, tokenizer and processor."""
 
-from .processor import build_processor
-from .scenes import load_scenes
-from .sources import load_source
-from .tokenizer import train_tokenizer
+from jest_hf.data.processor import build_processor
+from jest_hf.data.scenes import load_scenes
+from jest_hf.data.sources import load_source
+from jest_hf.data.tokenizer import train_tokenizer
 
 
 __all__ = ["build_processor", "load_scenes", "load_source", "train_tokenizer"]

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from transformers import SiglipProcessor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from .tokenizer import train_tokenizer
+from jest_hf.data.tokenizer import train_tokenizer
 
 
 def build_processor(

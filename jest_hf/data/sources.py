@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .scenes import SPLIT_SIZES, load_scenes
+from jest_hf.data.scenes import SPLIT_SIZES, load_scenes
 
 
 BUILDERS = {

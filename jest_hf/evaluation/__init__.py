@@ -11,13 +11,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .retrieval import retrieval_recall
-from .zero_shot import DEFAULT_TEMPLATES, zero_shot_accuracy, zero_shot_classifier
+from jest_hf.evaluation.retrieval import retrieval_recall
+from jest_hf.evaluation.zero_shot import DEFAULT_TEMPLATES, zero_shot_accuracy, zero_shot_classifier
 
 
 if TYPE_CHECKING:
-    from .callback import ZeroShotCallback
-    from .metrics import RetrievalMetric, ZeroShotMetric
+    from jest_hf.evaluation.callback import ZeroShotCallback
+    from jest_hf.evaluation.metrics import RetrievalMetric, ZeroShotMetric
 
 _HOMES = {"RetrievalMetric": ".metrics", "ZeroShotCallback": ".callback", "ZeroShotMetric": ".metrics"}
 

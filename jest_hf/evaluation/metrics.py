@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from datasets import Features, List, Value
 
-from .retrieval import Array, as_embeddings, as_groups, retrieval_recall
-from .zero_shot import zero_shot_accuracy
+from jest_hf.evaluation.retrieval import Array, as_embeddings, as_groups, retrieval_recall
+from jest_hf.evaluation.zero_shot import zero_shot_accuracy
 
 
 try:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .retrieval import Array, as_embeddings, as_groups, check_ks, group_ranks, share_below
+from jest_hf.evaluation.retrieval import Array, as_embeddings, as_groups, check_ks, group_ranks, share_below
 
 
 DEFAULT_TEMPLATES = (

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from .model_card import RunSummary, learner_card
+from jest_hf.hub.model_card import RunSummary, learner_card
 
 
 __all__ = ["RunSummary", "learner_card"]

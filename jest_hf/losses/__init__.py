@@ -8,7 +8,7 @@ name.
 
 from __future__ import annotations
 
-from .contrastive import LOSSES, sigmoid_contrastive_loss, softmax_contrastive_loss
+from jest_hf.losses.contrastive import LOSSES, sigmoid_contrastive_loss, softmax_contrastive_loss
 
 
 __all__ = ["LOSSES", "sigmoid_contrastive_loss", "softmax_contrastive_loss"]

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .tiled import TiledSigmoid, TiledSoftmax, sweep_sigmoid, sweep_softmax
+from jest_hf.losses.tiled import TiledSigmoid, TiledSoftmax, sweep_sigmoid, sweep_softmax
 
 
 # The largest batch whose logits are kept in one piece by default. A tile of a larger batch has at most as many

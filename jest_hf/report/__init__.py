@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-from .flops import StepFlops, forward_flops, step_flops
-from .ledger import SelectionLedger, read_selections
-from .metrics import RunStatistics, compare_selected
-from .plots import QualityPoint, first_reaching, plot_quality
-from .table import format_table
+from jest_hf.report.flops import StepFlops, forward_flops, step_flops
+from jest_hf.report.ledger import SelectionLedger, read_selections
+from jest_hf.report.metrics import RunStatistics, compare_selected
+from jest_hf.report.plots import QualityPoint, first_reaching, plot_quality
+from jest_hf.report.table import format_table
 
 
 __all__ = [
