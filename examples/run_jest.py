@@ -13,6 +13,7 @@ cost.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from dataclasses import dataclass, field, fields
@@ -31,22 +32,7 @@ from jest_hf.models import build_siglip
 from jest_hf.report import QualityPoint, first_reaching, format_table, plot_quality
 
 
-# IID gets three times as many steps as JEST: the question is whether it needs them. The demonstration has no test part
-# of its own to choose settings on: they were chosen on scenes:validation, and scenes:test is looked at once, for the
-# table.
-DEMONSTRATION = {
-    "compare_uniform_steps": 300,
-    "max_steps": 100,
-    "eval_steps": 20,
-    "per_device_train_batch_size": 256,
-    "per_device_eval_batch_size": 256,
-    "learning_rate": 1e-3,
-    "warmup_steps": 20,
-    "lr_scheduler_type": "cosine",
-    "weight_decay": 1e-4,
-    "cache_reference": True,
-    "record_selection": True,
-}
+DEMONSTRATION = Path(__file__).parent / "recipes" / "demo.yaml"
 
 
 @dataclass
@@ -120,14 +106,11 @@ class History(TrainerCallback):
 
 
 def parse(argv: list[str]) -> tuple[ScriptArguments, JESTConfig]:
-    """Flags over a YAML recipe over defaults; the demonstration's settings where there is no argument at all."""
-    settings: dict[str, Any] = {}
-    if not argv:
-        settings = dict(DEMONSTRATION)
-    elif "--config" in argv:
-        position = argv.index("--config")
-        settings = yaml.safe_load(Path(argv[position + 1]).read_text()) or {}
-        argv = argv[:position] + argv[position + 2 :]
+    """Flags over a YAML recipe over defaults; the demonstration's recipe where there is no argument at all."""
+    recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    recipe.add_argument("--config", type=Path, default=None if argv else DEMONSTRATION)
+    path, argv = recipe.parse_known_args(argv)
+    settings: dict[str, Any] = yaml.safe_load(path.config.read_text()) or {} if path.config is not None else {}
     known = {one.name for kind in (ScriptArguments, JESTConfig) for one in fields(kind)}
     unknown = sorted(set(settings) - known)
     if unknown:
@@ -228,8 +211,10 @@ class Job:
             return None
         if self.curated is None:
             return self.script.reference
-        print(f"Training the reference on {self.script.train_reference_on} ({len(self.curated):,} rows)", flush=True)
         folder = str(Path(self.args.output_dir) / "reference")
+        if self.args.resume_from_checkpoint and (Path(folder) / "model.safetensors").exists():
+            return folder
+        print(f"Training the reference on {self.script.train_reference_on} ({len(self.curated):,} rows)", flush=True)
         steps = self.script.reference_steps
         args = self.settings(
             output_dir=folder,
@@ -255,7 +240,9 @@ class Job:
         history = History()
         trainer = self.trainer(args, self.fresh_model(args.seed), rows, ref_model=reference, callbacks=[history])
         history.trainer = trainer
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        # "True" is the last checkpoint of the output folder, as in the Trainer.
+        checkpoint = args.resume_from_checkpoint
+        trainer.train(resume_from_checkpoint=True if checkpoint == "True" else checkpoint)
         if self.eval is not None and (not history.points or history.points[-1].trained != trainer.statistics.trained):
             trainer.evaluate()
         trainer.history = history.points
@@ -264,7 +251,8 @@ class Job:
 
 def main(argv: list[str]) -> None:
     script, args = parse(argv)
-    logging.set_verbosity_error() if not argv else logging.set_verbosity_warning()
+    if not argv:
+        logging.set_verbosity_error()
     job = Job(script, args)
     out = Path(args.output_dir)
     reference = job.reference()
@@ -273,9 +261,9 @@ def main(argv: list[str]) -> None:
     if script.compare_uniform_steps:
         trainers["IID"] = job.run(
             "IID", job.train, None, selection="uniform", max_steps=script.compare_uniform_steps,
-            output_dir=str(out / "iid"), push_to_hub=False,
+            output_dir=str(out / "iid"), push_to_hub=False, resume_from_checkpoint=None,
         )  # fmt: skip
-    name = "IID" if args.selection == "uniform" else f"JEST ({args.selection})"
+    name = {"joint": "JEST", "independent": "independent", "uniform": "IID"}[args.selection]
     trainers[name] = learner = job.run(name, job.train, reference)
 
     final = {}
@@ -294,11 +282,11 @@ def main(argv: list[str]) -> None:
 
 def report(trainers: dict[str, JESTTrainer], final: dict[str, dict[str, float]], out: Path) -> dict[str, Any]:
     """Print the table, draw the plot, and return both as data."""
-    rows, summary = [], {}
+    rows, summary = [], {"runs": {}}
     for name, trainer in trainers.items():
         counts, metrics, points = trainer.statistics, final[name], trainer.history
         flops = trainer.run_flops.total
-        summary[name] = {
+        summary["runs"][name] = {
             **counts.totals(),
             "flops": flops,
             "test": metrics,

@@ -269,15 +269,17 @@ class JESTTrainer(Trainer):
                 "check that the image files are still there."
             )
         if self.args.selection == "uniform":
-            # A slice takes no copy; the copy of the images alone can cost a per cent of a small model's step.
-            indices = slice(None) if eligible.all() else eligible.nonzero().flatten()
+            # None takes all without a copy, which for the images alone can cost a per cent of a small model's step.
+            indices = None if eligible.all() else eligible.nonzero().flatten()
         else:
             with self._timed("scoring_seconds"):
                 embeddings = self.score(model, super_batch)
             with self._timed("selection_seconds"):
                 indices = self.select(embeddings, super_batch)
             self.statistics.add(compare_selected(embeddings, indices, eligible, self.loss_kind))
-        sub_batch = {name: value[indices] for name, value in super_batch.items()}
+        sub_batch = super_batch
+        if indices is not None:
+            sub_batch = {name: value.index_select(0, indices) for name, value in super_batch.items()}
         self.record(sub_batch["example_id"], eligible)
         return super().training_step(model, sub_batch, num_items_in_batch)
 
