@@ -69,15 +69,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "metric": "R@5",
         "max_length": 10,
         "reference_steps": 600,
-        "steps": 200,
-        "iid_steps": 570,
+        "steps": 150,
+        "iid_steps": 435,
+        "tune_steps": 150,
     },
     "cifar10": {
         "metric": "image_to_text_R@1",
         "max_length": 8,
         "reference_steps": 300,
-        "steps": 150,
-        "iid_steps": 465,
+        "steps": 100,
+        "iid_steps": 330,
+        "eval_steps": 50,
     },
 }
 
@@ -306,7 +308,7 @@ def main() -> None:
     parser.add_argument("--iid_steps", type=int, help="of iid_long: what the joint arm's FLOPs pay for")
     parser.add_argument("--warmup_steps", type=int, default=60)
     parser.add_argument("--eval_steps", type=int, default=30)
-    parser.add_argument("--tune_steps", type=int, default=100)
+    parser.add_argument("--tune_steps", type=int, default=100, help="as many as are measured, where affordable")
     parser.add_argument("--learning_rates", nargs="+", type=float, default=[5e-4, 1e-3, 2e-3])
     parser.add_argument(
         "--reference_dir", help="where the reference is kept between calls; default: the temporary folder"

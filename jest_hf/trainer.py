@@ -37,7 +37,7 @@ from jest_hf.report.ledger import SelectionLedger
 from jest_hf.report.metrics import RunStatistics, compare_selected
 from jest_hf.report.progress import JESTProgress
 from jest_hf.selection import ContrastiveEmbeddings, PairwiseScores, draw_chunks, gumbel_noise, select_independently
-from jest_hf.validation import check_inputs, check_launch, check_loss, check_train_size
+from jest_hf.validation import check_inputs, check_launch, check_loss, check_train_size, check_vocabulary
 
 
 logger = logging.get_logger(__name__)
@@ -180,6 +180,7 @@ class JESTTrainer(Trainer):
     def _view(self, model: PreTrainedModel, processor: Any, role: str, prefix: str = "") -> DualEncoder:
         view = DualEncoder(model.config, processor, prefix)
         check_loss(self.loss_kind, role, model)
+        check_vocabulary(processor.tokenizer, model.config, role)
         expose_temperature(model)
         return view
 

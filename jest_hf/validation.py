@@ -10,6 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from jest_hf.config import JESTConfig
 from jest_hf.models import has_logit_bias
@@ -71,8 +72,13 @@ def check_inputs(inputs: Mapping[str, Tensor], config: Any, role: str) -> None:
             f"captions are padded to {length} tokens, and the {role} has {text.max_position_embeddings} text "
             f"positions; set max_length={text.max_position_embeddings} in JESTDataCollator, or {way_out}."
         )
-    largest = int(inputs["input_ids"].max())
-    if largest >= text.vocab_size:
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any, role: str) -> None:
+    """A token beyond the model's vocabulary would be an index error in the middle of the run, or worse on a GPU."""
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= config.text_config.vocab_size:
         raise ValueError(
-            f"the tokenizer makes token {largest}, and the {role} knows {text.vocab_size} tokens; {way_out}."
+            f"the tokenizer goes up to token {largest}, and the {role} knows {config.text_config.vocab_size} tokens; "
+            f"give the {role} the processor that belongs to it."
         )
