@@ -105,7 +105,7 @@ def train(options: argparse.Namespace, model: Any, parts: dict[str, Any], eval_p
             per_device_train_batch_size=options.batch_size,
             per_device_eval_batch_size=options.batch_size,
             filter_ratio=options.filter_ratio,
-            lr_scheduler_type="cosine",
+            lr_scheduler_type=options.schedule,
             warmup_steps=options.warmup_steps,
             weight_decay=1e-4,
             eval_strategy="steps",
@@ -306,6 +306,7 @@ def main() -> None:
     parser.add_argument("--filter_ratio", type=float, default=0.8)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--iid_steps", type=int, help="of iid_long: what the joint arm's FLOPs pay for")
+    parser.add_argument("--schedule", default="cosine")
     parser.add_argument("--warmup_steps", type=int, default=60)
     parser.add_argument("--eval_steps", type=int, default=30)
     parser.add_argument("--tune_steps", type=int, default=100, help="as many as are measured, where affordable")
