@@ -159,6 +159,17 @@ class JESTConfig(TrainingArguments):
         super().__post_init__()
 
     @property
+    def scored_models(self) -> tuple[str, ...]:
+        """Which of `"learner"` and `"reference"` score the super-batch: those that the criterion compares."""
+        if self.selection == "uniform":
+            return ()
+        return {
+            "learnability": ("learner", "reference"),
+            "easy_reference": ("reference",),
+            "hard_learner": ("learner",),
+        }[self.criterion]
+
+    @property
     def per_device_super_batch_size(self) -> int:
         """Examples loaded and scored per step and device; for `selection="uniform"` the sub-batch itself."""
         if self.selection == "uniform":

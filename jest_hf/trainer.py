@@ -25,7 +25,6 @@ from transformers.utils import logging
 from jest_hf.collator import JESTDataCollator
 from jest_hf.config import JESTConfig
 from jest_hf.data.rows import EpochSampler, Rows
-from jest_hf.evaluation.retrieval import retrieval_recall
 from jest_hf.evaluation.tasks import CaptionCollator, embed_dataset
 from jest_hf.hub.model_card import learner_card
 from jest_hf.hub.run import summarise_run
@@ -33,11 +32,18 @@ from jest_hf.losses import LOSSES
 from jest_hf.models import DualEncoder, expose_temperature, family_of
 from jest_hf.reference import embed_rows, load_reference
 from jest_hf.report.flops import StepFlops, flops_of_run
-from jest_hf.report.ledger import SelectionLedger
+from jest_hf.report.ledger import LedgerCallback, SelectionLedger
 from jest_hf.report.metrics import RunStatistics, compare_selected
 from jest_hf.report.progress import JESTProgress
 from jest_hf.selection import ContrastiveEmbeddings, PairwiseScores, draw_chunks, gumbel_noise, select_independently
-from jest_hf.validation import check_inputs, check_launch, check_loss, check_train_size, check_vocabulary
+from jest_hf.validation import (
+    check_arguments,
+    check_inputs,
+    check_launch,
+    check_loss,
+    check_train_size,
+    check_vocabulary,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -100,16 +106,8 @@ class JESTTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         **trainer_arguments: Any,
     ) -> None:
-        if not isinstance(args, JESTConfig):
-            raise ValueError(
-                f"args must be a JESTConfig, got {type(args).__name__}; it takes every field of TrainingArguments."
-            )
+        check_arguments(args, data_collator, ref_model)
         check_launch(args)
-        if data_collator is not None and not isinstance(data_collator, JESTDataCollator):
-            raise ValueError(
-                f"data_collator must be a JESTDataCollator, got {type(data_collator).__name__}: the super-batch needs "
-                "uint8 images, example ids and a mark of the rows that are broken; subclass it, or leave it out."
-            )
         if processing_class is None and data_collator is not None:
             processing_class = data_collator.processor
         if isinstance(model, str):
@@ -118,14 +116,8 @@ class JESTTrainer(Trainer):
         if processing_class is None:
             raise ValueError("processing_class=None: pass the learner's processor, or a data_collator made from it.")
 
-        self.scored = _scored_models(args)
         self.ref_model = None
-        if "reference" in self.scored:
-            if ref_model is None:
-                raise ValueError(
-                    f"criterion={args.criterion!r} needs a reference: pass ref_model (a model, a Hub id or a path), "
-                    "or choose criterion='hard_learner' or selection='uniform'."
-                )
+        if "reference" in args.scored_models:
             self.ref_model, ref_processing_class = load_reference(
                 ref_model, args.ref_model_revision, ref_processing_class
             )
@@ -141,7 +133,7 @@ class JESTTrainer(Trainer):
         settings = {name: getattr(args, name) for name in _SELECTION_SETTINGS}
         self.statistics = RunStatistics(n_examples, settings)
         self.ledger = SelectionLedger(Path(args.output_dir) / "selections.parquet") if args.record_selection else None
-        own_callbacks = [self.statistics] + ([_LedgerCallback(self.ledger)] if self.ledger else [])
+        own_callbacks = [self.statistics] + ([LedgerCallback(self.ledger)] if self.ledger else [])
 
         super().__init__(
             model=model,
@@ -194,9 +186,7 @@ class JESTTrainer(Trainer):
                 inputs["reference"] = self.reference_view.inputs(batch)
                 check_inputs(inputs["reference"], self.ref_model.config, "reference")
             configs = {"learner": self.model.config, "reference": self.ref_model and self.ref_model.config}
-            self.step_flops, self.cache_flops = flops_of_run(
-                self.args, self.scored, configs, inputs, len(self.train_dataset)
-            )
+            self.step_flops, self.cache_flops = flops_of_run(self.args, configs, inputs, len(self.train_dataset))
         if self.eval_dataset is not None:
             several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
             for dataset in several.values():
@@ -289,9 +279,9 @@ class JESTTrainer(Trainer):
         batch_size = self.args.scoring_batch_size or self.args.per_device_train_batch_size
         embeddings = {}
         with self.accelerator.autocast():
-            if "learner" in self.scored:
+            if "learner" in self.args.scored_models:
                 embeddings["learner"] = self.learner_view.embed(model, super_batch, batch_size)
-            if "reference" in self.scored and self.reference_cache is None:
+            if self.ref_model is not None and self.reference_cache is None:
                 embeddings["reference"] = self.reference_view.embed(self.ref_model, super_batch, batch_size)
         if self.reference_cache is not None:
             cached = self.reference_cache.take(super_batch["example_id"].cpu())
@@ -376,26 +366,14 @@ class JESTTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """
-        Retrieval in both directions over the whole data set.
-
-        Returns:
-            `EvalLoopOutput` whose predictions are the image and the text embeddings, and whose metrics are the
-            contrastive loss (mean over batches of `eval_batch_size`), `image_to_text_R@1` and so on, and
-            `examples_skipped`.
-        """
+        """Retrieval in both directions over the whole data set; the predictions are the image and text embeddings."""
         model = self.model_wrapped if self.is_in_train else self.model
         with self.accelerator.autocast():
             embedded = embed_dataset(self.learner_view, model, dataloader, self.args.device, self.loss_kind)
-        metrics = {
-            "loss": embedded.loss,
-            **retrieval_recall(embedded.image, embedded.text, embedded.image_groups, embedded.text_groups),
-            "examples_skipped": embedded.skipped,
-        }
         return EvalLoopOutput(
             predictions=(embedded.image.numpy(), embedded.text.numpy()),
             label_ids=None,
-            metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
+            metrics={f"{metric_key_prefix}_{name}": value for name, value in embedded.metrics().items()},
             num_samples=len(embedded.image),
         )
 
@@ -409,61 +387,14 @@ class JESTTrainer(Trainer):
             logs.update(self.statistics.totals())
         super().log(logs, start_time)
 
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        dataset: str | list[str] | None = None,
-        **unused: Any,
-    ) -> None:
+    def create_model_card(self, language: str | list[str] | None = None, **about: Any) -> None:
         """Write the model card of this run to `output_dir/README.md`; the arguments are those of the Trainer's."""
-        if not self.is_world_process_zero():
-            return
-        ref_config = self.ref_model.config if self.ref_model is not None else None
-        summary = summarise_run(
-            self.args, self.state, self.statistics, self.run_flops, self.loss_kind, self.model.config, ref_config
-        )
-        summary = dataclasses.replace(
-            summary,
-            architecture=type(self.accelerator.unwrap_model(self.model)).__name__,
-            model_id=model_name or self.hub_model_id,
-            base_model=finetuned_from or summary.base_model,
-            text_length=self.data_collator.texts[""].max_length,
-            datasets=[dataset] if isinstance(dataset, str) else dataset or [],
-            license=license,
-            language=[language] if isinstance(language, str) else language or [],
-        )
-        learner_card(summary).save(Path(self.args.output_dir) / "README.md")
+        if self.is_world_process_zero():
+            card = learner_card(summarise_run(self, language=language, **about))
+            card.save(Path(self.args.output_dir) / "README.md")
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # Before the checkpoint: a run killed in between resumes from the older one, whose ledger is a part of this
-        # one.
+        # First: a run killed in between resumes from the older checkpoint, whose ledger is a part of this one.
         if self.ledger is not None:
             self.ledger.flush()
         super()._save_checkpoint(model, trial)
-
-
-class _LedgerCallback(TrainerCallback):
-    """Cuts the ledger back to the step that training starts from, and completes it at the end."""
-
-    def __init__(self, ledger: SelectionLedger) -> None:
-        self.ledger = ledger
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.ledger.truncate(state.global_step)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.ledger.flush()
-
-
-def _scored_models(args: JESTConfig) -> tuple[str, ...]:
-    """The models that the criterion compares."""
-    if args.selection == "uniform":
-        return ()
-    return {
-        "learnability": ("learner", "reference"),
-        "easy_reference": ("reference",),
-        "hard_learner": ("learner",),
-    }[args.criterion]

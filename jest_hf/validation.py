@@ -12,8 +12,27 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from jest_hf.collator import JESTDataCollator
 from jest_hf.config import JESTConfig
 from jest_hf.models import has_logit_bias
+
+
+def check_arguments(args: Any, data_collator: Any, ref_model: Any) -> None:
+    """The kinds of what a [`~jest_hf.JESTTrainer`] is given, and a reference where the criterion needs one."""
+    if not isinstance(args, JESTConfig):
+        raise ValueError(
+            f"args must be a JESTConfig, got {type(args).__name__}; it takes every field of TrainingArguments."
+        )
+    if data_collator is not None and not isinstance(data_collator, JESTDataCollator):
+        raise ValueError(
+            f"data_collator must be a JESTDataCollator, got {type(data_collator).__name__}: the super-batch needs "
+            "uint8 images, example ids and a mark of the rows that are broken; subclass it, or leave it out."
+        )
+    if "reference" in args.scored_models and ref_model is None:
+        raise ValueError(
+            f"criterion={args.criterion!r} needs a reference: pass ref_model (a model, a Hub id or a path), or choose "
+            "criterion='hard_learner' or selection='uniform'."
+        )
 
 
 def check_launch(args: JESTConfig) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from jest_hf.collator import JESTDataCollator
+from jest_hf.evaluation.retrieval import retrieval_recall
 from jest_hf.losses import LOSSES
 from jest_hf.models import IMAGE_KEYS, DualEncoder
 
@@ -75,6 +76,11 @@ class Embedded:
     text_groups: Tensor
     loss: float
     skipped: int
+
+    def metrics(self) -> dict[str, float]:
+        """`loss`, the recalls of [`retrieval_recall`] and `examples_skipped`."""
+        recalls = retrieval_recall(self.image, self.text, self.image_groups, self.text_groups)
+        return {"loss": self.loss, **recalls, "examples_skipped": self.skipped}
 
 
 @torch.no_grad()

@@ -7,48 +7,57 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from jest_hf.hub.model_card import RunSummary
-from jest_hf.report.flops import StepFlops
-from jest_hf.report.metrics import RunStatistics
+
+
+if TYPE_CHECKING:
+    from jest_hf.trainer import JESTTrainer
 
 
 def summarise_run(
-    args: Any,
-    state: Any,
-    statistics: RunStatistics,
-    flops: StepFlops,
-    loss: str,
-    config: Any,
-    ref_config: Any | None,
+    trainer: JESTTrainer,
+    *,
+    language: str | list[str] | None = None,
+    license: str | None = None,
+    model_name: str | None = None,
+    finetuned_from: str | None = None,
+    dataset: str | list[str] | None = None,
+    **unused: Any,
 ) -> RunSummary:
-    """The summary of a run from its arguments, the Trainer's state, its statistics and its FLOPs."""
+    """The summary of a trainer's run; the arguments are those of `Trainer.create_model_card`."""
+    args, state, statistics, config = trainer.args, trainer.state, trainer.statistics, trainer.model.config
     last = {name: value for entry in state.log_history for name, value in entry.items()}
     return RunSummary(
-        architecture=config.model_type,
+        architecture=type(trainer.accelerator.unwrap_model(trainer.model)).__name__,
         selection=args.selection,
-        loss=loss,
+        loss=trainer.loss_kind,
         criterion=args.criterion,
         filter_ratio=args.filter_ratio,
         n_chunks=args.n_chunks,
         sub_batch_size=args.per_device_train_batch_size,
         super_batch_size=args.per_device_super_batch_size,
-        base_model=config._name_or_path or None,
-        reference=ref_config._name_or_path or None if ref_config is not None else None,
+        model_id=model_name or trainer.hub_model_id,
+        text_length=trainer.data_collator.texts[""].max_length,
+        base_model=finetuned_from or config._name_or_path or None,
+        datasets=[dataset] if isinstance(dataset, str) else dataset or [],
+        reference=trainer.ref_model.config._name_or_path or None if trainer.ref_model is not None else None,
         reference_revision=args.ref_model_revision,
         steps=state.global_step,
         examples_trained=statistics.trained,
         examples_seen=statistics.seen,
         rows_skipped=statistics.skipped,
         unique_share=statistics.unique_share,
-        flops=flops,
+        flops=trainer.run_flops,
         wall_time=last.get("train_runtime"),
         hardware=hardware(args.device),
         metrics={name: value for name, value in last.items() if name.startswith("eval_")},
         versions=versions(),
+        license=license,
+        language=[language] if isinstance(language, str) else language or [],
     )
 
 

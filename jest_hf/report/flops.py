@@ -174,7 +174,6 @@ def step_flops(
 
 def flops_of_run(
     args: Any,
-    scored: Sequence[str],
     configs: Mapping[str, Any],
     inputs: Mapping[str, Mapping[str, Tensor]],
     n_rows: int,
@@ -184,7 +183,6 @@ def flops_of_run(
 
     Args:
         args ([`~jest_hf.JESTConfig`]): the sizes.
-        scored (sequence of `str`): which of `"learner"` and `"reference"` the criterion compares.
         configs (`dict`): the models' configurations by the same names.
         inputs (`dict`): what each model's `forward` gets, for any number of examples: their shapes count.
         n_rows (`int`): rows of the training data, each embedded once with `cache_reference`.
@@ -198,8 +196,10 @@ def flops_of_run(
         forward["learner"],
         sub_batch=args.per_device_train_batch_size,
         super_batch=args.per_device_super_batch_size,
-        scoring_forward=forward["learner"] if "learner" in scored else 0.0,
+        scoring_forward=forward["learner"] if "learner" in args.scored_models else 0.0,
         reference_forward=0.0 if args.cache_reference else forward["reference"],
-        selection_widths=[embedding_width(configs[name]) for name in scored] if args.selection == "joint" else [],
+        selection_widths=[embedding_width(configs[name]) for name in args.scored_models]
+        if args.selection == "joint"
+        else [],
     )
     return step, float(n_rows * forward["reference"]) if args.cache_reference else 0.0

@@ -148,9 +148,7 @@ def test_nothing_of_the_machine_leaks(tmp_path, monkeypatch):
 
 def test_code_runs_as_pasted(tmp_path, monkeypatch, capsys):
     processor = build_processor(["a red square", "a blue circle"], image_size=16, vocab_size=300, max_length=8)
-    model = build_siglip(
-        "tiny", image_size=16, patch_size=8, vocab_size=len(processor.tokenizer), max_length=8, pad_token_id=0
-    )
+    model = build_siglip("tiny", processor.tokenizer, image_size=16, patch_size=8)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     learner_card(replace(JOINT, model_id=None)).save(tmp_path / "README.md")
