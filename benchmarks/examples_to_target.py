@@ -224,7 +224,14 @@ def measure(options: argparse.Namespace) -> None:
             )
             last = runs[f"{arm}/{seed}"]["points"][-1]
             print(f"seed {seed} {arm}: {last}, {runs[f'{arm}/{seed}']['seconds']:.0f} s", flush=True)
-        write(options, f"seed{seed}", {"runs": {key: run for key, run in runs.items() if key.endswith(f"/{seed}")}})
+        # Arms measured by an earlier call stay.
+        earlier = path_of(options, f"seed{seed}")
+        kept = json.loads(earlier.read_text())["runs"] if earlier.exists() else {}
+        write(
+            options,
+            f"seed{seed}",
+            {"runs": kept | {key: run for key, run in runs.items() if key.endswith(f"/{seed}")}},
+        )
 
 
 def report(options: argparse.Namespace) -> None:

@@ -240,6 +240,7 @@ class JESTTrainer(Trainer):
                     self.args.scoring_batch_size or self.args.per_device_train_batch_size,
                     self.args.device,
                     self.args.dataloader_num_workers,
+                    self.args.disable_tqdm,
                 )
         return super().train(*args, **kwargs)
 

@@ -47,6 +47,7 @@ def embed_rows(
     batch_size: int,
     device: torch.device,
     num_workers: int = 0,
+    disable_tqdm: bool = False,
 ) -> ContrastiveEmbeddings:
     """
     Embed every row once, in order: fp32 `[N, D]` on the CPU, so that row i is the example with id i.
@@ -55,7 +56,7 @@ def embed_rows(
     """
     loader = DataLoader(rows, batch_size, collate_fn=SingleCaptionCollator(collator), num_workers=num_workers)
     parts = []
-    for batch in logging.tqdm(loader, desc="Caching the reference", unit="batch"):
+    for batch in logging.tqdm(loader, desc="Caching the reference", unit="batch", disable=disable_tqdm):
         part = view.embed(model, {name: value.to(device) for name, value in batch.items()}, batch_size)
         parts.append((part.image.cpu(), part.text.cpu()))
     image, text = (torch.cat(halves) for halves in zip(*parts, strict=True))

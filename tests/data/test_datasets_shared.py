@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.datasets_shared import EMOJI, cross_style, demo_web, shared_data_folder
+from benchmarks.datasets_shared import EMOJI, cifar10, cross_style, demo_web, shared_data_folder
 
 
 try:
@@ -109,3 +109,18 @@ def test_absent_folder_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("JEST_HF_SHARED_DATA", str(tmp_path / "none"))
     with pytest.raises(FileNotFoundError, match="none: let JEST_HF_SHARED_DATA"):
         cross_style()
+
+
+@needs_data
+def test_cifar10_captions_are_wrong_as_often_as_said():
+    parts = cifar10(seed=3, n_curated=1000, wrong=0.6)
+    assert {part: len(rows) for part, rows in parts.items()} == {
+        "curated": 1000, "pool": 49_000, "validation": 5000, "test": 5000,
+    }  # fmt: skip
+    name_of = dict(zip(parts["curated"]["group"], parts["curated"]["caption"], strict=True))
+    assert len(name_of) == len(set(name_of.values())) == 10
+    pool = parts["pool"]
+    wrong = [name_of[group] != caption for group, caption in zip(pool["group"], pool["caption"], strict=True)]
+    assert wrong == [noise == "shuffled" for noise in pool["noise"]]
+    assert np.mean(wrong) == pytest.approx(0.6, abs=0.01)
+    assert not set(_bytes(parts["curated"])) & set(_bytes(parts["test"]))
