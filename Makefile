@@ -16,7 +16,7 @@ help:
 	@echo "make demo   train the reference, the IID baseline and JEST on the built-in data, and compare them"
 	@echo "make test   run the tests"
 	@echo "make lint   check style and format"
-	@echo "make bench  run the benchmarks, results in benchmarks/results"
+	@echo "make bench  run the short benchmarks, results in benchmarks/results (the long one: docs/results.md)"
 	@echo "make setup  only build $(VENV)"
 
 setup: $(STAMP)
@@ -43,7 +43,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 
 bench: $(STAMP)
-	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	@set -e; for name in selection overhead chunks; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
