@@ -1,0 +1,119 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The processes that share a super-batch, and the few ways in which they talk.
+
+Selection, losses and the exchange of examples are written once, in terms of `Ranks`. Alone (one process) every method
+returns what it was given, without a copy, so nothing above asks how many processes there are.
+
+No method is differentiable: the losses compute their gradients themselves. All are collectives: every rank must call
+them, in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Ranks:
+    """
+    The processes of a group, seen from one of them.
+
+    Args:
+        group (`torch.distributed.ProcessGroup`, *optional*): The group; `None` is this process alone. The default
+            group, whatever its size, is [`Ranks.world`].
+
+    Attributes:
+        rank (`int`): This process's place in the group.
+        size (`int`): Number of processes (W).
+        bytes_received (`int`): Payload that this rank has received from others so far, in bytes.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        self.rank = 0 if group is None else dist.get_rank(group)
+        self.size = 1 if group is None else dist.get_world_size(group)
+        self.bytes_received = 0
+
+    @classmethod
+    def world(cls) -> Ranks:
+        """All processes of the job: the default group, or this process alone where there is none."""
+        return cls(dist.group.WORLD if dist.is_available() and dist.is_initialized() else None)
+
+    def gather(self, value: Tensor) -> Tensor:
+        """`value`, of the same shape and dtype on every rank, from all ranks: `[W, ...]`."""
+        if self.size == 1:
+            return value[None]
+        gathered = value.new_empty((self.size, *value.shape))
+        # The plain list form: the single-tensor one changes its name between the torch versions that we support.
+        dist.all_gather(list(gathered.unbind()), value.contiguous(), group=self.group)
+        self.bytes_received += (self.size - 1) * value.nbytes
+        return gathered
+
+    def gather_counts(self, count: int, device: torch.device | str = "cpu") -> list[int]:
+        """A whole number from every rank, in the order of ranks."""
+        return self.gather(torch.tensor(count, device=device)).tolist()
+
+    def gather_rows(self, rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        """
+        The rows of all ranks, in the order of ranks: `[sum(counts), ...]`.
+
+        Args:
+            rows (`torch.Tensor`): This rank's `[n, ...]`; n may differ between ranks, the rest of the shape may not.
+            counts (sequence of `int`, *optional*): Rows of every rank, where they are known; otherwise they are asked
+                for first.
+        """
+        if self.size == 1:
+            return rows
+        counts = self.gather_counts(len(rows), rows.device) if counts is None else list(counts)
+        if len(set(counts)) == 1:
+            return self.gather(rows).flatten(0, 1)
+        return self.route(rows.repeat(self.size, *[1] * (rows.ndim - 1)), [len(rows)] * self.size, counts)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of `value` over all ranks, the same on each."""
+        if self.size == 1:
+            return value
+        total = value.clone()
+        dist.all_reduce(total, group=self.group)
+        # What a ring all-reduce receives.
+        self.bytes_received += 2 * (self.size - 1) * value.nbytes // self.size
+        return total
+
+    def route(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """
+        Send the first `sent[0]` rows to rank 0, the next `sent[1]` to rank 1, and so on.
+
+        Args:
+            rows (`torch.Tensor`): `[sum(sent), ...]`.
+            sent (sequence of `int`): Rows for each rank.
+            received (sequence of `int`): Rows from each rank; must be what each of them sends here.
+
+        Returns:
+            `torch.Tensor`: `[sum(received), ...]`, in the order of the ranks they come from.
+        """
+        if self.size == 1:
+            return rows
+        arrived = rows.new_empty((sum(received), *rows.shape[1:]))
+        dist.all_to_all_single(arrived, rows.contiguous(), list(received), list(sent), group=self.group)
+        row_bytes = rows[:1].nbytes if len(rows) else arrived[:1].nbytes
+        self.bytes_received += (sum(received) - received[self.rank]) * row_bytes
+        return arrived
+
+    def rotate(self, rows: Tensor) -> Tensor:
+        """Hand `rows` to the next rank and return those of the one before; all of one shape."""
+        if self.size == 1:
+            return rows
+        n = len(rows)
+        sent, received = [0] * self.size, [0] * self.size
+        sent[(self.rank + 1) % self.size] = received[(self.rank - 1) % self.size] = n
+        return self.route(rows, sent, received)
+
+    def __repr__(self) -> str:
+        return f"Ranks(rank={self.rank}, size={self.size})"
+
+
+__all__ = ["Ranks"]

@@ -1,0 +1,88 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Run a function in a real gloo group of several processes, and return what each of them returned.
+
+The processes are forked from a server that has imported torch and jest_hf already, which costs a tenth of a second
+where starting an interpreter would cost five. They meet in a file, not on a port: several test runs cannot collide.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+TIMEOUT = 120  # seconds: a rank that waits longer than this for the others has been deserted
+
+
+def run(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """
+    Call `function(*args)` on each of `world_size` ranks, inside a default process group.
+
+    Args:
+        world_size (`int`): Number of processes.
+        function (`Callable`): A module-level function; it and its arguments and result are pickled.
+
+    Returns:
+        What each rank returned, in the order of ranks.
+
+    Raises:
+        AssertionError: with the trace of the first rank that raised or died.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch.distributed", "jest_hf.trainer", "tests.helpers"])
+    # As bytes both ways: torch would have multiprocessing share tensors, which die with the process that made them.
+    call = pickle.dumps((function, args))
+    with tempfile.TemporaryDirectory() as folder:
+        pipes = [context.Pipe(duplex=False) for _ in range(world_size)]
+        processes = [
+            context.Process(target=_work, args=(rank, world_size, folder, sender, call), daemon=True)
+            for rank, (_, sender) in enumerate(pipes)
+        ]
+        for process, (_, sender) in zip(processes, pipes, strict=True):
+            process.start()
+            sender.close()  # so that a dead process is an EOFError here and not a wait for ever
+        try:
+            return [_result(rank, receiver) for rank, (receiver, _) in enumerate(pipes)]
+        finally:
+            for process in processes:
+                process.join(timeout=5)
+                process.kill()
+
+
+def _work(rank: int, world_size: int, folder: str, sender: Connection, call: bytes) -> None:
+    torch.set_num_threads(1)
+    try:
+        function, args = pickle.loads(call)
+        dist.init_process_group(
+            "gloo",
+            init_method=(Path(folder) / "store").as_uri(),
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=TIMEOUT),
+        )
+        outcome = pickle.dumps((True, function(*args)))
+        dist.destroy_process_group()
+    except BaseException:
+        outcome = pickle.dumps((False, traceback.format_exc()))
+    sender.send_bytes(outcome)
+
+
+def _result(rank: int, receiver: Connection) -> Any:
+    try:
+        succeeded, value = pickle.loads(receiver.recv_bytes())
+    except EOFError:
+        raise AssertionError(f"rank {rank} died without a word") from None
+    if not succeeded:
+        raise AssertionError(f"rank {rank} raised:\n{value}")
+    return value
