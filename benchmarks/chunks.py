@@ -3,12 +3,13 @@
 """How learnable the drawn sub-batch is, against the number of chunks and the filter ratio (the paper's Fig. 2).
 
     python benchmarks/chunks.py                                         # trains a reference and a learner first
-    python benchmarks/chunks.py --reference out/ref --learner out/learner
+    python benchmarks/chunks.py --reference jest-out/demo/reference --learner jest-out/demo/iid/checkpoint-480
 
-The learner is early in IID training on the noisy scenes, the reference is trained on the curated ones. The sub-batch
-has one size b throughout; the filter ratio sets the super-batch it is drawn from. Its learnability is the learner's
-contrastive loss minus the reference's, over the sub-batch as one batch: the mean over its examples of their summed
-pairwise scores.
+The second line takes both from the demonstration. The learner is in IID training on the noisy scenes, the reference is
+trained on the curated ones. The sub-batch has one size b throughout; the filter ratio sets the super-batch it is drawn
+from. Its learnability is the learner's contrastive loss minus the reference's, over the sub-batch as one batch: the
+mean over its examples of their summed pairwise scores. The size matters: what examples add to each other grows with b,
+what each has by itself does not, so that in small batches independent draws are nearly as good (--size 256).
 
 Two normalisations, as in the figure:
 
@@ -112,8 +113,8 @@ def learnability(learner: ContrastiveEmbeddings, reference: ContrastiveEmbedding
 
 
 def pair_losses(model: ContrastiveEmbeddings) -> Tensor:
-    """The sigmoid loss of every pair, float64 `[B, B]`."""
-    logits = model.logit_scale * (model.image.double() @ model.text.double().T) + model.logit_bias
+    """The sigmoid loss of every pair, float32 `[B, B]`."""
+    logits = (model.image @ model.text.T).mul_(model.logit_scale).add_(model.logit_bias)
     logits.diagonal().neg_()
     return F.softplus(logits)
 
@@ -126,7 +127,7 @@ def gibbs(scores: Tensor, size: int, sweeps: int, seed: int) -> list[Tensor]:
     candidates outside, with p proportional to exp(own score + scores with the others, as image and as text).
 
     Args:
-        scores (`torch.Tensor`): float64 `[B, B]`.
+        scores (`torch.Tensor`): `[B, B]`.
         size (`int`): of the sub-batch (b).
         sweeps (`int`): each is b iterations.
         seed (`int`): of the first, uniform sub-batch and of all draws.
@@ -134,11 +135,11 @@ def gibbs(scores: Tensor, size: int, sweeps: int, seed: int) -> list[Tensor]:
     Returns:
         `list[torch.Tensor]`: the sub-batch at first and after each sweep, int64 `[b]`.
     """
-    own = scores.diagonal().clone()
+    own = scores.diagonal().double()
     pairs = scores + scores.T
     pairs.fill_diagonal_(0.0)
     members = gumbel_noise(seed, 0, 1, len(scores))[0].topk(size).indices
-    log_weights = own + pairs[members].sum(dim=0)
+    log_weights = own + pairs[members].sum(dim=0, dtype=torch.float64)
     closed = torch.zeros_like(own)  # -inf for members
     closed[members] = -torch.inf
     states = [members.clone()]
@@ -271,10 +272,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--reference", help="path of a saved reference and its processor; by default one is trained")
     parser.add_argument("--learner", help="path of a saved learner and its processor; by default one is trained")
     parser.add_argument("--reference_steps", type=int, default=150)
-    parser.add_argument("--learner_steps", type=int, default=50)
-    parser.add_argument("--size", type=int, default=256, help="sub-batch b")
-    parser.add_argument("--rows", type=int, default=8192, help="noisy rows that super-batches are drawn from")
-    parser.add_argument("--draws", type=int, default=8, help="super-batches, each with its own noise")
+    parser.add_argument("--learner_steps", type=int, default=200)
+    parser.add_argument("--size", type=int, default=2048, help="sub-batch b")
+    parser.add_argument("--rows", type=int, default=24000, help="noisy rows that super-batches are drawn from")
+    parser.add_argument("--draws", type=int, default=4, help="super-batches, each with its own noise")
     parser.add_argument("--sweeps", type=int, default=12, help="of the Gibbs sampler, b iterations each")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; writes no results")

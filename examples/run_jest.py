@@ -68,7 +68,7 @@ class ScriptArguments:
     vocab_size: int = field(default=2048, metadata={"help": "Of the tokenizer trained for a learner from a size."})
     max_length: int | None = field(default=None, metadata={"help": "Text tokens; 20 for a learner from a size."})
 
-    reference: str | None = field(default=None, metadata={"help": "Hub id or path of the reference."})
+    ref_model: str | None = field(default=None, metadata={"help": "Hub id or path of the reference."})
     train_reference_on: str | None = field(
         default=None, metadata={"help": "Without one: curated data on which to train it first, named like dataset."}
     )
@@ -88,7 +88,7 @@ class ScriptArguments:
         if self.dataset.startswith("scenes"):
             self.eval_dataset = self.eval_dataset or "scenes:validation"
             self.test_dataset = self.test_dataset or "scenes:test"
-            if self.reference is None:
+            if self.ref_model is None:
                 self.train_reference_on = self.train_reference_on or "scenes:curated"
 
 
@@ -210,7 +210,7 @@ class Job:
         if self.args.selection == "uniform" or self.args.criterion == "hard_learner":
             return None
         if self.curated is None:
-            return self.script.reference
+            return self.script.ref_model
         folder = str(Path(self.args.output_dir) / "reference")
         if self.args.resume_from_checkpoint and (Path(folder) / "model.safetensors").exists():
             return folder

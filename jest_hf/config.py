@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -17,6 +18,9 @@ SELECTIONS = ("joint", "independent", "uniform")
 CRITERIA = ("learnability", "easy_reference", "hard_learner")
 LOSS_KINDS = ("sigmoid", "softmax")
 SCOPES = ("global", "local")
+LOSS_EXCHANGES = ("gather", "ring")
+REFERENCES = ("model", "adapter")
+PLACEMENTS = ("replica", "sharded")
 
 
 @dataclass
@@ -46,8 +50,8 @@ class JESTConfig(TrainingArguments):
     selection_gain (`float`, *optional*, defaults to `1.0`):
         Factor on the scores before sampling: larger is greedier.
     selection_scope (`str`, *optional*, defaults to `"global"`):
-        `"global"` selects from the super-batch of all devices, `"local"` on each device for itself. The same thing on
-        one device.
+        `"global"` selects from the super-batch of all devices together: the same sub-batch whatever their number.
+        `"local"` selects on each device for itself, a weaker method. The same thing on one device.
 
     > Parameters that control scoring and loss
 
@@ -55,8 +59,19 @@ class JESTConfig(TrainingArguments):
         `"sigmoid"` or `"softmax"`. Default: sigmoid for SigLIP and SigLIP 2 learners, softmax for CLIP.
     loss_tile_size (`int`, *optional*):
         Rows of the logit matrix that the loss holds at a time. Default: dense for small sub-batches, tiled for large.
+    loss_exchange (`str`, *optional*, defaults to `"gather"`):
+        How the devices see each other's embeddings in the loss: `"gather"` brings all of them to each device, `"ring"`
+        passes one device's at a time round, which bounds the memory. The same loss either way.
+    gradient_cache_chunk_size (`int`, *optional*):
+        Train on the sub-batch in chunks of so many examples (on each device), for sub-batches whose activations do not
+        fit: the gradients are the same (arXiv 2101.06983), for one more forward. Default: all at once.
     scoring_batch_size (`int`, *optional*):
         Examples scored in one forward. Default: `per_device_train_batch_size`.
+    reference (`str`, *optional*, defaults to `"model"`):
+        `"model"` is a model of its own; `"adapter"` is the learner's backbone, with the LoRA adapter that `ref_model`
+        names or with none, so that the reference costs no weights. `"adapter"` needs a learner with `peft_config`.
+    ref_placement (`str`, *optional*, defaults to `"replica"`):
+        `"replica"` keeps the whole reference on each device, `"sharded"` spreads it (DeepSpeed ZeRO-3 and FSDP2 only).
     ref_model_revision (`str`, *optional*):
         Branch, tag or commit of a `ref_model` named by its Hub id.
     cache_reference (`bool`, *optional*, defaults to `False`):
@@ -96,6 +111,18 @@ class JESTConfig(TrainingArguments):
     scoring_batch_size: int | None = field(
         default=None, metadata={"help": "Examples scored in one forward; by default the sub-batch size."}
     )
+    loss_exchange: str = field(
+        default="gather", metadata={"help": "How devices share embeddings in the loss: gather, or ring (less memory)."}
+    )
+    gradient_cache_chunk_size: int | None = field(
+        default=None, metadata={"help": "Examples trained on at a time; by default the whole sub-batch of a device."}
+    )
+    reference: str = field(
+        default="model", metadata={"help": "What the reference is: a model, or an adapter on the learner's backbone."}
+    )
+    ref_placement: str = field(
+        default="replica", metadata={"help": "The whole reference on each device (replica), or sharded."}
+    )
     ref_model_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of a reference model named by its Hub id."}
     )
@@ -121,6 +148,9 @@ class JESTConfig(TrainingArguments):
         _check_choice("selection", self.selection, SELECTIONS)
         _check_choice("criterion", self.criterion, CRITERIA)
         _check_choice("selection_scope", self.selection_scope, SCOPES)
+        _check_choice("loss_exchange", self.loss_exchange, LOSS_EXCHANGES)
+        _check_choice("reference", self.reference, REFERENCES)
+        _check_choice("ref_placement", self.ref_placement, PLACEMENTS)
         if self.loss is not None:
             _check_choice("loss", self.loss, LOSS_KINDS)
         if not 0.0 <= self.filter_ratio < 1.0:
@@ -130,7 +160,7 @@ class JESTConfig(TrainingArguments):
             )
         for name in ("n_chunks", "per_device_train_batch_size"):
             _check_at_least_one(name, getattr(self, name))
-        for name in ("loss_tile_size", "scoring_batch_size"):
+        for name in ("loss_tile_size", "scoring_batch_size", "gradient_cache_chunk_size"):
             if getattr(self, name) is not None:
                 _check_at_least_one(name, getattr(self, name))
         if not (math.isfinite(self.selection_gain) and self.selection_gain > 0):
@@ -142,7 +172,7 @@ class JESTConfig(TrainingArguments):
             raise ValueError(
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps} would take each contrastive loss "
                 "over a part of the sub-batch and lose the negatives of the rest; set it to 1 and raise "
-                "per_device_train_batch_size (recomputing activations if memory is short)."
+                "per_device_train_batch_size, with gradient_cache_chunk_size if memory is short."
             )
         if self.remove_unused_columns:
             raise ValueError(
@@ -170,11 +200,28 @@ class JESTConfig(TrainingArguments):
         }[self.criterion]
 
     @property
+    def selection_settings(self) -> dict[str, Any]:
+        """What decides which examples are selected; a resumed run is compared with its checkpoint in these."""
+        names = ("selection", "criterion", "n_chunks", "selection_gain", "selection_scope", "seed", "data_seed")
+        sizes = {"sub_batch_size": self.sub_batch_size, "super_batch_size": self.super_batch_size}
+        return {name: getattr(self, name) for name in names} | sizes
+
+    @property
     def per_device_super_batch_size(self) -> int:
         """Examples loaded and scored per step and device; for `selection="uniform"` the sub-batch itself."""
         if self.selection == "uniform":
             return self.per_device_train_batch_size
         return round(self.per_device_train_batch_size / (1.0 - self.filter_ratio))
+
+    @property
+    def sub_batch_size(self) -> int:
+        """Examples trained on per step, over all devices (b)."""
+        return self.per_device_train_batch_size * self.world_size
+
+    @property
+    def super_batch_size(self) -> int:
+        """Examples loaded and scored per step, over all devices (B)."""
+        return self.per_device_super_batch_size * self.world_size
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -8,10 +8,10 @@ A step is five verbs: **score** the super-batch with learner and reference, **se
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,31 @@ from transformers.utils import logging
 
 from jest_hf.collator import JESTDataCollator
 from jest_hf.config import JESTConfig
-from jest_hf.data.rows import EpochSampler, Rows
-from jest_hf.evaluation.tasks import CaptionCollator, embed_dataset
+from jest_hf.data.rows import Rows
+from jest_hf.distributed import Exchanged, Ranks, Shares
+from jest_hf.evaluation.tasks import embed_dataset
 from jest_hf.hub.model_card import learner_card
 from jest_hf.hub.run import summarise_run
-from jest_hf.losses import LOSSES
-from jest_hf.models import DualEncoder, expose_temperature, family_of
-from jest_hf.reference import embed_rows, load_reference
+from jest_hf.loaders import RowLoaders, number_of_rows
+from jest_hf.losses import LOSSES, backward_in_chunks
+from jest_hf.models import (
+    DualEncoder,
+    DualEncoderOutput,
+    add_adapter,
+    add_reference_adapter,
+    base_model,
+    expose_temperature,
+    family_of,
+)
+from jest_hf.reference import Reference, load_reference, place_reference
 from jest_hf.report.flops import StepFlops, flops_of_run
 from jest_hf.report.ledger import LedgerCallback, SelectionLedger
 from jest_hf.report.metrics import RunStatistics, compare_selected
 from jest_hf.report.progress import JESTProgress
-from jest_hf.selection import ContrastiveEmbeddings, PairwiseScores, draw_chunks, gumbel_noise, select_independently
+from jest_hf.selection import ContrastiveEmbeddings, draw_sub_batch, take_readable, take_sub_batch
 from jest_hf.validation import (
     check_arguments,
+    check_gradient_cache,
     check_inputs,
     check_launch,
     check_loss,
@@ -48,20 +59,8 @@ from jest_hf.validation import (
 
 logger = logging.get_logger(__name__)
 
-# What decides which examples are selected; a resumed run is compared with its checkpoint in these.
-_SELECTION_SETTINGS = (
-    "selection",
-    "criterion",
-    "filter_ratio",
-    "n_chunks",
-    "selection_gain",
-    "per_device_train_batch_size",
-    "seed",
-    "data_seed",
-)
 
-
-class JESTTrainer(Trainer):
+class JESTTrainer(RowLoaders, Trainer):
     """
     Train a dual encoder on selected examples (JEST, arXiv 2406.17711).
 
@@ -82,10 +81,13 @@ class JESTTrainer(Trainer):
             The learner's processor. Default: that of the collator, or the one stored with a model named by id or path.
         ref_model ([`~transformers.PreTrainedModel`] or `str`, *optional*):
             The frozen reference, or its Hub id or local path (`args.ref_model_revision` pins it). Needed by the
-            criteria `learnability` and `easy_reference`; otherwise it is left alone.
+            criteria `learnability` and `easy_reference`; otherwise it is left alone. With `args.reference="adapter"`
+            it is the id or path of an adapter for the learner's backbone, or `None` for the backbone itself.
         ref_processing_class (*optional*):
             The reference's processor. Default: the one stored with a reference named by id or path; a reference given
             as a model reads what the learner reads.
+        peft_config (`peft.PeftConfig`, *optional*):
+            Train this adapter (LoRA and so on) on the frozen model instead of all weights.
 
     Raises:
         ValueError: for settings, models, processors and data that do not fit together, before anything is trained.
@@ -103,11 +105,13 @@ class JESTTrainer(Trainer):
         *,
         ref_model: PreTrainedModel | str | None = None,
         ref_processing_class: Any | None = None,
+        peft_config: Any | None = None,
         callbacks: list[TrainerCallback] | None = None,
         **trainer_arguments: Any,
     ) -> None:
         check_arguments(args, data_collator, ref_model)
         check_launch(args)
+        check_gradient_cache(args)
         if processing_class is None and data_collator is not None:
             processing_class = data_collator.processor
         if isinstance(model, str):
@@ -115,9 +119,13 @@ class JESTTrainer(Trainer):
             model = AutoModel.from_pretrained(model)
         if processing_class is None:
             raise ValueError("processing_class=None: pass the learner's processor, or a data_collator made from it.")
+        if peft_config is not None:
+            model = add_adapter(model, peft_config)
 
         self.ref_model = None
-        if "reference" in args.scored_models:
+        if args.reference == "adapter" and "reference" in args.scored_models:
+            add_reference_adapter(model, ref_model, args.ref_model_revision)
+        elif "reference" in args.scored_models:
             self.ref_model, ref_processing_class = load_reference(
                 ref_model, args.ref_model_revision, ref_processing_class
             )
@@ -126,13 +134,15 @@ class JESTTrainer(Trainer):
         elif self.ref_model is not None and data_collator.ref_processor is None:
             data_collator = data_collator.with_reference(ref_processing_class)
 
-        n_examples = 0
+        self.ranks = Ranks.world()
+        self.group = self.ranks if args.selection_scope == "global" else Ranks()
+        n_examples = number_of_rows(train_dataset, data_collator.image_column, self.ranks)
         if train_dataset is not None:
-            n_examples = len(Rows(train_dataset, data_collator.image_column))
             check_train_size(n_examples, args)
-        settings = {name: getattr(args, name) for name in _SELECTION_SETTINGS}
-        self.statistics = RunStatistics(n_examples, settings)
-        self.ledger = SelectionLedger(Path(args.output_dir) / "selections.parquet") if args.record_selection else None
+        self.statistics = RunStatistics(n_examples, args.selection_settings)
+        self.ledger = None
+        if args.record_selection and args.process_index == 0:
+            self.ledger = SelectionLedger(Path(args.output_dir) / "selections.parquet")
         own_callbacks = [self.statistics] + ([LedgerCallback(self.ledger)] if self.ledger else [])
 
         super().__init__(
@@ -154,93 +164,64 @@ class JESTTrainer(Trainer):
 
         self.loss_kind = args.loss or family_of(self.model.config).loss
         self.learner_view = self._view(self.model, data_collator.processor, "learner")
-        if self.ref_model is not None:
-            self.reference_view = self._view(
-                self.ref_model, data_collator.ref_processor or data_collator.processor, "reference", prefix="ref_"
-            )
-            self.ref_model.to(args.device)
-        self.reference_cache: ContrastiveEmbeddings | None = None
+        self.reference = self._reference(data_collator)
         self.step_flops, self.cache_flops = StepFlops(training=0.0), 0.0
         self._try_inputs()
+
+    def _reference(self, data_collator: JESTDataCollator) -> Reference | None:
+        if "reference" not in self.args.scored_models:
+            return None
+        if self.args.reference == "adapter":
+            return Reference(self.learner_view, self.model, shared=True)
+        processor = data_collator.ref_processor or data_collator.processor
+        view = self._view(self.ref_model, processor, "reference", prefix="ref_")
+        return Reference(view, place_reference(self.ref_model, self.accelerator, self.args.ref_placement))
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         """As the Trainer's: each trial of a hyperparameter search starts from a new learner."""
         model = super().call_model_init(trial)
-        expose_temperature(model)
+        expose_temperature(base_model(model))
         return model
 
     def _view(self, model: PreTrainedModel, processor: Any, role: str, prefix: str = "") -> DualEncoder:
         view = DualEncoder(model.config, processor, prefix)
         check_loss(self.loss_kind, role, model)
         check_vocabulary(processor.tokenizer, model.config, role)
-        expose_temperature(model)
+        expose_temperature(base_model(model))
         return view
 
     def _try_inputs(self) -> None:
         """Collate one row of each data set: a missing column or a foreign processor shows here and not in a worker."""
         if self.train_dataset is not None:
-            batch = self.data_collator([Rows(self.train_dataset, self.data_collator.image_column)[0]])
+            batch = self.data_collator([self.first_row()])
             inputs = {"learner": self.learner_view.inputs(batch)}
             check_inputs(inputs["learner"], self.model.config, "learner")
-            if self.ref_model is not None:
-                inputs["reference"] = self.reference_view.inputs(batch)
-                check_inputs(inputs["reference"], self.ref_model.config, "reference")
-            configs = {"learner": self.model.config, "reference": self.ref_model and self.ref_model.config}
-            self.step_flops, self.cache_flops = flops_of_run(self.args, configs, inputs, len(self.train_dataset))
+            configs = {"learner": self.model.config}
+            if self.reference is not None:
+                inputs["reference"] = self.reference.view.inputs(batch)
+                configs["reference"] = self.reference.model.config
+                check_inputs(inputs["reference"], configs["reference"], "reference")
+            self.step_flops, self.cache_flops = flops_of_run(self.args, configs, inputs, self.statistics.n_examples)
         if self.eval_dataset is not None:
             several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
             for dataset in several.values():
                 loader = self.get_eval_dataloader(dataset)
                 loader.collate_fn([loader.dataset[0]])
 
-    # ---- Data ----
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Super-batches of `args.per_device_super_batch_size` rows, in an order that depends on (data_seed, epoch)."""
-        if self.train_dataset is None:
-            raise ValueError("train_dataset=None: pass the rows to train on to JESTTrainer.")
-        return self._get_dataloader(
-            dataset=Rows(self.train_dataset, self.data_collator.image_column),
-            description="Training",
-            batch_size=self.args.per_device_super_batch_size,
-            sampler_fn=lambda rows: EpochSampler(len(rows), seed=self.args.data_seed),
-            is_training=True,
-        )
-
-    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        """Every row once, in order, each image with all of its captions (see [`CaptionCollator`])."""
-        if isinstance(eval_dataset, str):
-            eval_dataset = self.eval_dataset[eval_dataset]
-        elif eval_dataset is None:
-            eval_dataset = self.eval_dataset
-        if eval_dataset is None:
-            raise ValueError("eval_dataset=None: pass the rows to evaluate on to JESTTrainer or to evaluate().")
-        return DataLoader(
-            Rows(eval_dataset, self.data_collator.image_column),
-            batch_size=self.args.eval_batch_size,
-            collate_fn=CaptionCollator(self.data_collator, self.args.eval_group_column),
-            num_workers=self.args.dataloader_num_workers,
-        )
-
-    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
-        """As [`get_eval_dataloader`]."""
-        return self.get_eval_dataloader(test_dataset)
-
     # ---- The step ----
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As [`~transformers.Trainer.train`], after caching the reference if `args.cache_reference`."""
-        if self.args.cache_reference and self.ref_model is not None and self.reference_cache is None:
+        if self.args.cache_reference and self.reference is not None and self.reference.cached is None:
             with self.accelerator.autocast():
-                self.reference_cache = embed_rows(
-                    self.reference_view,
-                    self.ref_model,
+                self.reference.cache(
                     Rows(self.train_dataset, self.data_collator.image_column),
                     self.data_collator,
                     self.args.scoring_batch_size or self.args.per_device_train_batch_size,
                     self.args.device,
                     self.args.dataloader_num_workers,
                     self.args.disable_tqdm,
+                    ranks=self.ranks,
                 )
         return super().train(*args, **kwargs)
 
@@ -254,26 +235,23 @@ class JESTTrainer(Trainer):
     ) -> Tensor:
         """One step on one super-batch: score, select, take, record, learn."""
         super_batch = self._prepare_input(inputs)
-        eligible = super_batch["valid"]
-        if not eligible.any():
+        shares = Shares.of(self.group, super_batch["valid"])
+        if sum(shares.readable) < self.group.size:
             raise ValueError(
-                f"step {self._step}: not one of the {len(eligible)} rows of the super-batch can be read; "
-                "check that the image files are still there."
+                f"step {self._step}: only {sum(shares.readable)} of the {sum(shares.rows)} rows of the super-batch "
+                f"can be read, and {self.group.size} are needed; check that the image files are still there."
             )
         if self.args.selection == "uniform":
-            # None takes all without a copy, which for the images alone can cost a per cent of a small model's step.
-            indices = None if eligible.all() else eligible.nonzero().flatten()
+            sub_batch = take_readable(super_batch, shares)
         else:
             with self._timed("scoring_seconds"):
                 embeddings = self.score(model, super_batch)
             with self._timed("selection_seconds"):
-                indices = self.select(embeddings, super_batch)
-            self.statistics.add(compare_selected(embeddings, indices, eligible, self.loss_kind))
-        sub_batch = super_batch
-        if indices is not None:
-            sub_batch = {name: value.index_select(0, indices) for name, value in super_batch.items()}
-        self.record(sub_batch["example_id"], eligible)
-        return super().training_step(model, sub_batch, num_items_in_batch)
+                indices = self.select(embeddings, super_batch, shares)
+            sub_batch, parts = take_sub_batch(shares, super_batch, embeddings, indices)
+            self.statistics.add(compare_selected(parts, self.loss_kind, self.group))
+        self.record(sub_batch, super_batch["valid"])
+        return self.learn(model, sub_batch.batch, num_items_in_batch)
 
     def score(self, model: nn.Module, super_batch: dict[str, Tensor]) -> dict[str, ContrastiveEmbeddings]:
         """Embed the super-batch with the models that the criterion compares: `"learner"`, `"reference"`, or both."""
@@ -282,42 +260,72 @@ class JESTTrainer(Trainer):
         with self.accelerator.autocast():
             if "learner" in self.args.scored_models:
                 embeddings["learner"] = self.learner_view.embed(model, super_batch, batch_size)
-            if self.ref_model is not None and self.reference_cache is None:
-                embeddings["reference"] = self.reference_view.embed(self.ref_model, super_batch, batch_size)
-        if self.reference_cache is not None:
-            cached = self.reference_cache.take(super_batch["example_id"].cpu())
-            embeddings["reference"] = cached.to(self.args.device)
+            if self.reference is not None:
+                embeddings["reference"] = self.reference.embed(model, super_batch, batch_size)
         return embeddings
 
-    def select(self, embeddings: dict[str, ContrastiveEmbeddings], super_batch: dict[str, Tensor]) -> Tensor:
-        """Positions of the sub-batch in the super-batch, int64 `[b]`, a function of (scores, seed, step) alone."""
-        args, step, eligible = self.args, self._step, super_batch["valid"]
-        scores = PairwiseScores.from_embeddings(**embeddings, criterion=args.criterion, loss=self.loss_kind)
-        diagonal = scores.diagonal()
-        broken = eligible & ~diagonal.isfinite()
-        if broken.any():
-            ids = super_batch["example_id"][broken].tolist()
-            raise FloatingPointError(
-                f"step {step}: the scores of {len(ids)} of {len(eligible)} examples are NaN or infinite (example ids "
-                f"{ids[:10]}); the learner has diverged or the reference is broken: try a lower learning_rate or fp32."
-            )
-        size = min(args.per_device_train_batch_size, int(eligible.sum()))
-        n_chunks = args.n_chunks if args.selection == "joint" else 1
-        noise = gumbel_noise(args.seed, step, n_chunks, len(scores), device=diagonal.device)
-        if args.selection == "independent":
-            return select_independently(diagonal, size, noise[0], gain=args.selection_gain, eligible=eligible)
-        chunks = list(draw_chunks(scores, size, n_chunks, args.selection_gain, noise, eligible))
+    def select(
+        self, embeddings: dict[str, ContrastiveEmbeddings], super_batch: dict[str, Tensor], shares: Shares
+    ) -> Tensor:
+        """Positions of the sub-batch in the super-batch, int64 `[b]`, the same on every rank that selects with us."""
+        args = self.args
+        chunks = draw_sub_batch(
+            embeddings,
+            super_batch["valid"],
+            super_batch["example_id"],
+            size=min(args.per_device_train_batch_size * self.group.size, sum(shares.readable)),
+            n_chunks=args.n_chunks if args.selection == "joint" else 1,
+            criterion=args.criterion,
+            loss=self.loss_kind,
+            gain=args.selection_gain,
+            seed=args.seed,
+            step=self._step,
+            start=self.ranks.rank * args.per_device_super_batch_size,
+            total=args.super_batch_size,
+            ranks=self.group,
+        )
         self.statistics.add(
             {f"effective_sample_size/chunk_{k:02d}": c.effective_sample_size for k, c in enumerate(chunks, start=1)}
         )
         return torch.cat([chunk.indices for chunk in chunks])
 
-    def record(self, trained_ids: Tensor, eligible: Tensor) -> None:
-        """Count the step, and write down which examples it trains on, in order of drawing."""
-        trained_ids = trained_ids.cpu()
-        self.statistics.count(seen=len(eligible), skipped=int((~eligible).sum()), trained_ids=trained_ids)
+    def record(self, taken: Exchanged, valid: Tensor) -> None:
+        """Count the step, and write down which examples every rank trains on, and when they were drawn."""
+        seen, skipped = self.ranks.sum(torch.stack([torch.ones_like(valid).sum(), (~valid).sum()])).tolist()
+        columns = torch.stack([taken.batch["example_id"], taken.order], dim=1)
+        counts = self.ranks.gather_counts(len(columns), columns.device)
+        ids, order = self.ranks.gather_rows(columns, counts).cpu().T
+        if self.group.size > 1:
+            self.statistics.add({"exchange/examples": taken.moved, "exchange/bytes": taken.bytes_moved})
+        self.statistics.count(seen=seen, skipped=skipped, trained_ids=ids)
         if self.ledger is not None:
-            self.ledger.record(self._step, trained_ids)
+            ranks = torch.arange(self.ranks.size).repeat_interleave(torch.tensor(counts))
+            self.ledger.record(self._step, ids, ranks, order)
+
+    def learn(
+        self, model: nn.Module, sub_batch: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Gradients of ONE contrastive loss over the whole sub-batch; the loss, detached."""
+        if self.args.gradient_cache_chunk_size is None:
+            return super().training_step(model, sub_batch, num_items_in_batch)
+        model.train()
+
+        def forward(rows: slice) -> DualEncoderOutput:
+            with self.compute_loss_context_manager():
+                return self.learner_view(model, sub_batch, rows)
+
+        n_rows = len(sub_batch["example_id"])
+        # As many forwards on every rank: where many rows are broken, ranks may be an example apart.
+        smallest = min(self.ranks.gather_counts(n_rows, self.args.device))
+        n_chunks = -(-self.args.per_device_train_batch_size // self.args.gradient_cache_chunk_size)
+        return backward_in_chunks(
+            forward,
+            n_rows,
+            min(n_chunks, smallest),
+            loss=self._contrastive_loss,
+            backward=self.accelerator.backward,
+            no_sync=lambda: self.accelerator.no_sync(model),
+        )
 
     def compute_loss(
         self,
@@ -326,16 +334,17 @@ class JESTTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """ONE contrastive loss over the whole sub-batch: an fp32 scalar."""
+        """The contrastive loss of the sub-batch of all ranks, an fp32 scalar, from this rank's rows."""
         output = self.learner_view(model, inputs)
-        loss = LOSSES[self.loss_kind](
-            output.image_embeds,
-            output.text_embeds,
-            output.logit_scale,
-            output.logit_bias,
-            tile_size=self.args.loss_tile_size,
-        )
+        loss = self._contrastive_loss(output.image_embeds, output.text_embeds, output.logit_scale, output.logit_bias)
         return (loss, output) if return_outputs else loss
+
+    def _contrastive_loss(self, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        args = self.args
+        loss = LOSSES[self.loss_kind]
+        return loss(
+            image, text, scale, bias, tile_size=args.loss_tile_size, ranks=self.ranks, exchange=args.loss_exchange
+        )
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -348,14 +357,14 @@ class JESTTrainer(Trainer):
 
     def floating_point_ops(self, inputs: dict[str, Tensor]) -> float:
         """FLOPs of one step, for `state.total_flos`: both towers, scoring, reference and selection."""
-        return self.step_flops.total
+        return self.step_flops.total / self.args.world_size  # the Trainer adds up what the ranks say
 
     @property
     def run_flops(self) -> StepFlops:
         """FLOPs of the run so far, caching the reference included, plain convention."""
-        parts = dataclasses.asdict(self.step_flops)
+        parts = asdict(self.step_flops)
         run = StepFlops(**{name: self.state.global_step * flops for name, flops in parts.items()})
-        return dataclasses.replace(run, reference=run.reference + self.cache_flops)
+        return replace(run, reference=run.reference + self.cache_flops)
 
     # ---- Evaluation ----
 
@@ -368,9 +377,10 @@ class JESTTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Retrieval in both directions over the whole data set; the predictions are the image and text embeddings."""
-        model = self.model_wrapped if self.is_in_train else self.model
         with self.accelerator.autocast():
-            embedded = embed_dataset(self.learner_view, model, dataloader, self.args.device, self.loss_kind)
+            embedded = embed_dataset(
+                self.learner_view, self.model_wrapped, dataloader, self.args.device, self.loss_kind, ranks=self.ranks
+            )
         return EvalLoopOutput(
             predictions=(embedded.image.numpy(), embedded.text.numpy()),
             label_ids=None,

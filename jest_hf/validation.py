@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch.distributed as dist
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.generic import strtobool
 
 from jest_hf.collator import JESTDataCollator
 from jest_hf.config import JESTConfig
@@ -28,7 +30,7 @@ def check_arguments(args: Any, data_collator: Any, ref_model: Any) -> None:
             f"data_collator must be a JESTDataCollator, got {type(data_collator).__name__}: the super-batch needs "
             "uint8 images, example ids and a mark of the rows that are broken; subclass it, or leave it out."
         )
-    if "reference" in args.scored_models and ref_model is None:
+    if "reference" in args.scored_models and ref_model is None and args.reference == "model":
         raise ValueError(
             f"criterion={args.criterion!r} needs a reference: pass ref_model (a model, a Hub id or a path), or choose "
             "criterion='hard_learner' or selection='uniform'."
@@ -36,17 +38,77 @@ def check_arguments(args: Any, data_collator: Any, ref_model: Any) -> None:
 
 
 def check_launch(args: JESTConfig) -> None:
-    """Refuse ways of starting that would silently train something else."""
+    """Refuse ways of starting that would silently train something else than what was asked for."""
+    started = dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+    on_cpu = args.use_cpu or strtobool(os.environ.get("ACCELERATE_USE_CPU", "false"))
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs are visible to one process, which transformers would drive with DataParallel: every "
-            "replica would see a part of the contrastive batch only; set CUDA_VISIBLE_DEVICES to one of them."
+            "replica would see a part of the contrastive batch only; start one process per GPU (accelerate launch "
+            "$(jest-hf preset ddp)), or set CUDA_VISIBLE_DEVICES to one of them."
         )
-    world_size = dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size > 1 or args.world_size > 1:
+    if args.deepspeed_plugin is not None and on_cpu:
         raise ValueError(
-            f"{max(world_size, args.world_size)} processes were started, and this version of jest_hf trains in one: "
-            "start it with num_processes=1."
+            "use_cpu=True makes accelerate ignore the DeepSpeed config without a word; set use_cpu=False, and on a "
+            "machine without GPUs ddp_backend='gloo' and DS_ACCELERATOR=cpu in the environment."
+        )
+    if strtobool(os.environ.get("ACCELERATE_USE_FSDP", "false")) and args.device.type == "cpu":
+        raise ValueError(
+            "accelerate cannot shard a model with FSDP on CPUs, it would train every process by itself; use GPUs, or "
+            "one of the presets ddp, zero1, zero2 and zero3."
+        )
+    if started != args.world_size:
+        raise ValueError(
+            f"{started} processes were started, and accelerate knows of {args.world_size}: each would train on all of "
+            "the data by itself; start with `accelerate launch $(jest-hf preset zero2)` (or another preset) instead "
+            "of torchrun and deepspeed=..., and on a machine without GPUs set use_cpu=True for DDP, or "
+            "ddp_backend='gloo' for DeepSpeed."
+        )
+    if args.world_size == 1 and _one_process_of_several():
+        raise ValueError(
+            "accelerate launch was asked for several processes and started this one alone, as it does for "
+            "distributed_type MULTI_CPU without MPI; use the preset ddp (distributed_type MULTI_GPU, and use_cpu=True "
+            "in the arguments), or unset MASTER_PORT if one process is what you want."
+        )
+    if args.world_size > 1 and args.distributed_state.distributed_type == DistributedType.NO:
+        raise ValueError(
+            f"{args.world_size} processes were started with accelerate's distributed_type NO, which averages no "
+            "gradients; set use_cpu=True on a machine without GPUs, or start with `accelerate launch $(jest-hf preset "
+            "ddp)`."
+        )
+    if args.world_size > 1:
+        _check_sharding(args)
+
+
+def _one_process_of_several() -> bool:
+    """Whether accelerate's launcher for one process was at work (the first) and was asked for several (the second)."""
+    return "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ
+
+
+def _check_sharding(args: JESTConfig) -> None:
+    """Every rank reads its own, equally long share of each super-batch."""
+    if not args.dataloader_drop_last:
+        raise ValueError(
+            "dataloader_drop_last=False would fill an incomplete last super-batch with examples that were trained on "
+            "already; leave it at True with several processes."
+        )
+    for name, meaning in (
+        ("dispatch_batches", "would have rank 0 read the data of all"),
+        ("split_batches", "would cut the super-batch of one process into those of all"),
+    ):
+        if getattr(args.accelerator_config, name):
+            raise ValueError(
+                f"accelerator_config={{'{name}': True}} {meaning}, while every rank reads its own share of the "
+                f"super-batch here; leave {name} out."
+            )
+
+
+def check_gradient_cache(args: JESTConfig) -> None:
+    """DeepSpeed's engine takes an optimizer step with every backward; gradient caching needs one for each chunk."""
+    if args.gradient_cache_chunk_size is not None and args.deepspeed_plugin is not None:
+        raise ValueError(
+            f"gradient_cache_chunk_size={args.gradient_cache_chunk_size} does not work with DeepSpeed, whose engine "
+            "steps after every backward; use the presets ddp or fsdp2, or gradient_checkpointing=True."
         )
 
 
@@ -59,14 +121,23 @@ def check_loss(loss: str, role: str, model: nn.Module) -> None:
         )
 
 
-def check_train_size(n_rows: int, args: JESTConfig) -> None:
-    """An epoch must hold at least one super-batch."""
-    needed = args.per_device_super_batch_size
-    if n_rows < needed:
+def check_train_size(n_rows: int | None, args: JESTConfig) -> None:
+    """An epoch must hold at least one super-batch; a stream (`None`) has neither epochs nor an index."""
+    if n_rows is None and args.cache_reference:
         raise ValueError(
-            f"train_dataset has {n_rows} rows, fewer than one super-batch of {needed} "
-            f"(per_device_train_batch_size={args.per_device_train_batch_size}, filter_ratio={args.filter_ratio}); "
-            "lower one of the two, or bring more data."
+            "cache_reference=True embeds the training data by index, which a stream has none of; set it to False, or "
+            "pass a map-style data set."
+        )
+    if n_rows is None and "epoch" in (args.eval_strategy, args.save_strategy):
+        raise ValueError(
+            f"eval_strategy={args.eval_strategy.value!r}, save_strategy={args.save_strategy.value!r}: a stream has no "
+            "epochs; set them to 'steps' or 'no'."
+        )
+    if n_rows is not None and n_rows < args.super_batch_size:
+        raise ValueError(
+            f"train_dataset has {n_rows} rows, fewer than one super-batch of {args.super_batch_size} "
+            f"(per_device_train_batch_size={args.per_device_train_batch_size} on {args.world_size} devices, "
+            f"filter_ratio={args.filter_ratio}); lower one of these, or bring more data."
         )
 
 

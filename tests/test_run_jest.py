@@ -130,7 +130,7 @@ def test_a_recipe_over_local_files_with_a_reference_by_path(tmp_path, run_jest, 
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     out = tmp_path / "out"
-    overriding = {"reference": tmp_path / "reference", "max_steps": 2, "output_dir": out}
+    overriding = {"ref_model": tmp_path / "reference", "max_steps": 2, "output_dir": out}
     run_jest.main(["--config", str(tmp_path / "recipe.yaml"), *flags(overriding)])
 
     assert not (tmp_path / "not here").exists()
@@ -220,7 +220,7 @@ def test_recipes_hold_settings_that_exist(recipe, run_jest):
     for name, value in settings.items():
         holder = args if name in JESTConfig.__dataclass_fields__ else script
         assert getattr(holder, name) == value, name
-    assert script.reference or script.train_reference_on
+    assert script.ref_model or script.train_reference_on
     assert args.output_dir.startswith("jest-out")  # which git ignores
     assert f"--config examples/recipes/{recipe.name}" in recipe.read_text()
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import AutoModel, SiglipModel, Trainer, TrainingArguments
 
-from jest_hf import JESTConfig, JESTDataCollator, JESTTrainer
+from jest_hf import JESTDataCollator, JESTTrainer
 from jest_hf.data.rows import EpochSampler, Rows
+from jest_hf.distributed import Shares
 from jest_hf.losses import sigmoid_contrastive_loss
 from jest_hf.models import DualEncoder, expose_temperature
 from jest_hf.report import read_selections
@@ -28,38 +29,7 @@ from tests.helpers import (
     tiny_siglip_processor,
 )
 from tests.selection import literal
-
-
-def arguments(folder, **changes) -> JESTConfig:
-    settings = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": 8,
-        "filter_ratio": 0.75,
-        "n_chunks": 4,
-        "max_steps": 3,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
-    return JESTConfig(**{**settings, **changes})
-
-
-def make_trainer(folder, *, model=None, reference=None, rows=None, processor=None, options=None, **changes):
-    return JESTTrainer(
-        model=model if model is not None else tiny_siglip(0),
-        ref_model=reference if reference is not None else tiny_siglip(1),
-        args=arguments(folder, **changes),
-        train_dataset=rows if rows is not None else random_rows(80),
-        processing_class=processor or tiny_siglip_processor(),
-        **(options or {}),
-    )
-
-
-def logged(trainer, name):
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
+from tests.trainers import arguments, logged, make_trainer
 
 
 def test_a_step_trains_on_the_selected_sub_batch_alone(tmp_path):
@@ -309,7 +279,8 @@ def test_independent_selection_draws_by_each_examples_own_score(tmp_path):
     embeddings = trainer.score(trainer.model, batch)
     diagonal = PairwiseScores.from_embeddings(**embeddings).diagonal()
     # At so high a gain the noise no longer matters: the highest scores, highest first.
-    assert trainer.select(embeddings, batch).tolist() == diagonal.argsort(descending=True)[:8].tolist()
+    chosen = trainer.select(embeddings, batch, Shares.of(trainer.ranks, batch["valid"]))
+    assert chosen.tolist() == diagonal.argsort(descending=True)[:8].tolist()
 
 
 # ---- Broken rows and broken numbers ----
@@ -357,7 +328,7 @@ def test_more_broken_rows_than_selection_can_spare(tmp_path):
 
 def test_a_super_batch_without_one_readable_row_ends_the_run(tmp_path):
     rows = [{**row, "image": None} for row in random_rows(40)]
-    with pytest.raises(ValueError, match="step 1: not one of the 32 rows of the super-batch can be read"):
+    with pytest.raises(ValueError, match="step 1: only 0 of the 32 rows of the super-batch can be read"):
         make_trainer(tmp_path, rows=rows).train()
 
 
@@ -379,145 +350,3 @@ def test_nan_scores_name_the_step_and_the_examples(tmp_path):
         make_trainer(tmp_path, reference=reference, rows=rows).train()
     named = [int(i) for i in str(error.value).split("[")[1].split("]")[0].split(",")]
     assert named and all("green" in rows[i]["text"] for i in named)
-
-
-# ---- Refused before the first step ----
-
-
-def test_what_does_not_fit_together_is_refused_at_construction(tmp_path):
-    rows = random_rows(80)
-    cases = [
-        ({"rows": rows[:20]}, "train_dataset has 20 rows, fewer than one super-batch of 32"),
-        ({"rows": [{"picture": row["image"], "text": "a"} for row in rows]}, "no column 'image'"),
-        ({"rows": [{"image": row["image"], "title": "a"} for row in rows]}, "caption_column"),
-        ({"rows": datasets.Dataset.from_list([{"text": "a"}] * 40)}, "image_column='image' is not a column"),
-        ({"rows": datasets.Dataset.from_list(rows).to_iterable_dataset()}, "cannot be read by index"),
-        ({"model": tiny_siglip(0, image_size=24)}, "makes images of 16 px, and the learner takes 24 px"),
-        ({"model": tiny_siglip(0, max_length=4)}, "padded to 8 tokens, and the learner has 4 text positions"),
-        ({"reference": tiny_siglip(1, image_size=24)}, "the reference takes 24 px"),
-        ({"model": tiny_siglip2(0)}, "makes images, which a siglip2 learner cannot read"),
-        ({"reference": tiny_clip(1)}, "loss='sigmoid' needs a logit_bias, and the reference"),
-        ({"model": tiny_clip(0), "processor": tiny_clip_processor(), "loss": "sigmoid"}, "and the learner"),
-        ({"reference": tiny_siglip(1), "ref_model_revision": "main"}, "ref_model_revision='main'"),
-        ({"options": {"eval_dataset": [{"image": rows[0]["image"]}]}}, "caption_column"),
-        ({"options": {"eval_dataset": rows}, "eval_group_column": "concept"}, "eval_group_column='concept'"),
-    ]
-    for case, message in cases:
-        with pytest.raises((ValueError, TypeError), match=message):
-            make_trainer(tmp_path, **case)
-
-
-def test_a_missing_reference_arguments_or_processor(tmp_path):
-    common = {"train_dataset": random_rows(80), "processing_class": tiny_siglip_processor()}
-    with pytest.raises(ValueError, match="criterion='learnability' needs a reference: pass ref_model"):
-        JESTTrainer(model=tiny_siglip(0), args=arguments(tmp_path), **common)
-    with pytest.raises(ValueError, match="args must be a JESTConfig, got TrainingArguments"):
-        JESTTrainer(model=tiny_siglip(0), args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True), **common)
-    with pytest.raises(ValueError, match="processing_class=None"):
-        JESTTrainer(model=tiny_siglip(0), args=arguments(tmp_path, selection="uniform"))
-    with pytest.raises(ValueError, match="data_collator must be a JESTDataCollator, got function"):
-        JESTTrainer(model=tiny_siglip(0), args=arguments(tmp_path), data_collator=lambda rows: rows, **common)
-    # Neither needs a reference.
-    for changes in ({"selection": "uniform"}, {"criterion": "hard_learner"}):
-        JESTTrainer(model=tiny_siglip(0), args=arguments(tmp_path, **changes), **common)
-
-
-def test_a_vocabulary_that_the_model_does_not_know(tmp_path):
-    model = tiny_siglip(0)
-    model.config.text_config.vocab_size = 3
-    with pytest.raises(ValueError, match=r"goes up to token 13, and the learner knows 3 tokens"):
-        make_trainer(tmp_path, model=model)
-
-
-def test_several_processes_are_refused(tmp_path, monkeypatch):
-    args = arguments(tmp_path)
-    monkeypatch.setenv("WORLD_SIZE", "2")  # what a launcher sets; accelerate does not always heed it
-    with pytest.raises(ValueError, match="2 processes were started"):
-        JESTTrainer(model=tiny_siglip(0), ref_model=tiny_siglip(1), args=args, train_dataset=random_rows(80))
-
-
-# ---- Evaluation and what is left behind ----
-
-
-def test_evaluation_counts_all_captions_and_groups(tmp_path):
-    rows = random_rows(12, seed=3)
-    for index, row in enumerate(rows):
-        row["text"] = ["a red star", row["text"]] if index % 3 == 0 else row["text"]
-        row["group"] = "even" if index % 2 == 0 else "odd"
-    rows[7]["image"] = None
-    trainer = make_trainer(
-        tmp_path, options={"eval_dataset": rows}, eval_group_column="group", per_device_eval_batch_size=5
-    )
-    metrics = trainer.evaluate()
-    output = trainer.predict(rows)
-    image, text = output.predictions
-    assert image.shape == (11, 32) and text.shape == (15, 32)
-    assert metrics["eval_examples_skipped"] == 1
-
-    kept = [index for index in range(12) if index != 7]
-    caption_of = [position for position, index in enumerate(kept) for _ in range(2 if index % 3 == 0 else 1)]
-    groups = np.array([kept[position] % 2 for position in range(11)])
-    similarity = image @ text.T
-    hits = sum(groups[caption_of][similarity[i].argmax()] == groups[i] for i in range(11))
-    assert metrics["eval_image_to_text_R@1"] == pytest.approx(hits / 11, abs=1 / 11)
-    assert metrics["eval_image_to_text_R@10"] >= metrics["eval_image_to_text_R@1"]
-
-
-def test_several_evaluation_sets_and_the_best_checkpoint(tmp_path):
-    trainer = make_trainer(
-        tmp_path,
-        options={"eval_dataset": {"one": random_rows(8, seed=1), "two": random_rows(8, seed=2)}},
-        eval_strategy="steps",
-        eval_steps=1,
-        save_strategy="steps",
-        save_steps=1,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_two_R@5",
-    )
-    trainer.train()
-    best = max(logged(trainer, "eval_two_R@5"))
-    assert trainer.state.best_metric == best
-    assert trainer.evaluate()["eval_two_R@5"] == best
-
-
-def test_the_card_tells_of_this_run(tmp_path):
-    trainer = make_trainer(tmp_path, options={"eval_dataset": random_rows(8, seed=1)})
-    trainer.train()
-    trainer.evaluate()
-    trainer.create_model_card(dataset="rows/of-a-test")
-    card = (tmp_path / "README.md").read_text()
-    for expected in ("joint", "0.75", "| 24 ", "| 96 ", "rows/of-a-test", "R@5", "SiglipModel"):
-        assert expected in card, expected
-
-
-def test_evaluation_alone_needs_no_training_data(tmp_path):
-    trainer = JESTTrainer(
-        tiny_siglip(0), arguments(tmp_path, selection="uniform"), None, None, random_rows(8), tiny_siglip_processor()
-    )
-    assert 0 <= trainer.evaluate()["eval_R@1"] <= 1
-    trainer.create_model_card()
-    with pytest.raises(ValueError, match="train_dataset=None"):
-        trainer.train()
-
-
-def test_a_learner_may_come_from_model_init(tmp_path):
-    trainer = JESTTrainer(
-        model_init=lambda: tiny_siglip(0),
-        ref_model=tiny_siglip(1),
-        args=arguments(tmp_path),
-        train_dataset=random_rows(80),
-        processing_class=tiny_siglip_processor(),
-    )
-    trainer.train()
-    assert trainer.state.global_step == 3
-
-
-def test_an_existing_script_needs_only_the_config_and_the_collator(tmp_path):
-    """Positional arguments in the order of `transformers.Trainer`."""
-    processor = tiny_siglip_processor()
-    rows = random_rows(80)
-    trainer = JESTTrainer(
-        tiny_siglip(0), arguments(tmp_path), JESTDataCollator(processor), rows, rows[:8], ref_model=tiny_siglip(1)
-    )
-    trainer.train()
-    assert trainer.state.global_step == 3

@@ -18,6 +18,8 @@ import datasets
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
+from jest_hf.distributed import Ranks
+
 
 Key = int | tuple[int, int]
 
@@ -53,6 +55,29 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return self.n_rows
 
 
+def share_batches(n_rows: int, batch_size: int, ranks: Ranks | None = None) -> list[range]:
+    """
+    This rank's batches of row numbers, to go once over all rows: a `batch_sampler` for a torch `DataLoader`.
+
+    The batches are those of a single process, and each rank has a run of them, so that what is gathered in the order
+    of ranks is in the order of rows. Every rank gets the same number of batches, because engines make every forward a
+    collective: where they do not suffice, the last ranks get EMPTY ones, which a collator has to make an input of.
+
+    Args:
+        n_rows (`int`): Number of rows.
+        batch_size (`int`): Rows in a batch; the last batch of all may have fewer.
+        ranks ([`~jest_hf.distributed.Ranks`], *optional*): Who shares them; `None` is this process alone.
+
+    Returns:
+        `list[range]`: `ceil(ceil(n_rows / batch_size) / W)` batches.
+    """
+    ranks = ranks or Ranks()
+    batches = [range(start, min(start + batch_size, n_rows)) for start in range(0, n_rows, batch_size)]
+    share = -(-len(batches) // ranks.size)
+    own = batches[ranks.rank * share : (ranks.rank + 1) * share]
+    return own + [range(0)] * (share - len(own))
+
+
 class Rows(Dataset):
     """
     Map-style view of a data set whose rows carry their `example_id` and `epoch`.
@@ -76,7 +101,7 @@ class Rows(Dataset):
     ) -> None:
         _require_map_style(dataset)
         if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
-            dataset = _undecoded(dataset.with_format(None))
+            dataset = undecoded(dataset.with_format(None))
             if image_column is not None and image_column not in dataset.column_names:
                 raise ValueError(
                     f"image_column={image_column!r} is not a column of the data set (there are: "
@@ -119,14 +144,14 @@ def _require_map_style(dataset: Any) -> None:
     if iterable_style or not map_style:
         raise TypeError(
             f"{type(dataset).__module__}.{type(dataset).__name__} cannot be read by index (an `IterableDataset` is "
-            "not supported yet); pass a map-style data set: a `datasets.Dataset` (`datasets.Dataset.from_generator` "
-            "makes one of a stream), a torch `Dataset` or a list of dicts."
+            "good for training alone); pass a map-style data set: a `datasets.Dataset` "
+            "(`datasets.Dataset.from_generator` makes one of a stream), a torch `Dataset` or a list of dicts."
         )
 
 
-def _undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
+def undecoded(dataset: datasets.Dataset | datasets.IterableDataset) -> datasets.Dataset | datasets.IterableDataset:
     """The same data with every image column read as bytes or path. Only the schema changes: nothing is rewritten."""
-    for name, feature in dataset.features.items():
+    for name, feature in (dataset.features or {}).items():  # of a stream they may be unknown
         if isinstance(feature, datasets.Image) and feature.decode:
             dataset = dataset.cast_column(name, datasets.Image(mode=feature.mode, decode=False))
     return dataset

@@ -7,7 +7,8 @@ written into it here can select the best checkpoint. Everything else (model, dev
 trainer's own, which is why the callback holds the trainer.
 
 Images and prompts go through the model's own forward, as in [`~evaluation.tasks`]: wrapped models gather their
-parameters only there. It needs both kinds, so each is embedded beside a single dummy of the other.
+parameters only there. It needs both kinds, so each is embedded beside a single dummy of the other. Several processes
+share both the prompts and the images, in equal numbers of forwards, and all of them get the figures of one process.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback
 
 from jest_hf.collator import CAPTION_COLUMNS, JESTDataCollator
-from jest_hf.data.rows import Rows
+from jest_hf.data.rows import Rows, share_batches
+from jest_hf.distributed import Ranks
 from jest_hf.evaluation.zero_shot import DEFAULT_TEMPLATES, zero_shot_accuracy, zero_shot_classifier
 from jest_hf.models import IMAGE_KEYS, DualEncoderOutput
 
@@ -88,13 +90,14 @@ class ZeroShotCallback(TrainerCallback):
 
     @torch.no_grad()
     def compute(self) -> dict[str, float]:
-        """The learner's [`zero_shot_accuracy`] now, and `examples_skipped`; leaves the model in eval mode."""
-        trainer, args = self.trainer, self.trainer.args
-        model = trainer.model_wrapped if trainer.is_in_train else trainer.model
+        """The learner's [`zero_shot_accuracy`] now, and `examples_skipped`; leaves it in eval mode. A collective."""
+        trainer, args, ranks = self.trainer, self.trainer.args, Ranks.world()
+        model = trainer.model_wrapped
         model.eval()
+        batch_size = args.eval_batch_size
         loader = DataLoader(
             self.rows,
-            batch_size=args.eval_batch_size,
+            batch_sampler=share_batches(len(self.rows), batch_size, ranks),
             collate_fn=_ImageCollator(self.collator),
             num_workers=args.dataloader_num_workers,
         )
@@ -105,37 +108,46 @@ class ZeroShotCallback(TrainerCallback):
             tensors = {name: value.to(args.device) for name, value in {**images, **texts}.items()}
             return trainer.learner_view(model, tensors)
 
+        def encode_text(prompts: list[str]) -> Tensor:
+            parts = [prompts[rank * batch_size : (rank + 1) * batch_size] for rank in range(ranks.size)]
+            own = parts[ranks.rank]
+            embeds = forward(blank, self.collator.tokenize(own or prompts[:1])).text_embeds
+            return ranks.gather_rows(embeds[: len(own)], [len(part) for part in parts])
+
         with trainer.accelerator.autocast():
             class_embeds = zero_shot_classifier(
-                lambda prompts: forward(blank, self.collator.tokenize(prompts)).text_embeds,
-                self.class_names,
-                self.templates,
-                batch_size=args.eval_batch_size,
+                encode_text, self.class_names, self.templates, batch_size=batch_size * ranks.size
             )
             images, labels = [], []
             for batch in loader:
                 valid = batch["valid"]
-                if valid.any():
-                    pixels = {name: value[valid] for name, value in batch.items() if name in IMAGE_KEYS}
-                    images.append(forward(pixels, any_text).image_embeds)
-                    labels.append(self.labels[batch["example_id"][valid]])
-        if not images:
+                pixels = {name: value[valid] for name, value in batch.items() if name in IMAGE_KEYS}
+                embeds = forward(pixels if valid.any() else blank, any_text).image_embeds
+                images.append(embeds[: int(valid.sum())])
+                labels.append(self.labels[batch["example_id"][valid]].to(args.device))
+        counts = ranks.gather_counts(sum(len(part) for part in labels), args.device)
+        if not any(counts):
             raise ValueError(
                 f"not one of the {len(self.rows)} images for zero-shot classification can be read; check the column "
                 f"{self.collator.image_column!r}."
             )
-        labels = torch.cat(labels)
-        accuracy = zero_shot_accuracy(torch.cat(images), class_embeds, labels)
+        image, labels = (ranks.gather_rows(torch.cat(parts), counts) for parts in (images, labels))
+        accuracy = zero_shot_accuracy(image, class_embeds, labels)
         return {**accuracy, "examples_skipped": len(self.rows) - len(labels)}
 
 
 class _ImageCollator:
-    """A [`JESTDataCollator`] for rows without captions, apart from the callback because workers get a copy of it."""
+    """
+    A [`JESTDataCollator`] for rows without captions, apart from the callback because workers get a copy of it. Of no
+    rows it makes none.
+    """
 
     def __init__(self, collator: JESTDataCollator) -> None:
         self.collator = collator
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        if not rows:
+            return {"example_id": torch.empty(0, dtype=torch.int64), "valid": torch.empty(0, dtype=torch.bool)}
         column = self.collator.caption_column or CAPTION_COLUMNS[0]
         return self.collator([{**row, column: "unused"} for row in rows])
 

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from jest_hf.collator import JESTDataCollator
+from jest_hf.distributed import Ranks, gather_objects, gather_to_cpu
 from jest_hf.evaluation.retrieval import retrieval_recall
 from jest_hf.losses import LOSSES
 from jest_hf.models import IMAGE_KEYS, DualEncoder
@@ -27,7 +29,8 @@ class CaptionCollator:
 
     Returns (from a call):
         The learner's keys of the super-batch, images `[n, ...]`, texts `[m, ...]`, and `caption_of` (int64 `[m]`, the
-        image a caption belongs to), `groups` (list of n), `skipped` (number of broken rows, which are left out).
+        image a caption belongs to), `groups` (list of n), `skipped` (number of broken rows, which are left out). Where
+        n is 0 there is one blank image and one blank text all the same: every batch can go through a model.
     """
 
     def __init__(self, collator: JESTDataCollator, group_column: str | None = None) -> None:
@@ -35,6 +38,8 @@ class CaptionCollator:
         self.group_column = group_column
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        if not rows:
+            return self._blank(skipped=0)
         if self.group_column is not None and self.group_column not in rows[0]:
             raise ValueError(
                 f"eval_group_column={self.group_column!r} is not a column of the evaluation data; "
@@ -42,18 +47,28 @@ class CaptionCollator:
             )
         batch = self.collator(rows)
         kept = batch["valid"].nonzero().flatten().tolist()
+        if not kept:
+            return self._blank(skipped=len(rows))
         captions = [self.collator.captions(rows[index]) for index in kept]
         flat = [caption for several in captions for caption in several]
         caption_of = [image for image, several in enumerate(captions) for _ in several]
         groups = [rows[index][self.group_column] if self.group_column else rows[index]["example_id"] for index in kept]
-        images = {name: value[kept] for name, value in batch.items() if name in IMAGE_KEYS}
-        texts = self.collator.tokenize(flat) if flat else {}
         return {
-            **images,
-            **texts,
+            **{name: value[kept] for name, value in batch.items() if name in IMAGE_KEYS},
+            **self.collator.tokenize(flat),
             "caption_of": torch.tensor(caption_of, dtype=torch.int64),
             "groups": groups,
             "skipped": len(rows) - len(kept),
+        }
+
+    def _blank(self, skipped: int) -> dict[str, Any]:
+        images = {name: torch.from_numpy(array) for name, array in self.collator.geometries[""].empty(1).items()}
+        return {
+            **images,
+            **self.collator.tokenize([""]),
+            "caption_of": torch.empty(0, dtype=torch.int64),
+            "groups": [],
+            "skipped": skipped,
         }
 
 
@@ -85,35 +100,69 @@ class Embedded:
 
 @torch.no_grad()
 def embed_dataset(
-    view: DualEncoder, model: nn.Module, batches: Iterable[Mapping[str, Any]], device: torch.device, loss: str
+    view: DualEncoder,
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    device: torch.device,
+    loss: str,
+    ranks: Ranks | None = None,
 ) -> Embedded:
-    """Embed the batches of a [`CaptionCollator`], in eval mode; `ValueError` where no row can be read."""
+    """
+    Embed the batches of a [`CaptionCollator`], in eval mode.
+
+    Args:
+        view ([`~jest_hf.models.DualEncoder`]): how the model reads a batch.
+        model (`torch.nn.Module`): the model, wrapped or not.
+        batches (iterable): this rank's batches, as many as every other rank's ([`~data.rows.share_batches`] sees to
+            it): each is one forward, a collective under some engines.
+        device (`torch.device`): the model's.
+        loss (`str`): `"sigmoid"` or `"softmax"`.
+        ranks ([`~jest_hf.distributed.Ranks`], *optional*): who shares the data set; `None` is this process alone.
+
+    Returns:
+        [`Embedded`]: the whole data set, on every rank, in the order of ranks: the same as of one process.
+
+    Raises:
+        ValueError: on all ranks, if no row can be read.
+    """
+    ranks = ranks or Ranks()
     model.eval()
     images, texts, image_groups, text_groups, losses = [], [], [], [], []
     number_of: dict[Any, int] = {}
     skipped = 0
     for batch in batches:
         skipped += batch["skipped"]
-        if not batch["groups"]:
-            continue
         tensors = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
         output = view(model, tensors)
-        image, text = output.image_embeds.float(), output.text_embeds.float()
-        groups = torch.tensor([number_of.setdefault(group, len(number_of)) for group in batch["groups"]])
-        caption_of = batch["caption_of"].cpu()
-        first_captions = torch.searchsorted(caption_of, torch.arange(len(groups)))
-        losses.append(LOSSES[loss](image, text[first_captions], output.logit_scale, output.logit_bias).item())
+        caption_of, n = batch["caption_of"].cpu(), len(batch["groups"])
+        image, text = output.image_embeds[:n].float(), output.text_embeds[: len(caption_of)].float()
+        groups = [number_of.setdefault(group, len(number_of)) for group in batch["groups"]]
+        groups = torch.tensor(groups, dtype=torch.int64)
+        if n > 0:
+            first_captions = torch.searchsorted(caption_of, torch.arange(n))
+            losses.append(LOSSES[loss](image, text[first_captions], output.logit_scale, output.logit_bias).item())
         images.append(image.cpu())
         texts.append(text.cpu())
         image_groups.append(groups)
         text_groups.append(groups[caption_of])
-    if not images:
+    skipped = sum(ranks.gather_counts(skipped, device))
+    losses = gather_to_cpu(ranks, torch.tensor(losses, dtype=torch.float64), device).tolist()
+    if not losses:
         raise ValueError(f"not one of the {skipped} evaluation rows can be read; check the image and caption columns.")
+    numbers = _common_numbers(ranks, list(number_of), device)
     return Embedded(
-        image=torch.cat(images),
-        text=torch.cat(texts),
-        image_groups=torch.cat(image_groups),
-        text_groups=torch.cat(text_groups),
+        image=gather_to_cpu(ranks, torch.cat(images), device),
+        text=gather_to_cpu(ranks, torch.cat(texts), device),
+        image_groups=gather_to_cpu(ranks, numbers[torch.cat(image_groups)], device),
+        text_groups=gather_to_cpu(ranks, numbers[torch.cat(text_groups)], device),
         loss=sum(losses) / len(losses),
         skipped=skipped,
     )
+
+
+def _common_numbers(ranks: Ranks, groups: list[Any], device: torch.device) -> Tensor:
+    """Numbers for these groups (int64), the same on all ranks: in the order in which one process would meet them."""
+    number_of: dict[Any, int] = {}
+    for group in chain.from_iterable(gather_objects(ranks, groups, device)):
+        number_of.setdefault(group, len(number_of))
+    return torch.tensor([number_of[group] for group in groups], dtype=torch.int64)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jest_hf.hub.model_card import RunSummary
+from jest_hf.models import base_model
 
 
 if TYPE_CHECKING:
@@ -32,19 +33,19 @@ def summarise_run(
     args, state, statistics, config = trainer.args, trainer.state, trainer.statistics, trainer.model.config
     last = {name: value for entry in state.log_history for name, value in entry.items()}
     return RunSummary(
-        architecture=type(trainer.accelerator.unwrap_model(trainer.model)).__name__,
+        architecture=type(base_model(trainer.model)).__name__,
         selection=args.selection,
         loss=trainer.loss_kind,
         criterion=args.criterion,
         filter_ratio=args.filter_ratio,
         n_chunks=args.n_chunks,
-        sub_batch_size=args.per_device_train_batch_size,
-        super_batch_size=args.per_device_super_batch_size,
+        sub_batch_size=args.sub_batch_size,
+        super_batch_size=args.super_batch_size,
         model_id=model_name or trainer.hub_model_id,
         text_length=trainer.data_collator.texts[""].max_length,
         base_model=finetuned_from or config._name_or_path or None,
         datasets=[dataset] if isinstance(dataset, str) else dataset or [],
-        reference=trainer.ref_model.config._name_or_path or None if trainer.ref_model is not None else None,
+        reference=trainer.reference.model.config._name_or_path or None if trainer.reference is not None else None,
         reference_revision=args.ref_model_revision,
         steps=state.global_step,
         examples_trained=statistics.trained,
@@ -53,7 +54,7 @@ def summarise_run(
         unique_share=statistics.unique_share,
         flops=trainer.run_flops,
         wall_time=last.get("train_runtime"),
-        hardware=hardware(args.device),
+        hardware=hardware(args.device, args.world_size),
         metrics={name: value for name, value in last.items() if name.startswith("eval_")},
         versions=versions(),
         license=license,
@@ -61,10 +62,10 @@ def summarise_run(
     )
 
 
-def hardware(device: torch.device) -> str:
+def hardware(device: torch.device, world_size: int = 1) -> str:
     """The machine in words, without its name."""
     if device.type == "cuda":
-        return f"1 x {torch.cuda.get_device_name(device)}"
+        return f"{world_size} x {torch.cuda.get_device_name(device)}"
     return f"CPU ({platform.machine()}, {os.cpu_count()} cores)"
 
 

@@ -9,6 +9,9 @@ With L2-normalised embeddings `z`, a multiplier `s` and a bias `c`, the logit of
 - tiled: a few rows of logits at a time, in forward and backward, so that memory grows with `b`, not `b ** 2`
   (see `tiled.py`).
 
+Over several processes there is the tiled form alone: each rank passes its own pairs and gets the loss of the global
+batch (see `over_ranks.py`).
+
 Arithmetic is float32 (float64 for float64 embeddings) whatever the embeddings' dtype, also under autocast: at a scale
 of 100 and more, a bfloat16 logit is rounded to a multiple of one half.
 """
@@ -19,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jest_hf.distributed import Ranks
+from jest_hf.losses.over_ranks import EXCHANGES, Gathered, Ring
 from jest_hf.losses.tiled import TiledSigmoid, TiledSoftmax, sweep_sigmoid, sweep_softmax
 
 
@@ -34,6 +39,8 @@ def sigmoid_contrastive_loss(
     bias: Tensor | float | None = None,
     *,
     tile_size: int | None = None,
+    ranks: Ranks | None = None,
+    exchange: str = "gather",
 ) -> Tensor:
     r"""
     Sigmoid loss of SigLIP (arXiv 2303.15343): each of the `b ** 2` pairs is a binary decision. The terms of an image
@@ -51,8 +58,18 @@ def sigmoid_contrastive_loss(
             Bias `c` added to every logit; none counts as 0.
         tile_size (`int`, *optional*):
             Rows of logits that exist at a time. By default all of them up to `b = 2048` (the dense form), and above
-            that as many as make a tile of at most 2048 x 2048 elements. A number always gives the tiled form, which
-            can be differentiated once only.
+            that as many as make a tile of at most 2048 x 2048 elements. A number, or several ranks, always give the
+            tiled form, which can be differentiated once only.
+        ranks ([`Ranks`], *optional*):
+            The processes that share the batch; `image` and `text` are then this rank's pairs, `[b_r, D]` (shares may
+            differ, none may be empty), and b is their number over all ranks. A collective. The loss is that of the
+            global batch, the same on every rank. What a rank back-propagates is W times its part of the gradient, so
+            that the *average* of the ranks' parameter gradients, which DDP, ZeRO and FSDP take, is exactly the
+            gradient of the global loss. All ranks must call backward with the same factor.
+        exchange (`str`, *optional*, defaults to `"gather"`):
+            How images meet the texts of other ranks. `"gather"`: all texts on every rank, `[b, D]`, and tiles of
+            `tile_size * b`. `"ring"`: the texts of one rank at a time, so that nothing larger than a share exists
+            besides a tile of `tile_size * b / W`.
 
     Returns:
         `torch.Tensor`: the loss, a float32 scalar (float64 if an input embedding is float64). Gradients have the
@@ -60,16 +77,17 @@ def sigmoid_contrastive_loss(
 
     Raises:
         ValueError: if the embeddings are not two floating `[b, D]` matrices of one shape with `b >= 1`, `scale` or
-            `bias` is not one number, or `tile_size` is below 1.
+            `bias` is not one number, `tile_size` is below 1, or `exchange` is unknown.
     """
     image, text, scale, bias = _prepare(image, text, scale, bias)
-    tile_size = _choose_tile_size(len(image), tile_size)
+    way = _choose_exchange(len(image), ranks, exchange, image.device)
+    tile_size = _choose_tile_size(way, tile_size)
     with torch.autocast(image.device.type, enabled=False):
         if tile_size is None:
             return _dense_sigmoid(image, text, scale, bias)
         if _wants_gradients(image, text, scale, bias):
-            return TiledSigmoid.apply(image, text, scale, bias, tile_size)
-        return sweep_sigmoid(image, text, scale, bias, tile_size, gradients=False)[0]
+            return TiledSigmoid.apply(image, text, scale, bias, way, tile_size)
+        return sweep_sigmoid(image, text, scale, bias, way, tile_size, gradients=False)[0]
 
 
 def softmax_contrastive_loss(
@@ -79,6 +97,8 @@ def softmax_contrastive_loss(
     bias: Tensor | float | None = None,
     *,
     tile_size: int | None = None,
+    ranks: Ranks | None = None,
+    exchange: str = "gather",
 ) -> Tensor:
     r"""
     Softmax loss of CLIP (arXiv 2103.00020): the mean of two cross-entropies, that of each image over the texts and
@@ -97,6 +117,11 @@ def softmax_contrastive_loss(
             parameters.
         tile_size (`int`, *optional*):
             As in [`sigmoid_contrastive_loss`].
+        ranks ([`Ranks`], *optional*):
+            As in [`sigmoid_contrastive_loss`].
+        exchange (`str`, *optional*, defaults to `"gather"`):
+            As in [`sigmoid_contrastive_loss`]; by `"ring"` the texts go round twice, the first time for the
+            normalisers.
 
     Returns:
         `torch.Tensor`: the loss, a float32 scalar (float64 if an input embedding is float64). Gradients have the
@@ -106,14 +131,15 @@ def softmax_contrastive_loss(
         ValueError: as [`sigmoid_contrastive_loss`].
     """
     image, text, scale, bias = _prepare(image, text, scale, bias)
-    tile_size = _choose_tile_size(len(image), tile_size)
+    way = _choose_exchange(len(image), ranks, exchange, image.device)
+    tile_size = _choose_tile_size(way, tile_size)
     with torch.autocast(image.device.type, enabled=False):
         if tile_size is None:
             loss = _dense_softmax(image, text, scale)
         elif _wants_gradients(image, text, scale):
-            loss = TiledSoftmax.apply(image, text, scale, tile_size)
+            loss = TiledSoftmax.apply(image, text, scale, way, tile_size)
         else:
-            loss = sweep_softmax(image, text, scale, tile_size, gradients=False)[0]
+            loss = sweep_softmax(image, text, scale, way, tile_size, gradients=False)[0]
         return loss + 0.0 * bias
 
 
@@ -156,10 +182,20 @@ def _prepare(
     return image.to(dtype), text.to(dtype), *scalars
 
 
-def _choose_tile_size(batch_size: int, tile_size: int | None) -> int | None:
+def _choose_exchange(n_pairs: int, ranks: Ranks | None, exchange: str, device: torch.device) -> Gathered | Ring:
+    """The way of exchange for a batch of which this rank has `n_pairs`."""
+    if exchange not in EXCHANGES:
+        raise ValueError(f"exchange={exchange!r} is unknown: use one of {', '.join(EXCHANGES)}.")
+    ranks = Ranks() if ranks is None else ranks
+    counts = [n_pairs] if ranks.size == 1 else ranks.gather_counts(n_pairs, device)
+    return EXCHANGES[exchange](ranks, counts)
+
+
+def _choose_tile_size(way: Gathered | Ring, tile_size: int | None) -> int | None:
     """The rows of a tile, or `None` for the dense form."""
     if tile_size is None:
-        return None if batch_size <= DENSE_LIMIT else max(1, DENSE_LIMIT**2 // batch_size)
+        fits = way.ranks.size == 1 and way.width <= DENSE_LIMIT
+        return None if fits else max(1, DENSE_LIMIT**2 // way.width)
     if tile_size < 1:
         raise ValueError(f"tile_size must be at least 1, but is {tile_size}: pass None to have it chosen.")
     return tile_size

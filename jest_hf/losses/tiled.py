@@ -7,12 +7,16 @@ are known before backward begins, up to one factor. Hence:
 
 1. go over the logits `tile_size` rows (images) at a time; each tile gives its part of the loss and
    `g = dloss / dlogits`;
-2. contract `g` with the embeddings at once: `g @ text` are the rows' image gradients, `g.T @ image` adds to the text
+2. contract `g` with the embeddings at once: `g @ text` adds to the rows' image gradients, `g.T @ image` to the text
    gradients, and the tile is dropped;
 3. save only these `[b, D]` gradients; backward multiplies them by the incoming scalar.
 
 The sigmoid's terms know nothing of each other, so one sweep does. A softmax needs its normalisers first: one sweep for
-the two logsumexps (over the rows at once, over the columns as a running value), a second for the gradients.
+the two logsumexps (running values, over the rows and over the columns), a second for the gradients.
+
+Over W ranks, rows are the images of this rank and columns the texts of all ranks, in the blocks of `over_ranks.py`;
+one rank alone is the case of a single block. The loss is that of the global batch, and every gradient is W times this
+rank's part of its gradient: what engines average over ranks is then the gradient of the loss.
 
 Inputs are float32 or float64 matrices and 0-d scalars of one dtype; `contrastive.py` sees to that.
 """
@@ -27,123 +31,161 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from jest_hf.losses.over_ranks import Gathered, Ring
+
 
 def sweep_sigmoid(
-    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, tile_size: int, gradients: bool
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    exchange: Gathered | Ring,
+    tile_size: int,
+    gradients: bool,
 ) -> tuple[Tensor, ...]:
     """Sigmoid loss in one sweep; with `gradients`, followed by those of image, text, scale and bias."""
-    b = len(image)
-    losses = image.new_empty(b)
-    accumulator = _Gradients(image, text) if gradients else None
-    for rows, tile in _cosine_tiles(image, text, tile_size):
-        tile.mul_(scale).add_(bias)
-        _positives(tile, rows).neg_()  # now -y * logit, of which the loss is the softplus and its slope the sigmoid
-        losses[rows] = F.softplus(tile, threshold=40).sum(dim=1)
-        if accumulator is not None:
-            tile.sigmoid_()
-            _positives(tile, rows).neg_()
-            accumulator.add(tile, rows)
-    loss = losses.mean()
-    if accumulator is None:
+    texts = exchange.spread(text)
+    losses = image.new_zeros(len(image))
+    image_gradient = torch.zeros_like(image) if gradients else None
+    text_gradients = [torch.zeros_like(texts)] if gradients else []
+    bias_gradient = image.new_zeros(())
+    for first, block, *text_gradient in exchange.blocks([texts], text_gradients):
+        for rows, tile in _cosine_tiles(image, block, tile_size):
+            tile.mul_(scale).add_(bias)
+            positives = tile.diagonal(first + rows.start)
+            positives.neg_()  # now -y * logit, of which the loss is the softplus and its slope the sigmoid
+            losses[rows] += F.softplus(tile, threshold=40).sum(dim=1)
+            if gradients:
+                tile.sigmoid_()
+                positives.neg_()
+                bias_gradient += tile.sum()
+                _contract(tile, rows, image, block, image_gradient, *text_gradient)
+    n_pairs = sum(exchange.counts)
+    loss = _sum_over_ranks(losses, exchange) / n_pairs
+    if not gradients:
         return (loss,)
-    return loss, *accumulator.result(scale, 1 / b), accumulator.logits / b
+    text_gradient = exchange.collect(*text_gradients)
+    weight = exchange.ranks.size / n_pairs
+    return loss, *_weighted(image, scale, image_gradient, text_gradient, weight), weight * bias_gradient
 
 
-def sweep_softmax(image: Tensor, text: Tensor, scale: Tensor, tile_size: int, gradients: bool) -> tuple[Tensor, ...]:
+def sweep_softmax(
+    image: Tensor, text: Tensor, scale: Tensor, exchange: Gathered | Ring, tile_size: int, gradients: bool
+) -> tuple[Tensor, ...]:
     """Softmax loss in one sweep; with `gradients`, a second sweep gives those of image, text and scale."""
-    over_texts, over_images, positives = _log_normalisers(image, text, scale, tile_size)
-    loss = (over_texts + over_images - 2 * positives).mean() / 2
+    texts = exchange.spread(text)
+    over_texts, over_images, positives = _log_normalisers(image, texts, scale, exchange, tile_size)
+    n_terms = 2 * sum(exchange.counts)
+    loss = _sum_over_ranks(over_texts + over_images - 2 * positives, exchange) / n_terms
     if not gradients:
         return (loss,)
 
-    accumulator = _Gradients(image, text)
-    for rows, tile in _cosine_tiles(image, text, tile_size):
-        tile.mul_(scale)
-        g = (tile - over_images).exp_()
-        g += tile.sub_(over_texts[rows, None]).exp_()
-        _positives(g, rows).sub_(2)
-        accumulator.add(g, rows)
-    return loss, *accumulator.result(scale, 1 / (2 * len(image)))
+    image_gradient, text_gradients = torch.zeros_like(image), torch.zeros_like(texts)
+    columns = [texts, exchange.spread(over_images)]
+    for first, block, over_images, text_gradient in exchange.blocks(columns, [text_gradients]):
+        for rows, tile in _cosine_tiles(image, block, tile_size):
+            tile.mul_(scale)
+            g = (tile - over_images).exp_()
+            g += tile.sub_(over_texts[rows, None]).exp_()
+            g.diagonal(first + rows.start).sub_(2)
+            _contract(g, rows, image, block, image_gradient, text_gradient)
+    text_gradient = exchange.collect(text_gradients)
+    return loss, *_weighted(image, scale, image_gradient, text_gradient, exchange.ranks.size / n_terms)
 
 
 class TiledSigmoid(torch.autograd.Function):
-    """`apply(image, text, scale, bias, tile_size)`: [`sweep_sigmoid`] with its gradients kept for backward."""
+    """`apply(image, text, scale, bias, exchange, tile_size)`: [`sweep_sigmoid`], its gradients kept for backward."""
 
     @staticmethod
-    def forward(ctx: Any, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, tile_size: int) -> Tensor:
-        loss, *gradients = sweep_sigmoid(image, text, scale, bias, tile_size, gradients=True)
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        text: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        exchange: Gathered | Ring,
+        tile_size: int,
+    ) -> Tensor:
+        loss, *gradients = sweep_sigmoid(image, text, scale, bias, exchange, tile_size, gradients=True)
         ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        return *(grad_output * gradient for gradient in ctx.saved_tensors), None
+        return *(grad_output * gradient for gradient in ctx.saved_tensors), None, None
 
 
 class TiledSoftmax(torch.autograd.Function):
-    """`apply(image, text, scale, tile_size)`: [`sweep_softmax`] with its gradients kept for backward."""
+    """`apply(image, text, scale, exchange, tile_size)`: [`sweep_softmax`], its gradients kept for backward."""
 
     @staticmethod
-    def forward(ctx: Any, image: Tensor, text: Tensor, scale: Tensor, tile_size: int) -> Tensor:
-        loss, *gradients = sweep_softmax(image, text, scale, tile_size, gradients=True)
+    def forward(
+        ctx: Any, image: Tensor, text: Tensor, scale: Tensor, exchange: Gathered | Ring, tile_size: int
+    ) -> Tensor:
+        loss, *gradients = sweep_softmax(image, text, scale, exchange, tile_size, gradients=True)
         ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        return *(grad_output * gradient for gradient in ctx.saved_tensors), None
+        return *(grad_output * gradient for gradient in ctx.saved_tensors), None, None
 
 
-class _Gradients:
-    """Sums over tiles of `g = dloss / dlogits`, contracted with the embeddings.
+def _log_normalisers(
+    image: Tensor, texts: Tensor, scale: Tensor, exchange: Gathered | Ring, tile_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Per own pair: logsumexp of the image's logits over all texts, of the text's over all images, and its own logit.
 
-    The gradient of the scale needs no product with the cosines: `sum_ij g_ij z_i . z_j` is the inner product of the
-    images with `g @ text`, which is at hand.
+    `texts` is in spread form.
     """
-
-    def __init__(self, image: Tensor, text: Tensor):
-        self.inputs = image, text
-        self.image = torch.empty_like(image)
-        self.text = torch.zeros_like(text)
-        self.logits = image.new_zeros(())
-
-    def add(self, g: Tensor, rows: slice) -> None:
-        image, text = self.inputs
-        torch.mm(g, text, out=self.image[rows])
-        self.text.addmm_(g.T, image[rows])
-        self.logits += g.sum()
-
-    def result(self, scale: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of image, text and scale for a loss of `weight` times the sum that was differentiated."""
-        scale_gradient = weight * (self.inputs[0] * self.image).sum()
-        return self.image.mul_(weight * scale), self.text.mul_(weight * scale), scale_gradient
-
-
-def _log_normalisers(image: Tensor, text: Tensor, scale: Tensor, tile_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Per pair: logsumexp of the image's logits over all texts, of the text's over all images, and its own logit."""
-    b = len(image)
-    over_texts = image.new_empty(b)
-    over_images = image.new_full((b,), -torch.inf)
-    positives = image.new_empty(b)
-    for rows, tile in _cosine_tiles(image, text, tile_size):
-        tile.mul_(scale)
-        positives[rows] = _positives(tile, rows)
-        over_texts[rows] = tile.logsumexp(dim=1)
-        over_images = torch.logaddexp(over_images, tile.logsumexp(dim=0))
-    return over_texts, over_images, positives
+    over_texts = image.new_full((len(image),), -torch.inf)
+    over_images = texts.new_full((len(texts),), -torch.inf)
+    positives = torch.empty_like(over_texts)
+    for first, block, over_block in exchange.blocks([texts], [over_images]):
+        for rows, tile in _cosine_tiles(image, block, tile_size):
+            tile.mul_(scale)
+            if first < len(block):
+                positives[rows] = tile.diagonal(first + rows.start)
+            over_texts[rows] = torch.logaddexp(over_texts[rows], tile.logsumexp(dim=1))
+            torch.logaddexp(over_block, tile.logsumexp(dim=0), out=over_block)
+    return over_texts, exchange.collect(over_images, torch.logsumexp), positives
 
 
 def _cosine_tiles(image: Tensor, text: Tensor, tile_size: int) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of `image @ text.T`, and which. All tiles share one buffer: each may be overwritten, none may be kept."""
-    b = len(image)
-    buffer = image.new_empty(min(tile_size, b), b)
-    for start in range(0, b, tile_size):
-        rows = slice(start, min(start + tile_size, b))
+    """Rows of `image @ text.T`, and which. All tiles share one buffer: each may be overwritten, none may be kept.
+
+    With `first` the column of the first row's positive, those of a tile are `tile.diagonal(first + rows.start)`; a
+    diagonal that begins beyond the last column is empty.
+    """
+    n = len(image)
+    buffer = image.new_empty(min(tile_size, n), len(text))
+    for start in range(0, n, tile_size):
+        rows = slice(start, min(start + tile_size, n))
         yield rows, torch.mm(image[rows], text.T, out=buffer[: rows.stop - start])
 
 
-def _positives(tile: Tensor, rows: slice) -> Tensor:
-    """View of the entries (i, i) in the rows `rows` of a `[b, b]` matrix."""
-    return tile.diagonal(offset=rows.start)
+def _contract(
+    g: Tensor, rows: slice, image: Tensor, text: Tensor, image_gradient: Tensor, text_gradient: Tensor
+) -> None:
+    """Add the part of one tile, `g = dloss / dlogits`, to the gradients, which still lack the factor `scale`."""
+    image_gradient[rows].addmm_(g, text)
+    text_gradient.addmm_(g.T, image[rows])
+
+
+def _weighted(
+    image: Tensor, scale: Tensor, image_gradient: Tensor, text_gradient: Tensor, weight: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of image, text and scale for a loss of `weight` times the sum that was differentiated.
+
+    That of the scale needs no product with the cosines: `sum_ij g_ij z_i . z_j` is the inner product of the images
+    with `g @ text`, which is at hand.
+    """
+    scale_gradient = weight * (image * image_gradient).sum()
+    return image_gradient.mul_(weight * scale), text_gradient.mul_(weight * scale), scale_gradient
+
+
+def _sum_over_ranks(values: Tensor, exchange: Gathered | Ring) -> Tensor:
+    """The sum of all ranks' `values`, added up in the same order everywhere: the same bits on every rank."""
+    return exchange.ranks.gather(values.sum()).sum()

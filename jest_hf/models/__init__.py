@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dual-encoder view of Hugging Face models, and small models from a size name."""
 
+from jest_hf.models.adapters import add_adapter, add_reference_adapter, as_reference, base_model, has_adapter
 from jest_hf.models.build import build_siglip
 from jest_hf.models.dual_encoder import (
     IMAGE_KEYS,
@@ -18,9 +19,14 @@ __all__ = [
     "IMAGE_KEYS",
     "DualEncoder",
     "DualEncoderOutput",
+    "add_adapter",
+    "add_reference_adapter",
+    "as_reference",
+    "base_model",
     "build_siglip",
     "embedding_width",
     "expose_temperature",
     "family_of",
+    "has_adapter",
     "has_logit_bias",
 ]

@@ -4,6 +4,8 @@
 
 from jest_hf.reference.cache import embed_rows
 from jest_hf.reference.load import load_reference
+from jest_hf.reference.place import place_reference
+from jest_hf.reference.reference import Reference
 
 
-__all__ = ["embed_rows", "load_reference"]
+__all__ = ["Reference", "embed_rows", "load_reference", "place_reference"]

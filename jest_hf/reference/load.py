@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import AutoModel, AutoProcessor, PreTrainedModel
 
+from jest_hf.models.sharding import built_whole
+
 
 def load_reference(
     ref_model: str | PreTrainedModel, revision: str | None = None, processor: Any | None = None
@@ -23,13 +25,14 @@ def load_reference(
             for a model `None`, which means that it reads what the learner reads.
 
     Returns:
-        The model (eval mode, no gradients; weights are read from safetensors alone, since a pickle runs code) and its
-        processor.
+        The model (whole also under ZeRO-3, eval mode, no gradients; weights are read from safetensors alone, since a
+        pickle runs code) and its processor.
     """
     if isinstance(ref_model, str):
         if processor is None:
             processor = AutoProcessor.from_pretrained(ref_model, revision=revision)
-        ref_model = AutoModel.from_pretrained(ref_model, revision=revision, use_safetensors=True)
+        with built_whole():
+            ref_model = AutoModel.from_pretrained(ref_model, revision=revision, use_safetensors=True)
     elif revision is not None:
         raise ValueError(
             f"ref_model_revision={revision!r} names a revision of a Hub repository, but ref_model is a model object; "

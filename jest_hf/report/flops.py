@@ -176,16 +176,18 @@ def flops_of_run(
     args: Any,
     configs: Mapping[str, Any],
     inputs: Mapping[str, Mapping[str, Tensor]],
-    n_rows: int,
+    n_rows: int | None,
 ) -> tuple[StepFlops, float]:
     """
-    FLOPs of one step of a [`~jest_hf.JESTTrainer`], plain convention, and of caching the reference before the first.
+    FLOPs of one step of a [`~jest_hf.JESTTrainer`], over all its devices, plain convention, and of caching the
+    reference before the first.
 
     Args:
         args ([`~jest_hf.JESTConfig`]): the sizes.
         configs (`dict`): the models' configurations by the same names.
         inputs (`dict`): what each model's `forward` gets, for any number of examples: their shapes count.
-        n_rows (`int`): rows of the training data, each embedded once with `cache_reference`.
+        n_rows (`int`, *optional*): rows of the training data, each embedded once with `cache_reference`; `None` for a
+            stream.
     """
     forward = {"reference": 0}
     for name, one in inputs.items():
@@ -194,8 +196,8 @@ def flops_of_run(
         forward[name] = sum(forward_flops(configs[name], text_length=text_length, **size).values())
     step = step_flops(
         forward["learner"],
-        sub_batch=args.per_device_train_batch_size,
-        super_batch=args.per_device_super_batch_size,
+        sub_batch=args.sub_batch_size,
+        super_batch=args.super_batch_size,
         scoring_forward=forward["learner"] if "learner" in args.scored_models else 0.0,
         reference_forward=0.0 if args.cache_reference else forward["reference"],
         selection_widths=[embedding_width(configs[name]) for name in args.scored_models]

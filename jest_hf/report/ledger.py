@@ -44,7 +44,13 @@ class SelectionLedger:
         self.path = Path(path)
         self._pending: list[pa.RecordBatch] = []
 
-    def record(self, step: int, example_ids: torch.Tensor | Sequence[int], rank: int = 0) -> None:
+    def record(
+        self,
+        step: int,
+        example_ids: torch.Tensor | Sequence[int],
+        rank: torch.Tensor | int = 0,
+        order: torch.Tensor | None = None,
+    ) -> None:
         """
         Keeps one step's selection in memory until the next flush.
 
@@ -52,9 +58,11 @@ class SelectionLedger:
             step (`int`):
                 The optimisation step, counted from 1 as in the names of checkpoints.
             example_ids (`torch.Tensor` or sequence of `int`):
-                int64 [b], the ids of the selected examples in the order of drawing.
-            rank (`int`, *optional*, defaults to `0`):
-                The process that trained on them.
+                int64 [b], the ids of the selected examples.
+            rank (`int` or `torch.Tensor`, *optional*, defaults to `0`):
+                The process that trained on them, or on each, [b].
+            order (`torch.Tensor`, *optional*):
+                The place of each in the order of drawing, [b]. Default: they come in that order.
 
         Raises:
             `ValueError`: if `step` is below 1: [`~SelectionLedger.truncate`] could not tell it from a fresh start.
@@ -63,7 +71,9 @@ class SelectionLedger:
             raise ValueError(f"step={step}, but steps are counted from 1: pass the number of the step being taken.")
         ids = torch.as_tensor(example_ids, dtype=torch.int64).cpu().numpy()
         size = len(ids)
-        columns = (np.full(size, step), np.full(size, rank), np.arange(size), ids)
+        order = np.arange(size) if order is None else order.cpu().numpy()
+        rank = np.broadcast_to(torch.as_tensor(rank).cpu().numpy(), size)
+        columns = (np.full(size, step), rank, order, ids)
         arrays = [pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)]
         self._pending.append(pa.record_batch(arrays, schema=SCHEMA))
 

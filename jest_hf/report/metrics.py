@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
+from jest_hf.distributed import Ranks
 from jest_hf.losses import LOSSES
 from jest_hf.selection import ContrastiveEmbeddings
 
@@ -30,33 +31,25 @@ logger = logging.get_logger(__name__)
 
 @torch.no_grad()
 def compare_selected(
-    models: Mapping[str, ContrastiveEmbeddings], selected: Tensor, eligible: Tensor, loss: str
+    parts: Mapping[str, Mapping[str, ContrastiveEmbeddings]], loss: str, ranks: Ranks | None = None
 ) -> dict[str, float]:
     """
-    Contrastive loss of the sub-batch and, to compare, of as many rejected examples, each taken as one batch.
+    Contrastive losses of the sub-batch and of as many rejected examples, each taken as one batch.
 
     Args:
-        models: embeddings of the super-batch under `"learner"` and `"reference"`, or the one that was scored.
-        selected (`torch.Tensor`): int64 `[b]`.
-        eligible (`torch.Tensor`): bool `[B]`; broken rows are neither selected nor rejected.
+        parts (`dict`): by `"selected"` and `"rejected"`, this rank's rows of either under `"learner"` and
+            `"reference"`, or under the one that was scored.
         loss (`str`): `"sigmoid"` or `"softmax"`.
+        ranks ([`~jest_hf.distributed.Ranks`], *optional*): over whom the batches are spread.
 
     Returns:
         `selected/learner_loss`, `rejected/reference_loss` and so on, and with both models `selected/learnability`
-        (their difference, the score of a batch in the paper's section 2). The rejected ones are the first b in the
-        order of the super-batch, which is random; without b of them they are left out: losses of batches of other
-        sizes do not compare.
+        (their difference, the score of a batch in the paper's section 2).
     """
-    rest = eligible.clone()
-    rest[selected] = False
-    parts = {"selected": selected, "rejected": rest.nonzero().flatten()[: len(selected)]}
-    if len(parts["rejected"]) < len(selected):
-        del parts["rejected"]
     metrics = {}
-    for part, indices in parts.items():
-        for name, embeddings in models.items():
-            batch = embeddings.take(indices)
-            value = LOSSES[loss](batch.image, batch.text, batch.logit_scale, batch.logit_bias)
+    for part, models in parts.items():
+        for name, batch in models.items():
+            value = LOSSES[loss](batch.image, batch.text, batch.logit_scale, batch.logit_bias, ranks=ranks)
             metrics[f"{part}/{name}_loss"] = value.item()
         if len(models) == 2:
             metrics[f"{part}/learnability"] = metrics[f"{part}/learner_loss"] - metrics[f"{part}/reference_loss"]
@@ -68,23 +61,26 @@ class RunStatistics(TrainerCallback, ExportableState):
     Counts examples and averages per-step metrics between two logs.
 
     Args:
-        n_examples (`int`): rows of the training data; one bit of each is kept (for the unique share).
+        n_examples (`int`, *optional*): rows of the training data; one bit of each is kept (for the unique share).
+            `None` for a stream, of which nothing is kept.
         settings (`dict`): what decides the selection. A run that is resumed with other settings is told so.
     """
 
-    def __init__(self, n_examples: int, settings: dict[str, Any]) -> None:
+    def __init__(self, n_examples: int | None, settings: dict[str, Any]) -> None:
         self.n_examples = n_examples
         self.settings = settings
         self._start_afresh()
 
     def _start_afresh(self) -> None:
         self.seen = self.trained = self.skipped = 0
-        self._ever_trained = np.zeros(self.n_examples, dtype=bool)
+        self._ever_trained = np.zeros(self.n_examples or 0, dtype=bool)
         self._window: dict[str, list[float]] = defaultdict(list)
 
     @property
-    def unique_share(self) -> float:
-        """Distinct examples trained on, as a share of all examples trained on; 1.0 where none came twice."""
+    def unique_share(self) -> float | None:
+        """Distinct examples as a share of all trained on; 1.0 where none came twice, `None` for a stream."""
+        if self.n_examples is None:
+            return None
         return float(self._ever_trained.sum() / self.trained) if self.trained else 1.0
 
     def count(self, *, seen: int, skipped: int, trained_ids: Tensor) -> None:
@@ -92,7 +88,8 @@ class RunStatistics(TrainerCallback, ExportableState):
         self.seen += seen
         self.skipped += skipped
         self.trained += len(trained_ids)
-        self._ever_trained[trained_ids.numpy()] = True
+        if self.n_examples is not None:
+            self._ever_trained[trained_ids.numpy()] = True
 
     def add(self, metrics: Mapping[str, float]) -> None:
         """Add one step's metrics to the window."""
@@ -107,12 +104,13 @@ class RunStatistics(TrainerCallback, ExportableState):
 
     def totals(self) -> dict[str, float]:
         """Counts over the whole run, resumed parts included."""
-        return {
+        totals = {
             "examples_seen": self.seen,
             "examples_trained": self.trained,
             "examples_skipped": self.skipped,
             "unique_share": self.unique_share,
         }
+        return {name: value for name, value in totals.items() if value is not None}
 
     def state(self) -> dict[str, Any]:
         bits = zlib.compress(np.packbits(self._ever_trained).tobytes())
@@ -140,4 +138,5 @@ class RunStatistics(TrainerCallback, ExportableState):
                 saved["attributes"]["counts"][name] for name in ("seen", "trained", "skipped")
             )
             bits = zlib.decompress(base64.b64decode(saved["attributes"]["ever_trained"]))
-            self._ever_trained = np.unpackbits(np.frombuffer(bits, np.uint8), count=self.n_examples).astype(bool)
+            bits = np.unpackbits(np.frombuffer(bits, np.uint8), count=len(self._ever_trained))
+            self._ever_trained = bits.astype(bool)

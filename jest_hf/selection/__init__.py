@@ -11,6 +11,7 @@ from jest_hf.selection.independent import select_independently, select_uniformly
 from jest_hf.selection.joint import Chunk, chunk_sizes, draw_chunks, select_jointly
 from jest_hf.selection.noise import gumbel_noise
 from jest_hf.selection.pairwise import CRITERIA, LOSSES, PairwiseScores, RunningScores
+from jest_hf.selection.sub_batch import draw_sub_batch, take_readable, take_sub_batch
 
 
 __all__ = [
@@ -22,8 +23,11 @@ __all__ = [
     "RunningScores",
     "chunk_sizes",
     "draw_chunks",
+    "draw_sub_batch",
     "gumbel_noise",
     "select_independently",
     "select_jointly",
     "select_uniformly",
+    "take_readable",
+    "take_sub_batch",
 ]

@@ -7,7 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jest_hf.selection.draw import candidates, check_finite, check_noise, top
+from jest_hf.distributed import Ranks
+from jest_hf.selection.draw import Candidates, check_draw, check_eligible, check_noise, raised_on_all
 
 
 def select_independently(
@@ -16,6 +17,7 @@ def select_independently(
     noise: Tensor | None = None,
     gain: float = 1.0,
     eligible: Tensor | None = None,
+    ranks: Ranks | None = None,
 ) -> Tensor:
     """Draw a sub-batch without replacement, with probabilities proportional to ``exp(gain * score)``, or take the top.
 
@@ -26,6 +28,8 @@ def select_independently(
             `size` highest scores, as in RHO-LOSS (arXiv 2206.07137).
         gain (`float`, *optional*, defaults to 1.0): Factor on the scores.
         eligible (`torch.Tensor`, *optional*): bool `[B]`; the others are never drawn, and their scores may be NaN.
+        ranks ([`~jest_hf.distributed.Ranks`], *optional*): Who draws together; by default this process alone. Then the
+            tensors are this rank's share of the super-batch; `size` and the indices are about the whole.
 
     Returns:
         `torch.Tensor`: Positions in the super-batch, int64 `[size]`, distinct, in order of drawing. Of equal keys the
@@ -34,16 +38,18 @@ def select_independently(
     Raises:
         ValueError: if the scores are not `[B]`, `size` is below 1 or above the number of eligible examples, `gain` is
             not positive and finite, `noise` or `eligible` has the wrong shape, or a score is NaN or infinite.
+            Whatever is wrong on one rank is raised on all.
     """
-    if pointwise_scores.ndim != 1:
-        raise ValueError(f"pointwise scores must be [B], got {list(pointwise_scores.shape)}.")
+    ranks = Ranks() if ranks is None else ranks
     device = pointwise_scores.device
-    available = candidates(len(pointwise_scores), size, gain, eligible, device)
-    keys = gain * pointwise_scores.detach().double()
-    check_finite(keys, available)
-    if noise is not None:
-        keys = keys + check_noise(noise, (len(pointwise_scores),), device)
-    return top(keys, available, size)
+    with raised_on_all(ranks, device):
+        if pointwise_scores.ndim != 1:
+            raise ValueError(f"pointwise scores must be [B], got {list(pointwise_scores.shape)}.")
+        check_draw(size, gain)
+        available = check_eligible(eligible, len(pointwise_scores), device)
+        noise = torch.zeros(len(pointwise_scores), device=device) if noise is None else noise
+        noise = check_noise(noise, (len(pointwise_scores),), device)
+    return Candidates(available, [size], ranks).draw(gain * pointwise_scores.detach().double(), noise, size).indices
 
 
 def select_uniformly(noise: Tensor, size: int, eligible: Tensor | None = None) -> Tensor:

@@ -8,6 +8,10 @@ the candidates score together with everything drawn before:
 1. the log-weight of a candidate is ``gain * (d + conditional)``: its own pair's score and the conditional term;
 2. the chunk is drawn from these without replacement, by Gumbel-top-k;
 3. the conditional term is a running sum, and meets the rows and columns of the examples just drawn, and nothing else.
+
+Over ranks, each keeps the running sums of its own candidates and learns the embeddings of the examples just drawn: the
+draw is that of one process with the whole super-batch, time and memory fall with the number of ranks, and per chunk
+a rank receives at most b/N candidates from each other rank and b/N embeddings.
 """
 
 from __future__ import annotations
@@ -18,7 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jest_hf.selection.draw import candidates, check_finite, check_noise, effective_sample_size, top
+from jest_hf.distributed import Ranks
+from jest_hf.selection.draw import Candidates, check_draw, check_eligible, check_noise, raised_on_all
 from jest_hf.selection.noise import gumbel_noise
 from jest_hf.selection.pairwise import PairwiseScores
 
@@ -57,32 +62,42 @@ def draw_chunks(
     gain: float = 1.0,
     noise: Tensor | None = None,
     eligible: Tensor | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[Chunk]:
     """Yield the chunks of a joint draw, one by one: [`select_jointly`] with what there is to log about each chunk.
 
-    Takes and raises what [`select_jointly`] does; errors are raised when the first chunk is asked for.
+    Takes and raises what [`select_jointly`] does; errors are raised when the first chunk is asked for. Each chunk is
+    drawn when it is asked for, by all ranks together.
     """
+    ranks = Ranks() if ranks is None else ranks
     diagonal = scores.diagonal().double()
-    available = candidates(len(scores), size, gain, eligible, diagonal.device)
-    sizes = chunk_sizes(size, n_chunks)
+    device = diagonal.device
+    with raised_on_all(ranks, device):
+        check_draw(size, gain)
+        sizes = chunk_sizes(size, n_chunks)
+        available = check_eligible(eligible, len(scores), device)
+        if noise is not None:
+            noise = check_noise(noise, (n_chunks, len(scores)), device)
+        if ranks.size > 1 and not scores.divisible:
+            raise ValueError(
+                f"a score matrix cannot be divided among {ranks.size} ranks, as each would need all of its columns: "
+                "select alone, with ranks=None, or score by from_embeddings."
+            )
+    candidates = Candidates(available, sizes, ranks)
     if noise is None:
-        # One number from the default generator, so that `torch.manual_seed` governs the draw.
-        fresh_seed = int(torch.randint(2**63 - 1, ()))
-        noise = gumbel_noise(fresh_seed, 0, len(sizes), len(scores), device=diagonal.device)
-    else:
-        noise = check_noise(noise, (n_chunks, len(scores)), diagonal.device)
+        # One number from the default generator, so that `torch.manual_seed` governs the draw: rank 0's for all.
+        fresh_seed = ranks.gather_counts(int(torch.randint(2**63 - 1, ())), device)[0]
+        start, stop = candidates.start, candidates.start + len(scores)
+        noise = gumbel_noise(fresh_seed, 0, len(sizes), candidates.total, start=start, stop=stop, device=device)
 
     running = scores.start()
     drawn = None
     for chunk, chunk_size in enumerate(sizes):
         # Here and not after the draw: nobody is left to ask what the last chunk would add.
         if drawn is not None:
-            running.add(drawn)
-        log_weights = gain * (diagonal + running.total())
-        check_finite(log_weights, available)
-        drawn = top(log_weights + noise[chunk], available, chunk_size)
-        yield Chunk(drawn, effective_sample_size(log_weights, available))
-        available[drawn] = False
+            running.add(candidates.collect(drawn, scores.take))
+        drawn = candidates.draw(gain * (diagonal + running.total()), noise[chunk], chunk_size)
+        yield Chunk(drawn.indices, drawn.effective_sample_size)
 
 
 def select_jointly(
@@ -92,6 +107,7 @@ def select_jointly(
     gain: float = 1.0,
     noise: Tensor | None = None,
     eligible: Tensor | None = None,
+    ranks: Ranks | None = None,
 ) -> Tensor:
     """Draw a sub-batch jointly: Algorithm 1 of JEST (arXiv 2406.17711), in O(B b D) time and O(B) memory.
 
@@ -105,6 +121,9 @@ def select_jointly(
         noise (`torch.Tensor`, *optional*): Gumbel noise `[n_chunks, B]`, as from [`gumbel_noise`]; row k is that of
             chunk k, and makes the draw deterministic. By default fresh noise, seeded by torch's default generator.
         eligible (`torch.Tensor`, *optional*): bool `[B]`; the others are never drawn, and their scores may be NaN.
+        ranks ([`~jest_hf.distributed.Ranks`], *optional*): Who draws together; by default this process alone. Then
+            `scores`, `noise` and `eligible` are this rank's share of the super-batch, which the shares make up in the
+            order of the ranks; all else, `size` and the indices too, is about the whole and the same on every rank.
 
     Returns:
         `torch.Tensor`: Positions in the super-batch, int64 `[size]`, distinct, in order of drawing. Of equal keys the
@@ -112,9 +131,10 @@ def select_jointly(
 
     Raises:
         ValueError: if `size` is below 1 or above the number of eligible examples, `n_chunks` is below 1, `gain` is not
-            positive and finite, `noise` or `eligible` has the wrong shape, or a score is NaN or infinite.
+            positive and finite, `noise` or `eligible` has the wrong shape, or a score is NaN or infinite. Also if
+            several ranks are to share a score matrix. Whatever is wrong on one rank is raised on all.
     """
-    return torch.cat([chunk.indices for chunk in draw_chunks(scores, size, n_chunks, gain, noise, eligible)])
+    return torch.cat([chunk.indices for chunk in draw_chunks(scores, size, n_chunks, gain, noise, eligible, ranks)])
 
 
 __all__ = ["Chunk", "chunk_sizes", "draw_chunks", "select_jointly"]

@@ -100,25 +100,34 @@ class PairwiseScores:
         """Return the score of each example's own pair, float32 `[B]` (d in Algorithm 1)."""
         return torch.stack([sign * part.diagonal() for sign, part in self._parts]).sum(dim=0)
 
+    @property
+    def divisible(self) -> bool:
+        """Whether ranks can each hold the scores of a share of the super-batch: by embeddings yes, by a matrix no."""
+        return all(part.divisible for _, part in self._parts)
+
+    def take(self, indices: Tensor) -> Tensor:
+        """Return what the conditional terms need to know of the examples at `indices` (int64 `[m]`), `[m, K]`."""
+        return torch.cat([part.take(indices) for _, part in self._parts], dim=1)
+
     def start(self) -> RunningScores:
         """Return the conditional term with nothing drawn yet; it is independent of any other started one."""
-        return RunningScores([(sign, part.start()) for sign, part in self._parts])
+        return RunningScores([(sign, part.start(), part.width) for sign, part in self._parts])
 
 
 class RunningScores:
     """The conditional term of every candidate given the examples drawn so far (a + c in Algorithm 1)."""
 
-    def __init__(self, parts: Sequence[tuple[int, Running]]) -> None:
-        self._parts = tuple(parts)
+    def __init__(self, parts: Sequence[tuple[int, Running, int]]) -> None:
+        self._signs, self._parts, self._widths = zip(*parts, strict=True)
 
-    def add(self, indices: Tensor) -> None:
-        """Count the examples at `indices` (int64 `[m]`, none of them added before) as drawn."""
-        for _, part in self._parts:
-            part.add(indices)
+    def add(self, drawn: Tensor) -> None:
+        """Count examples, none of them added before, as drawn: what [`PairwiseScores.take`] says of them, `[m, K]`."""
+        for part, columns in zip(self._parts, drawn.split(self._widths, dim=1), strict=True):
+            part.add(columns)
 
     def total(self) -> Tensor:
         """Return the conditional term, float64 `[B]`: 0 before anything is drawn, meaningless for drawn examples."""
-        return torch.stack([sign * part.total() for sign, part in self._parts]).sum(dim=0)
+        return torch.stack([s * part.total() for s, part in zip(self._signs, self._parts, strict=True)]).sum(dim=0)
 
 
 __all__ = ["CRITERIA", "LOSSES", "PairwiseScores", "RunningScores"]

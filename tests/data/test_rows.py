@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import pickle
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from jest_hf.data.rows import EpochSampler, Rows
+from jest_hf.data.rows import EpochSampler, Rows, share_batches
 from tests.helpers import random_rows
 
 
@@ -198,3 +199,21 @@ def test_rows_are_picklable_and_show_what_they_are():
     rows = Rows(hf_dataset())
     assert pickle.loads(pickle.dumps(rows))[3] == rows[3]
     assert "n_rows=6" in repr(rows)
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 7, 8, 9, 31])
+@pytest.mark.parametrize("world_size", [1, 2, 5])
+def test_ranks_share_the_batches_of_one_process_in_order_and_equal_number(n_rows, world_size):
+    def share(rank: int) -> list[range]:
+        return share_batches(n_rows, 4, SimpleNamespace(rank=rank, size=world_size))
+
+    whole = [list(batch) for batch in share_batches(n_rows, 4)]
+    assert whole == [list(range(start, min(start + 4, n_rows))) for start in range(0, n_rows, 4)]
+    assert [list(batch) for rank in range(world_size) for batch in share(rank) if len(batch)] == whole
+    assert {len(share(rank)) for rank in range(world_size)} == {-(-len(whole) // world_size)}
+
+
+@pytest.mark.parametrize("make", [random_rows, lambda n: hf_dataset()])
+def test_an_empty_batch_reaches_the_collator(make):
+    loader = DataLoader(Rows(make(N)), batch_sampler=[range(4, 6), range(0)], collate_fn=list)
+    assert [[row["example_id"] for row in batch] for batch in loader] == [[4, 5], []]

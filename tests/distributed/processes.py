@@ -9,6 +9,7 @@ where starting an interpreter would cost five. They meet in a file, not on a por
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import tempfile
 import traceback
@@ -37,7 +38,7 @@ def run(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
         What each rank returned, in the order of ranks.
 
     Raises:
-        AssertionError: with the trace of the first rank that raised or died.
+        AssertionError: with the traces of the ranks that raised or died.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torch.distributed", "jest_hf.trainer", "tests.helpers"])
@@ -53,16 +54,22 @@ def run(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
             process.start()
             sender.close()  # so that a dead process is an EOFError here and not a wait for ever
         try:
-            return [_result(rank, receiver) for rank, (receiver, _) in enumerate(pipes)]
+            outcomes = [_outcome(receiver) for receiver, _ in pipes]
         finally:
             for process in processes:
                 process.join(timeout=5)
                 process.kill()
+    failures = [f"rank {rank}: {value}" for rank, (succeeded, value) in enumerate(outcomes) if not succeeded]
+    assert not failures, "\n".join(failures)
+    return [value for _, value in outcomes]
 
 
 def _work(rank: int, world_size: int, folder: str, sender: Connection, call: bytes) -> None:
     torch.set_num_threads(1)
     try:
+        # What a launcher sets: accelerate goes by it, and finds the group made already.
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+        os.environ |= {"LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
         function, args = pickle.loads(call)
         dist.init_process_group(
             "gloo",
@@ -78,11 +85,8 @@ def _work(rank: int, world_size: int, folder: str, sender: Connection, call: byt
     sender.send_bytes(outcome)
 
 
-def _result(rank: int, receiver: Connection) -> Any:
+def _outcome(receiver: Connection) -> tuple[bool, Any]:
     try:
-        succeeded, value = pickle.loads(receiver.recv_bytes())
+        return pickle.loads(receiver.recv_bytes())
     except EOFError:
-        raise AssertionError(f"rank {rank} died without a word") from None
-    if not succeeded:
-        raise AssertionError(f"rank {rank} raised:\n{value}")
-    return value
+        return False, "died without a word"

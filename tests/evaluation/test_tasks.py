@@ -48,6 +48,17 @@ def test_the_keys_are_the_learners_alone():
     assert batch["attention_mask"].sum(dim=1).tolist() == [4, 3, 4, 4, 4]
 
 
+@pytest.mark.parametrize("rows", [[], [{"image": None, "text": "a star", "example_id": 3}]])
+def test_a_batch_without_a_usable_row_can_still_go_through_a_model(rows):
+    """Other ranks may be in a forward, which some engines make a collective."""
+    model, processor = tiny_clip(0), tiny_clip_processor()
+    expose_temperature(model)
+    batch = CaptionCollator(JESTDataCollator(processor))(rows)
+    assert (batch["groups"], batch["skipped"], len(batch["caption_of"])) == ([], len(rows), 0)
+    tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+    assert DualEncoder(model.config, processor)(model, tensors).text_embeds.shape == (1, 24)
+
+
 def test_groups_are_the_values_of_the_column():
     rows = [
         {**row, "concept": name} for row, name in zip(rows_with_captions(CAPTIONS), ("x", "y", "x", None), strict=True)

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
+from jest_hf.distributed import Ranks
 from jest_hf.losses import LOSSES, contrastive, sigmoid_contrastive_loss, softmax_contrastive_loss
+from tests.losses.memory import LargestTensor
 
 
 KINDS = sorted(LOSSES)
@@ -93,6 +94,23 @@ def test_gradcheck(kind, tile_size):
     assert torch.autograd.gradcheck(lambda *xs: LOSSES[kind](*xs, tile_size=tile_size), inputs)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_dense_form_is_differentiable_twice(kind):
+    image, text = embeddings(4, 3)
+    inputs = [x.requires_grad_() for x in (image, text, torch.tensor(4.0).double(), torch.tensor(-1.5).double())]
+    assert torch.autograd.gradgradcheck(LOSSES[kind], inputs)
+
+
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+@pytest.mark.parametrize("tile_size", [None, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_alone_ranks_and_exchange_change_nothing(kind, tile_size, exchange):
+    image, text = embeddings(11, 5)
+    expected = loss_and_gradients(kind, image, text, 9.0, -4.0, tile_size=tile_size)
+    values = loss_and_gradients(kind, image, text, 9.0, -4.0, tile_size=tile_size, ranks=Ranks(), exchange=exchange)
+    assert all(value.equal(other) for value, other in zip(values, expected, strict=True))
+
+
 @pytest.mark.parametrize(("b", "tile_size"), [(37, 1), (37, 8), (37, 36), (64, 16), (37, 1000)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_tiled_equals_dense(kind, b, tile_size):
@@ -124,18 +142,6 @@ def test_frozen_inputs_get_no_gradient_and_change_no_other(kind):
     (3.0 * loss).backward()
     assert image.grad is None
     torch.testing.assert_close(trained.grad, expected[2])
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the size of the largest tensor any operation returns, in forward and backward."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        sizes = [x.numel() for x in tree_iter(result) if isinstance(x, torch.Tensor)]
-        self.numel = max(self.numel, *sizes, 0)
-        return result
 
 
 def measured_run(kind, b, dim, tile_size):
@@ -325,6 +331,12 @@ def test_torch_compile(kind, tile_size):
         (torch.ones(3, 4), torch.ones(3, 4), {"scale": torch.ones(3)}, "scale must be one number"),
         (torch.ones(3, 4), torch.ones(3, 4), {"bias": torch.ones(3, 3)}, "bias must be one number"),
         (torch.ones(3, 4), torch.ones(3, 4), {"tile_size": 0}, "tile_size must be at least 1, but is 0"),
+        (
+            torch.ones(3, 4),
+            torch.ones(3, 4),
+            {"exchange": "star"},
+            "exchange='star' is unknown: use one of gather, ring",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(kind, image, text, kwargs, message):

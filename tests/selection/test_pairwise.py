@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from jest_hf.selection import CRITERIA, LOSSES, ContrastiveEmbeddings, PairwiseScores
+from jest_hf.selection.parts import PAIR_LOSSES
 from tests.selection import literal
 
 
@@ -34,8 +35,8 @@ def test_terms_are_those_of_the_matrices(criterion, loss):
     drawn = torch.tensor([5, 2, 30])
     left = torch.ones(40, dtype=torch.bool)
     left[drawn] = False
-    running.add(drawn[:2])
-    running.add(drawn[2:])
+    running.add(scores.take(drawn[:2]))
+    running.add(scores.take(drawn[2:]))
     expected = sum(sign * part.conditional(drawn) for sign, part in losses)
     torch.testing.assert_close(running.total()[left], expected[left], rtol=1e-5, atol=1e-5)
     assert torch.equal(scores.start().total(), torch.zeros(40, dtype=torch.float64))
@@ -50,9 +51,29 @@ def test_model_that_the_criterion_does_not_need_may_be_missing():
 
 def test_softmax_terms_stay_finite_at_extreme_logits():
     model = embeddings(scale=1e4, bias=None)
-    running = PairwiseScores.from_embeddings(model, criterion="hard_learner", loss="softmax").start()
-    running.add(torch.arange(10))
+    scores = PairwiseScores.from_embeddings(model, criterion="hard_learner", loss="softmax")
+    running = scores.start()
+    running.add(scores.take(torch.arange(10)))
     assert running.total().isfinite().all()
+
+
+@pytest.mark.parametrize("largest", [-40, -10, 9.9, 10.1, 19.9, 39.9, 79.9, 80.1, 200])
+@pytest.mark.parametrize("n_drawn", [1, 2, 7, 8, 77])
+def test_sums_of_sigmoid_losses_are_accurate_at_logits_of_any_size(largest, n_drawn):
+    generator = torch.Generator().manual_seed(n_drawn)
+    for spread in (0.0, 2.0, 100.0):
+        logits = largest - spread * torch.rand(n_drawn, 50, generator=generator)
+        expected = F.softplus(logits.double()).sum(dim=0)
+        # An exponential cannot be better than the rounding of its logit; and float32 ends at 1e-38.
+        rtol = 5e-7 + 2.0**-23 * float(logits.abs().max())
+        torch.testing.assert_close(PAIR_LOSSES["sigmoid"].reduce(logits).double(), expected, rtol=rtol, atol=1e-37)
+
+
+def test_a_broken_candidate_breaks_no_other():
+    logits = torch.full((9, 4), -3.0)
+    logits[2, 1], logits[5, 2] = torch.nan, torch.inf
+    reduced = PAIR_LOSSES["sigmoid"].reduce(logits)
+    assert reduced.isfinite().tolist() == [True, False, False, True]
 
 
 def test_matrix_directions():
@@ -61,7 +82,7 @@ def test_matrix_directions():
     scores = PairwiseScores.from_matrix(matrix)
     assert scores.diagonal().tolist() == [0, 4, 8]
     running = scores.start()
-    running.add(torch.tensor([1]))
+    running.add(scores.take(torch.tensor([1])))
     assert running.total().tolist() == [3 + 1, 4 + 4, 5 + 7]
 
 

@@ -1,0 +1,185 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""From a selection to equal sub-batches: the selected examples that a rank holds too many of go to ranks that lack.
+
+A global selection takes the best examples wherever they lie, so ranks own unequal numbers of them, while every rank is
+to train on the same number. Each example stays where it was loaded as far as its owner's quota goes; only the surplus
+travels, all of its tensors packed into one row of bytes, in one all-to-all.
+
+Who sends what follows from the selection alone, which every rank knows: nothing is negotiated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jest_hf.distributed.gather import gather_objects
+from jest_hf.distributed.ranks import Ranks
+
+
+Layout = dict[str, tuple[str, list[int]]]  # of a super-batch: the dtype and the shape of one row, by key
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """
+    What a rank trains on.
+
+    Args:
+        batch (`dict[str, torch.Tensor]`): This rank's sub-batch, in order of drawing.
+        order (`torch.Tensor`): int64 `[n_r]`, ascending: the place of each row in the order of drawing.
+        moved (`int`): Number of examples that changed ranks, over all ranks.
+        bytes_moved (`int`): Their size in bytes, over all ranks.
+    """
+
+    batch: dict[str, Tensor]
+    order: Tensor
+    moved: int
+    bytes_moved: int
+
+
+def quotas(n: int, world_size: int) -> list[int]:
+    """How many of n examples each rank trains on: `n // world_size`, and the lower ranks share what is left."""
+    return [n // world_size + (rank < n % world_size) for rank in range(world_size)]
+
+
+def plan_exchange(owners: Tensor, world_size: int) -> Tensor:
+    """
+    Which rank trains on which selected example.
+
+    Every rank gets its share of [`quotas`]. In order of drawing, an example stays with its owner while the owner's
+    quota lasts; the surplus fills the deficits in the order of ranks. No plan moves fewer examples.
+
+    Args:
+        owners (`torch.Tensor`): int64 `[n]`: the rank that holds each selected example, in order of drawing.
+        world_size (`int`): Number of ranks.
+
+    Returns:
+        `torch.Tensor`: int64 `[n]`: the rank that each is to train on.
+    """
+    room = torch.tensor(quotas(len(owners), world_size))
+    # How many selected examples of the same owner were drawn before each.
+    by_owner = owners.argsort(stable=True)
+    counts = owners.bincount(minlength=world_size)
+    before = torch.empty_like(owners)
+    before[by_owner] = torch.arange(len(owners)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    destinations = owners.clone()
+    deficits = (room - counts).clamp(min=0)
+    destinations[before >= room[owners]] = torch.arange(world_size).repeat_interleave(deficits)
+    return destinations
+
+
+def exchange(
+    ranks: Ranks, super_batch: Mapping[str, Tensor], indices: Tensor, counts: Sequence[int] | None = None
+) -> Exchanged:
+    """
+    This rank's sub-batch of a global selection; a collective.
+
+    Args:
+        ranks ([`Ranks`]): The ranks that share the super-batch.
+        super_batch (`Mapping[str, torch.Tensor]`): This rank's share, all on one device, `[rows, ...]` of any dtype;
+            numbers of rows may differ between ranks.
+        indices (`torch.Tensor`): int64 `[n]`, the same on every rank: the selected positions of the global super-batch
+            (the shares in the order of ranks), in order of drawing.
+        counts (sequence of `int`, *optional*): Rows of every rank, where they are known; otherwise they are asked for
+            first.
+
+    Returns:
+        [`Exchanged`]: this rank's share of [`quotas`].
+
+    Raises:
+        ValueError: On all ranks alike, if there are fewer examples than ranks, or if the ranks' rows differ in keys,
+            dtypes or shapes: what to pad with is known to the collator alone.
+    """
+    n = len(indices)
+    if n < ranks.size:
+        raise ValueError(
+            f"{n} selected examples cannot be shared by {ranks.size} ranks: raise per_device_train_batch_size, or "
+            "check that the rows of the super-batch can be read."
+        )
+    if ranks.size == 1:
+        batch = {name: value.index_select(0, indices) for name, value in super_batch.items()}
+        return Exchanged(batch, torch.arange(n, device=indices.device), moved=0, bytes_moved=0)
+
+    device = indices.device
+    _check_layout(ranks, super_batch, device)
+    counts = ranks.gather_counts(len(next(iter(super_batch.values()))), device) if counts is None else counts
+    # Small, and needed here as numbers: an all-to-all takes its counts from the host.
+    indices = indices.cpu()
+    owners = torch.searchsorted(torch.tensor(counts).cumsum(0), indices, right=True)
+    destinations = plan_exchange(owners, ranks.size)
+
+    # A rank's rows for itself take the same way, which costs a copy and saves a second path.
+    leaving = _grouped((owners == ranks.rank).nonzero().flatten(), destinations)
+    coming = _grouped((destinations == ranks.rank).nonzero().flatten(), owners)
+    sent = destinations[leaving].bincount(minlength=ranks.size).tolist()
+    received = owners[coming].bincount(minlength=ranks.size).tolist()
+    packed = _pack(super_batch, indices[leaving] - sum(counts[: ranks.rank]))
+    arrived = _unpack(ranks.route(packed, sent, received), super_batch)
+
+    order, as_drawn = coming.sort()
+    batch = {name: _take(arrived[name], as_drawn) for name in super_batch}
+    moved = int((owners != destinations).sum())
+    return Exchanged(batch, order.to(device), moved, moved * packed.shape[1])
+
+
+def _check_layout(ranks: Ranks, super_batch: Mapping[str, Tensor], device: torch.device) -> None:
+    """Refuse, on all ranks alike, rows that do not look alike: their bytes would not tell."""
+    layout: Layout = {name: (str(value.dtype), list(value.shape[1:])) for name, value in sorted(super_batch.items())}
+    digest = hashlib.blake2b(repr(layout).encode(), digest_size=8).digest()
+    fingerprint = int.from_bytes(digest, "little", signed=True)
+    if len(set(ranks.gather_counts(fingerprint, device))) > 1:  # all ranks take this way, or none
+        layouts = gather_objects(ranks, layout, device)
+        other = next(rank for rank, layout in enumerate(layouts) if layout != layouts[0])
+        name = next(
+            name for name in {**layouts[0], **layouts[other]} if layouts[0].get(name) != layouts[other].get(name)
+        )
+        raise ValueError(
+            f"the rows of {name!r} are {_describe(layouts[0], name)} on rank 0 and {_describe(layouts[other], name)} "
+            f"on rank {other}, and rows that look different cannot change ranks: let the data collator pad to a fixed "
+            "length, or set selection_scope='local'."
+        )
+
+
+def _describe(layout: Layout, name: str) -> str:
+    if name not in layout:
+        return "absent"
+    dtype, shape = layout[name]
+    return f"{dtype} {shape}"
+
+
+def _grouped(places: Tensor, ranks: Tensor) -> Tensor:
+    """These places in the order of drawing, by their rank."""
+    return places[ranks[places].argsort(stable=True)]
+
+
+def _take(value: Tensor, rows: Tensor) -> Tensor:
+    return value.index_select(0, rows.to(value.device))
+
+
+def _as_bytes(rows: Tensor) -> Tensor:
+    """A contiguous `[m, ...]` seen as uint8 `[m, bytes of a row]`."""
+    return rows.view(len(rows), math.prod(rows.shape[1:])).view(torch.uint8)
+
+
+def _pack(batch: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+    """These rows of all tensors, side by side in the order of names: the order of keys may differ between ranks."""
+    return torch.cat([_as_bytes(_take(value, rows)) for _, value in sorted(batch.items())], dim=1)
+
+
+def _unpack(packed: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that [`_pack`] has packed; `like` has their names, dtypes and the shapes of their rows."""
+    batch = {name: value.new_empty((len(packed), *value.shape[1:])) for name, value in sorted(like.items())}
+    targets = [_as_bytes(rows) for rows in batch.values()]
+    for target, part in zip(targets, packed.split([target.shape[1] for target in targets], dim=1), strict=True):
+        target.copy_(part)
+    return batch
+
+
+__all__ = ["Exchanged", "exchange", "plan_exchange", "quotas"]

@@ -1,0 +1,93 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""LoRA and its relatives: a learner that trains an adapter, and a reference that is the same backbone without it.
+
+A reference of its own doubles the weights in memory. Where the learner is an adapter on a frozen backbone, the
+backbone itself (or the backbone with another adapter) can be the reference: scoring then switches adapters in place.
+`peft` is imported only where an adapter is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from transformers.utils import is_peft_available
+
+
+REFERENCE_ADAPTER = "reference"
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """The model underneath the adapters; a model without any is its own."""
+    return model.get_base_model() if has_adapter(model) else model
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether this is a `peft.PeftModel`."""
+    if not is_peft_available():
+        return False
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
+def add_adapter(model: nn.Module, peft_config: Any) -> nn.Module:
+    """
+    Freeze `model` and put a fresh adapter on it (`peft.get_peft_model`).
+
+    Raises:
+        ValueError: if the model has an adapter already.
+        ImportError: if `peft` is not installed.
+    """
+    if not is_peft_available():
+        raise ImportError("peft_config was given, but peft is not installed: pip install 'jest_hf[peft]'.")
+    from peft import get_peft_model
+
+    if has_adapter(model):
+        raise ValueError(
+            "peft_config was given, but the model has an adapter already: pass the bare model, or no peft_config."
+        )
+    return get_peft_model(model, peft_config)
+
+
+def add_reference_adapter(model: nn.Module, adapter: str | None, revision: str | None = None) -> None:
+    """
+    Make the backbone of `model` serve as the reference.
+
+    Args:
+        model (`peft.PeftModel`): The learner.
+        adapter (`str`, *optional*): Hub id or path of the reference's adapter, loaded beside the learner's and frozen.
+            `None`: the backbone alone is the reference.
+        revision (`str`, *optional*): Branch, tag or commit of `adapter`.
+
+    Raises:
+        ValueError: if the model has no adapter: then it would be compared with itself.
+    """
+    if not has_adapter(model):
+        raise ValueError(
+            "reference='adapter' needs a learner that trains an adapter: pass peft_config, or a peft model; with "
+            "reference='model' the reference is a model of its own."
+        )
+    if adapter is not None:
+        model.load_adapter(adapter, REFERENCE_ADAPTER, is_trainable=False, revision=revision)
+
+
+@contextmanager
+def as_reference(model: nn.Module) -> Iterator[None]:
+    """Within, `model` (a `peft.PeftModel`, not what an engine wraps it in) speaks as the reference."""
+    if REFERENCE_ADAPTER not in model.peft_config:
+        with model.disable_adapter():
+            yield
+        return
+    learner = model.active_adapter
+    model.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
+    try:
+        yield
+    finally:
+        model.set_adapter(learner)
+
+
+__all__ = ["add_adapter", "add_reference_adapter", "as_reference", "base_model", "has_adapter"]

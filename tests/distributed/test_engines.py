@@ -1,0 +1,290 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""DDP, DeepSpeed ZeRO-1, 2 and 3 and FSDP2 for real, on CPUs: the same selections and the same weights everywhere.
+
+Starting processes is what takes time, so each launch trains several times, and many tests look at one launch.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from transformers import AutoModel
+
+from jest_hf import JESTConfig, JESTTrainer
+from jest_hf.distributed import Ranks
+from jest_hf.losses import sigmoid_contrastive_loss
+from jest_hf.models import DualEncoder, expose_temperature
+from jest_hf.models.sharding import prepare_for_fsdp2
+from jest_hf.reference import place_reference
+from jest_hf.report.ledger import read_selections
+from tests.distributed.launching import launch, preset_of, start, tail
+from tests.distributed.processes import run
+from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
+
+
+WORLD_SIZE = 2
+STEPS = 6
+# Sums over ranks are taken in another order under each engine; six steps of Adam at 1e-3 carry that on.
+TOLERANCE = {"atol": 2e-5, "rtol": 0.0}
+
+# name of an engine -> (the preset of its launch, the DeepSpeed settings that replace those of the preset)
+ENGINES = {
+    "ddp": ("ddp", None),
+    "zero1": ("zero2", "zero1"),
+    "zero2": ("zero2", "zero2"),
+    "zero3": ("zero3", "zero3"),
+    "zero3_offload": ("zero3", "zero3_offload"),
+}
+STAGES = {"ddp": None, "zero1": 1, "zero2": 2, "zero3": 3, "zero3_offload": 3}
+
+
+class Runs:
+    """The runs of all engines: each launch takes place when a test first asks for it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.launched = functools.cache(self._launch)
+        for name, seed in (("learner", 0), ("reference", 1)):
+            tiny_siglip(seed).save_pretrained(folder / name)
+            tiny_siglip_processor().save_pretrained(folder / name)
+
+    def settings(self, name, **more):
+        """Of JESTConfig; each process trains on 4 of 8 examples a step."""
+        settings = {
+            "output_dir": str(self.folder / name),
+            "per_device_train_batch_size": 4,
+            "filter_ratio": 0.5,
+            "n_chunks": 2,
+            "selection_gain": 10.0,
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "constant",
+            "max_steps": STEPS,
+            "save_steps": 2,
+            "logging_steps": 1,
+            "record_selection": True,
+            "report_to": "none",
+            "disable_tqdm": True,
+        }
+        return settings | ({"use_cpu": True} if name.startswith("ddp") else {"ddp_backend": "gloo"}) | more
+
+    def run(self, name, deepspeed=None, **more):
+        """Arguments of `train_script.train`."""
+        options = {key: more.pop(key) for key in ("resume_from", "dies_after") if key in more}
+        paths = {"learner": str(self.folder / "learner"), "reference": str(self.folder / "reference")}
+        return paths | {"settings": self.settings(name, **more), "deepspeed": deepspeed} | options
+
+    @functools.cached_property
+    def alone(self):
+        """One process that trains on as many examples a step as the others together."""
+        settings = self.settings("alone", use_cpu=True, ddp_backend=None, per_device_train_batch_size=8)
+        learner, reference = (AutoModel.from_pretrained(self.folder / name) for name in ("learner", "reference"))
+        trainer = JESTTrainer(
+            model=learner,
+            args=JESTConfig(**settings),
+            train_dataset=random_rows(96, seed=5),
+            ref_model=reference,
+            processing_class=tiny_siglip_processor(),
+        )
+        trainer.train()
+        return trainer
+
+    def _launch(self, preset):
+        """name of a run -> what the ranks report of it."""
+        engines = [name for name, (launched_by, _) in ENGINES.items() if launched_by == preset]
+        runs = {name: self.run(name, ENGINES[name][1]) for name in engines}
+        if preset == "zero3":
+            runs["zero3_sharded"] = self.run("zero3_sharded", "zero3", ref_placement="sharded")
+        if preset != "ddp":
+            runs[f"{preset}_bf16"] = self.run(f"{preset}_bf16", preset, bf16=True, max_steps=2)
+        return dict(zip(runs, launch(preset, self.folder / f"{preset}_reports", list(runs.values())), strict=True))
+
+    def ranks_of(self, engine):
+        """What the ranks report of an engine's uninterrupted run."""
+        return self.launched(ENGINES[engine][0])[engine]
+
+    def checkpoint(self, name, step=STEPS):
+        """The model of a checkpoint, as anybody would load it."""
+        return AutoModel.from_pretrained(self.folder / name / f"checkpoint-{step}")
+
+    def selections(self, name):
+        """The recorded selections of a run: the example ids of each step, in order of drawing."""
+        table = read_selections(self.folder / name / "selections.parquet").to_pylist()
+        table.sort(key=lambda row: (row["step"], row["order"]))
+        return {
+            step: [row["example_id"] for row in rows]
+            for step, rows in itertools.groupby(table, key=lambda row: row["step"])
+        }
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return Runs(tmp_path_factory.mktemp("engines"))
+
+
+@pytest.fixture(params=list(ENGINES))
+def engine(request):
+    return request.param
+
+
+def assert_same_weights(model, expected):
+    expected = expected.state_dict()
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(weight, expected[name], **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_engine_is_the_one_that_was_asked_for(runs, engine):
+    for rank, report in enumerate(runs.ranks_of(engine)):
+        assert report["engine"] == ("DistributedDataParallel" if engine == "ddp" else "DeepSpeedEngine")
+        assert report["zero_stage"] == STAGES[engine]
+        assert (report["num_processes"], report["process_index"]) == (WORLD_SIZE, rank)
+        assert (report["reference"], report["reference_stage"]) == ("SiglipModel", None)
+        assert report["dtypes"] == ["torch.float32", "torch.float32"]
+
+
+def test_each_rank_reads_its_own_share(runs, engine):
+    first, second = (report["seen"] for report in runs.ranks_of(engine))
+    assert len(first) == len(second) == STEPS
+    assert {len(ids) for ids in first + second} == {8}
+    everything = [example for ids in first + second for example in ids]
+    assert len(set(everything)) == len(everything) == 96
+
+
+def test_selections_and_losses_are_those_of_one_process(runs, engine):
+    alone = {entry["step"]: entry["loss"] for entry in runs.alone.state.log_history if "loss" in entry}
+    assert {step: set(ids) for step, ids in runs.selections(engine).items()} == {
+        step: set(ids) for step, ids in runs.selections("alone").items()
+    }
+    assert [len(ids) for ids in runs.selections(engine).values()] == [8] * STEPS
+    for report in runs.ranks_of(engine):
+        assert report["losses"] == pytest.approx(list(alone.values()), abs=1e-4)
+
+
+def test_weights_are_those_of_one_process(runs, engine):
+    runs.ranks_of(engine)
+    learned = runs.checkpoint(engine)
+    assert_same_weights(learned, runs.alone.model)
+    before = AutoModel.from_pretrained(runs.folder / "learner").state_dict()
+    assert all((weight - before[name]).abs().max() > 1e-3 for name, weight in learned.named_parameters())
+
+
+def test_a_checkpoint_is_a_plain_model_with_the_trained_weights(runs, engine):
+    model = runs.checkpoint(engine)
+    for report in runs.ranks_of(engine):
+        sums = {name: weight.double().sum().item() for name, weight in model.named_parameters()}
+        assert report["weights"] == pytest.approx(sums, abs=1e-5)
+
+
+def test_a_sharded_reference_says_the_same(runs):
+    reports_of_ranks = runs.launched("zero3")["zero3_sharded"]
+    assert {(report["reference"], report["reference_stage"]) for report in reports_of_ranks} == {
+        ("DeepSpeedEngine", 3)
+    }
+    runs.ranks_of("zero3")
+    assert runs.selections("zero3_sharded") == runs.selections("zero3")
+    assert_same_weights(runs.checkpoint("zero3_sharded"), runs.checkpoint("zero3"))
+
+
+@pytest.mark.parametrize("preset", ["zero2", "zero3"])
+def test_bfloat16_holds_for_learner_and_replica(runs, preset):
+    for report in runs.launched(preset)[f"{preset}_bf16"]:
+        # The replica's first parameter is its temperature, which stays exact.
+        assert report["dtypes"] == ["torch.bfloat16", "torch.float32"]
+        assert report["losses"][0] == pytest.approx(runs.ranks_of(preset)[0]["losses"][0], rel=0.05)
+    assert runs.checkpoint(f"{preset}_bf16", step=2).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("engine", "dies_after", "last_checkpoint"), [("ddp", 3, 2), ("zero2", 5, 4), ("zero3", 3, 2)]
+)
+def test_a_killed_rank_ends_the_job_and_a_resumed_one_ends_as_if_nothing_had_been(
+    runs, engine, dies_after, last_checkpoint
+):
+    name = f"{engine}_killed"
+    folder = runs.folder / f"{name}_reports"
+    output = start(preset_of(engine), folder, [runs.run(name, dies_after=dies_after)])
+    assert output.returncode != 0
+    assert "Signal 9 (SIGKILL) received" in tail(output)
+    assert not list(folder.glob("rank*.json"))  # the other rank did not go on by itself
+
+    checkpoint = str(runs.folder / name / f"checkpoint-{last_checkpoint}")
+    (resumed,) = launch(engine, folder, [runs.run(name, resume_from=checkpoint)])
+    for report, uninterrupted in zip(resumed, runs.ranks_of(engine), strict=True):
+        assert report["seen"] == uninterrupted["seen"][last_checkpoint:]
+        assert report["losses"][-2:] == pytest.approx(uninterrupted["losses"][-2:], abs=1e-5)
+    assert runs.selections(name) == runs.selections(engine)
+    assert_same_weights(runs.checkpoint(name), runs.checkpoint(engine))
+
+
+# ---- FSDP2, which accelerate does not launch on CPUs: its own sharding, called directly ----
+
+
+def fsdp2_accelerator():
+    """What accelerate's FSDP2 reads of an Accelerator, with the settings of the preset."""
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", reshard_after_forward=True
+    )
+    return SimpleNamespace(
+        state=SimpleNamespace(fsdp_plugin=plugin),
+        distributed_type=DistributedType.FSDP,
+        is_fsdp2=True,
+        mixed_precision="no",
+        is_main_process=True,
+        torch_device_mesh=None,
+        device=torch.device("cpu"),
+    )
+
+
+def scored_and_learned(fully_sharded):
+    """Score 8 examples with learner and reference, then learn from them; each rank holds an equal part of them."""
+    ranks = Ranks.world()
+    learner, reference = tiny_siglip(0), tiny_siglip(1).eval().requires_grad_(False)
+    for model in (learner, reference):
+        expose_temperature(model)
+    if fully_sharded:
+        accelerator = fsdp2_accelerator()
+        reference = place_reference(reference, accelerator, "sharded")
+        from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+        prepare_for_fsdp2(learner)
+        fsdp2_prepare_model(accelerator, learner)
+        assert {type(model).__name__ for model in (learner, reference)} == {"FSDPSiglipModel"}
+        assert {type(weight).__name__ for weight in learner.parameters()} == {"DTensor"}
+        assert sum(weight.to_local().numel() for weight in reference.parameters()) < 0.6 * reference.num_parameters()
+
+    optimizer = torch.optim.SGD(learner.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(3)
+    batch = {
+        "pixel_values": torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=generator),
+        "input_ids": torch.randint(3, 14, (8, 8), generator=generator),
+        "example_id": torch.arange(8),
+    }
+    batch = {name: value.chunk(ranks.size)[ranks.rank] for name, value in batch.items()}
+    view = DualEncoder(learner.config, tiny_siglip_processor())
+    scored = [view.embed(model, batch, batch_size=2) for model in (learner, reference)]
+
+    learner.train()
+    output = view(learner, batch)
+    loss = sigmoid_contrastive_loss(
+        output.image_embeds, output.text_embeds, output.logit_scale, output.logit_bias, ranks=ranks
+    )
+    loss.backward()
+    optimizer.step()
+    weights = {
+        name: (weight.full_tensor() if fully_sharded else weight).detach()
+        for name, weight in learner.named_parameters()
+    }
+    embedded = [ranks.gather_rows(part) for one in scored for part in (one.image, one.text)]
+    temperatures = [value for one in scored for value in (one.logit_scale, one.logit_bias)]
+    return embedded, temperatures, loss.detach(), weights
+
+
+def test_fsdp2_scores_and_learns_as_one_process_does():
+    alone = run(1, scored_and_learned, False)[0]
+    for sharded in run(WORLD_SIZE, scored_and_learned, True):
+        torch.testing.assert_close(sharded, alone, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,33 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from jest_hf.distributed import Ranks, gather, gather_objects, gather_to_cpu
+from tests.distributed.processes import run
+
+
+def _gather(counts: list[int]) -> tuple[Any, torch.Tensor]:
+    ranks = Ranks.world()
+    gather.ROWS_AT_A_TIME = 2 * ranks.size  # two rows of each rank
+    rows = torch.arange(3 * counts[ranks.rank]).reshape(-1, 3) + 100 * ranks.rank
+    return gather_objects(ranks, {"rank": ranks.rank, "words": ["x"] * ranks.rank}), gather_to_cpu(ranks, rows)
+
+
+@pytest.mark.parametrize("counts", [[5, 5], [0, 7, 2], [0, 0]])
+def test_objects_and_rows_of_any_number(counts: list[int]) -> None:
+    expected = torch.cat([torch.arange(3 * count).reshape(-1, 3) + 100 * rank for rank, count in enumerate(counts)])
+    for objects, rows in run(len(counts), _gather, counts):
+        assert objects == [{"rank": rank, "words": ["x"] * rank} for rank in range(len(counts))]
+        assert torch.equal(rows, expected)
+
+
+def test_alone_both_give_back_what_they_got() -> None:
+    rows = torch.ones(2, 3)
+    assert gather_objects(Ranks(), ("alone", None)) == [("alone", None)]
+    assert gather_to_cpu(Ranks(), rows) is rows

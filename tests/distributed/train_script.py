@@ -1,0 +1,115 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""What `launching` launches: train a tiny SigLIP with JESTTrainer, and write down what happened on this rank."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from jest_hf import JESTConfig, JESTTrainer
+from jest_hf.cli import CONFIGS
+from tests.distributed.launching import without_compiled_operators
+from tests.helpers import random_rows
+
+
+class ReportingTrainer(JESTTrainer):
+    """Remembers which examples of each super-batch reached this rank."""
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any) -> Tensor:
+        self.seen.append(inputs["example_id"].tolist())
+        return super().training_step(model, inputs, *args)
+
+
+class Death(TrainerCallback):
+    """Rank 1 is killed as by the kernel, after so many steps."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.after and args.process_index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train(
+    learner: str,
+    reference: str | None,
+    settings: dict[str, Any],
+    resume_from: str | None = None,
+    dies_after: int | None = None,
+    deepspeed: str | None = None,
+) -> dict[str, Any]:
+    """
+    One run; returns this rank's report.
+
+    Args:
+        learner (`str`): Path of the model to train.
+        reference (`str`, *optional*): Path of the reference.
+        settings (`dict`): Those of JESTConfig.
+        resume_from (`str`, *optional*): Path of a checkpoint.
+        dies_after (`int`, *optional*): Number of steps after which rank 1 is killed.
+        deepspeed (`str`, *optional*): Name of a preset whose DeepSpeed settings replace those of the launch.
+    """
+    if deepspeed is not None:
+        os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(CONFIGS / f"{deepspeed}.json")
+    args = JESTConfig(**settings)
+    trainer = ReportingTrainer(
+        model=learner,
+        args=args,
+        train_dataset=random_rows(96, seed=5),
+        ref_model=reference,
+        callbacks=[] if dies_after is None else [Death(dies_after)],
+    )
+    trainer.seen = []
+    trainer.train(resume_from_checkpoint=resume_from)
+    placed = trainer.reference.model if trainer.reference else None
+    return {
+        "engine": type(trainer.model_wrapped).__name__,
+        "zero_stage": zero_stage(trainer.model_wrapped),
+        "reference": type(placed).__name__,
+        "reference_stage": zero_stage(placed),
+        "dtypes": [str(next(model.parameters()).dtype) for model in (trainer.model, placed) if model is not None],
+        "num_processes": trainer.accelerator.num_processes,
+        "process_index": trainer.accelerator.process_index,
+        "seen": trainer.seen,
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "weights": sums_of_weights(trainer.model),
+    }
+
+
+def zero_stage(model: nn.Module | None) -> int | None:
+    """The stage that a DeepSpeed engine itself says it runs at."""
+    return model.zero_optimization_stage() if type(model).__name__ == "DeepSpeedEngine" else None
+
+
+def sums_of_weights(model: nn.Module) -> dict[str, float]:
+    """The sum of each parameter, gathered from all ranks where it is partitioned."""
+    partitioned = [weight for weight in model.parameters() if hasattr(weight, "ds_id")]
+    gathered = contextlib.nullcontext()
+    if partitioned:
+        import deepspeed
+
+        gathered = deepspeed.zero.GatheredParameters(partitioned)
+    with gathered:
+        return {name: weight.detach().double().sum().item() for name, weight in model.named_parameters()}
+
+
+if __name__ == "__main__":
+    if "ACCELERATE_USE_DEEPSPEED" in os.environ:
+        without_compiled_operators()
+    runs = Path(sys.argv[1])
+    reports = []
+    for run in json.loads(runs.read_text()):
+        reports.append(train(**run))
+        runs.with_name(f"rank{os.environ['RANK']}.json").write_text(json.dumps(reports))
+    torch.distributed.destroy_process_group()

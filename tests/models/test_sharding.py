@@ -1,0 +1,49 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Naming the layers that FSDP2 shards, and building whole models beside a ZeRO-3 run."""
+
+from __future__ import annotations
+
+import pytest
+from transformers.integrations.deepspeed import (
+    HfDeepSpeedConfig,
+    is_deepspeed_zero3_enabled,
+    unset_hf_deepspeed_config,
+)
+
+from jest_hf.models.sharding import built_whole, prepare_for_fsdp2
+from tests.helpers import tiny_clip, tiny_siglip, tiny_siglip2
+
+
+@pytest.mark.parametrize(("model", "prefix"), [(tiny_siglip, "Siglip"), (tiny_siglip2, "Siglip2")])
+def test_nothing_around_the_token_embedding_is_sharded_with_it(model, prefix):
+    model = model()
+    assert f"{prefix}TextEmbeddings" in model._no_split_modules
+    prepare_for_fsdp2(model)
+    layers = ("EncoderLayer", "MultiheadAttentionPoolingHead", "VisionEmbeddings")
+    assert model._no_split_modules == {prefix + layer for layer in layers}
+
+
+def test_a_parameter_without_a_dimension_is_refused_by_name():
+    with pytest.raises(ValueError, match="CLIPModel has logit_scale; start with one of the presets"):
+        prepare_for_fsdp2(tiny_clip())
+
+
+@pytest.fixture
+def zero3():
+    setting = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})  # transformers keeps a weak reference only
+    yield setting
+    unset_hf_deepspeed_config()
+
+
+def test_models_are_whole_inside_and_the_setting_is_back_afterwards(zero3):
+    with pytest.raises(RuntimeError, match="in the middle"), built_whole():
+        assert not is_deepspeed_zero3_enabled()
+        raise RuntimeError("in the middle")
+    assert is_deepspeed_zero3_enabled()
+
+
+def test_without_zero3_nothing_changes():
+    with built_whole():
+        assert not is_deepspeed_zero3_enabled()
+    assert not is_deepspeed_zero3_enabled()
