@@ -40,6 +40,7 @@ from jest_hf.models import (
     expose_temperature,
     family_of,
 )
+from jest_hf.models.sharding import prepare_for_fsdp2
 from jest_hf.reference import Reference, load_reference, place_reference
 from jest_hf.report.flops import StepFlops, flops_of_run
 from jest_hf.report.ledger import LedgerCallback, SelectionLedger
@@ -156,6 +157,8 @@ class JESTTrainer(RowLoaders, Trainer):
             callbacks=own_callbacks + (callbacks or []),
             **trainer_arguments,
         )
+        if self.is_fsdp_enabled:
+            prepare_for_fsdp2(base_model(self.model))
         # The loss is this trainer's, a mean over the batch: the Trainer must not rescale it.
         self.model_accepts_loss_kwargs = False
 
