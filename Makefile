@@ -36,7 +36,7 @@ demo: $(STAMP)
 	$(BIN)/accelerate launch --config_file jest_hf/configs/single.yaml examples/run_jest.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
