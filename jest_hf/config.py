@@ -79,6 +79,18 @@ class JESTConfig(TrainingArguments):
         bytes a row). The selections stay the same, and the reference costs nothing from then on. Needs rows with one
         caption.
 
+    > Parameters that control the resolution (Flexi-JEST)
+
+    scoring_view (`str`, *optional*):
+        A cheaper view of the images at which the learner scores the super-batch: `"patch:32"` (larger patches, by
+        PI-resize), `"image:112"` (smaller images), `"num_patches:64"` (SigLIP 2 NaFlex) or `"drop:0.5"` (patches left
+        out, for comparison). Default: full resolution.
+    low_resolution_fraction (`float`, *optional*, defaults to `0.5`):
+        With `scoring_view`, the part of the sub-batch (on each device, drawn at random) that is trained on at that
+        view; the rest at full resolution, in one loss. A learner that never trains at a view scores badly at it.
+    eval_at_view (`bool`, *optional*, defaults to `False`):
+        Evaluate at the scoring view too, besides at full resolution.
+
     > Parameters that control the records and the evaluation
 
     record_selection (`bool`, *optional*, defaults to `False`):
@@ -129,6 +141,13 @@ class JESTConfig(TrainingArguments):
     cache_reference: bool = field(
         default=False, metadata={"help": "Embed the training data once with the reference, before the first step."}
     )
+    scoring_view: str | None = field(
+        default=None, metadata={"help": "Cheaper view to score at: patch:32, image:112, num_patches:64 or drop:0.5."}
+    )
+    low_resolution_fraction: float = field(
+        default=0.5, metadata={"help": "Part of the sub-batch that is trained on at the scoring view, in [0, 1]."}
+    )
+    eval_at_view: bool = field(default=False, metadata={"help": "Evaluate at the scoring view too."})
     record_selection: bool = field(
         default=False, metadata={"help": "Write the selected example ids to output_dir/selections.parquet."}
     )
@@ -168,6 +187,13 @@ class JESTConfig(TrainingArguments):
                 f"selection_gain={self.selection_gain} must be a finite number above 0: it multiplies the scores; "
                 "use criterion or selection='uniform' to change what is selected."
             )
+        if not 0.0 <= self.low_resolution_fraction <= 1.0:
+            raise ValueError(
+                f"low_resolution_fraction={self.low_resolution_fraction} must be in [0, 1]: it is the part of the "
+                "sub-batch that is trained on at the scoring view."
+            )
+        if self.eval_at_view and self.scoring_view is None:
+            raise ValueError("eval_at_view=True needs a scoring_view to evaluate at, such as 'patch:32'; name one.")
         if self.gradient_accumulation_steps > 1:
             raise ValueError(
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps} would take each contrastive loss "
@@ -202,9 +228,9 @@ class JESTConfig(TrainingArguments):
     @property
     def selection_settings(self) -> dict[str, Any]:
         """What decides which examples are selected; a resumed run is compared with its checkpoint in these."""
-        names = ("selection", "criterion", "n_chunks", "selection_gain", "selection_scope", "seed", "data_seed")
-        sizes = {"sub_batch_size": self.sub_batch_size, "super_batch_size": self.super_batch_size}
-        return {name: getattr(self, name) for name in names} | sizes
+        names = ("selection", "criterion", "n_chunks", "selection_gain", "selection_scope", "scoring_view")
+        names += ("low_resolution_fraction", "seed", "data_seed", "sub_batch_size", "super_batch_size")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def per_device_super_batch_size(self) -> int:

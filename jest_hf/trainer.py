@@ -17,36 +17,37 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from jest_hf.collator import JESTDataCollator
 from jest_hf.config import JESTConfig
 from jest_hf.data.rows import Rows
+from jest_hf.datahooks import DataHooks, number_of_rows
 from jest_hf.distributed import Exchanged, Ranks, Shares
-from jest_hf.evaluation.tasks import embed_dataset
 from jest_hf.hub.model_card import learner_card
 from jest_hf.hub.run import summarise_run
-from jest_hf.loaders import RowLoaders, number_of_rows
 from jest_hf.losses import LOSSES, backward_in_chunks
 from jest_hf.models import (
     DualEncoder,
     DualEncoderOutput,
+    View,
+    accept_views,
     add_adapter,
     add_reference_adapter,
     base_model,
     expose_temperature,
     family_of,
 )
-from jest_hf.models.sharding import prepare_for_fsdp2
+from jest_hf.models.sharding import check_shardable, prepare_for_fsdp2
 from jest_hf.reference import Reference, load_reference, place_reference
 from jest_hf.report.flops import StepFlops, flops_of_run
 from jest_hf.report.ledger import LedgerCallback, SelectionLedger
 from jest_hf.report.metrics import RunStatistics, compare_selected
 from jest_hf.report.progress import JESTProgress
-from jest_hf.selection import ContrastiveEmbeddings, draw_sub_batch, take_readable, take_sub_batch
+from jest_hf.selection import ContrastiveEmbeddings, draw_sub_batch, gumbel_noise, take_readable, take_sub_batch
 from jest_hf.validation import (
     check_arguments,
     check_gradient_cache,
@@ -61,7 +62,7 @@ from jest_hf.validation import (
 logger = logging.get_logger(__name__)
 
 
-class JESTTrainer(RowLoaders, Trainer):
+class JESTTrainer(DataHooks, Trainer):
     """
     Train a dual encoder on selected examples (JEST, arXiv 2406.17711).
 
@@ -159,6 +160,8 @@ class JESTTrainer(RowLoaders, Trainer):
         )
         if self.is_fsdp_enabled:
             prepare_for_fsdp2(base_model(self.model))
+        if self.is_deepspeed_enabled:
+            check_shardable(base_model(self.model))
         # The loss is this trainer's, a mean over the batch: the Trainer must not rescale it.
         self.model_accepts_loss_kwargs = False
 
@@ -166,6 +169,9 @@ class JESTTrainer(RowLoaders, Trainer):
             self.add_callback(JESTProgress)
 
         self.loss_kind = args.loss or family_of(self.model.config).loss
+        self.scoring_view = View.parse(args.scoring_view) if args.scoring_view else None
+        if self.scoring_view is not None:
+            self.scoring_view.check(self.model.config)
         self.learner_view = self._view(self.model, data_collator.processor, "learner")
         self.reference = self._reference(data_collator)
         self.step_flops, self.cache_flops = StepFlops(training=0.0), 0.0
@@ -183,15 +189,21 @@ class JESTTrainer(RowLoaders, Trainer):
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         """As the Trainer's: each trial of a hyperparameter search starts from a new learner."""
         model = super().call_model_init(trial)
-        expose_temperature(base_model(model))
+        self._open_up(model)
         return model
 
     def _view(self, model: PreTrainedModel, processor: Any, role: str, prefix: str = "") -> DualEncoder:
         view = DualEncoder(model.config, processor, prefix)
         check_loss(self.loss_kind, role, model)
         check_vocabulary(processor.tokenizer, model.config, role)
-        expose_temperature(base_model(model))
+        self._open_up(model)
         return view
+
+    def _open_up(self, model: PreTrainedModel) -> None:
+        """What a step needs through the forward of whatever wraps the model: its temperature, and views of images."""
+        expose_temperature(base_model(model))
+        if self.args.scoring_view is not None:
+            accept_views(base_model(model))
 
     def _try_inputs(self) -> None:
         """Collate one row of each data set: a missing column or a foreign processor shows here and not in a worker."""
@@ -202,9 +214,11 @@ class JESTTrainer(RowLoaders, Trainer):
             configs = {"learner": self.model.config}
             if self.reference is not None:
                 inputs["reference"] = self.reference.view.inputs(batch)
-                configs["reference"] = self.reference.model.config
+                configs["reference"] = (self.ref_model or self.model).config  # a DeepSpeed engine has another one
                 check_inputs(inputs["reference"], configs["reference"], "reference")
-            self.step_flops, self.cache_flops = flops_of_run(self.args, configs, inputs, self.statistics.n_examples)
+            self.step_flops, self.cache_flops = flops_of_run(
+                self.args, configs, inputs, self.statistics.n_examples, self.scoring_view
+            )
         if self.eval_dataset is not None:
             several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
             for dataset in several.values():
@@ -254,7 +268,7 @@ class JESTTrainer(RowLoaders, Trainer):
             sub_batch, parts = take_sub_batch(shares, super_batch, embeddings, indices)
             self.statistics.add(compare_selected(parts, self.loss_kind, self.group))
         self.record(sub_batch, super_batch["valid"])
-        return self.learn(model, sub_batch.batch, num_items_in_batch)
+        return self.learn(model, self.shuffle(sub_batch.batch), num_items_in_batch)
 
     def score(self, model: nn.Module, super_batch: dict[str, Tensor]) -> dict[str, ContrastiveEmbeddings]:
         """Embed the super-batch with the models that the criterion compares: `"learner"`, `"reference"`, or both."""
@@ -262,7 +276,7 @@ class JESTTrainer(RowLoaders, Trainer):
         embeddings = {}
         with self.accelerator.autocast():
             if "learner" in self.args.scored_models:
-                embeddings["learner"] = self.learner_view.embed(model, super_batch, batch_size)
+                embeddings["learner"] = self.learner_view.embed(model, super_batch, batch_size, self.scoring_view)
             if self.reference is not None:
                 embeddings["reference"] = self.reference.embed(model, super_batch, batch_size)
         return embeddings
@@ -305,6 +319,22 @@ class JESTTrainer(RowLoaders, Trainer):
             ranks = torch.arange(self.ranks.size).repeat_interleave(torch.tensor(counts))
             self.ledger.record(self._step, ids, ranks, order)
 
+    def shuffle(self, sub_batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """
+        With a scoring view, in random order, a function of (seed, step): the first `low_resolution_fraction` are
+        trained on at that view, and the order of drawing is not random.
+        """
+        if self.scoring_view is None:
+            return sub_batch
+        args, ids = self.args, sub_batch["example_id"]
+        start = self.ranks.rank * args.per_device_train_batch_size
+        # A row of noise that no draw has used.
+        noise = gumbel_noise(
+            args.seed, self._step, args.n_chunks + 1, args.sub_batch_size, start=start, stop=start + len(ids)
+        )
+        order = noise[-1].argsort().to(ids.device)
+        return {name: value.index_select(0, order) for name, value in sub_batch.items()}
+
     def learn(
         self, model: nn.Module, sub_batch: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
@@ -315,9 +345,10 @@ class JESTTrainer(RowLoaders, Trainer):
 
         def forward(rows: slice) -> DualEncoderOutput:
             with self.compute_loss_context_manager():
-                return self.learner_view(model, sub_batch, rows)
+                return self.learner_view(model, sub_batch, rows, self.scoring_view, n_at_view)
 
         n_rows = len(sub_batch["example_id"])
+        n_at_view = round(self.args.low_resolution_fraction * n_rows)
         # As many forwards on every rank: where many rows are broken, ranks may be an example apart.
         smallest = min(self.ranks.gather_counts(n_rows, self.args.device))
         n_chunks = -(-self.args.per_device_train_batch_size // self.args.gradient_cache_chunk_size)
@@ -338,7 +369,8 @@ class JESTTrainer(RowLoaders, Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """The contrastive loss of the sub-batch of all ranks, an fp32 scalar, from this rank's rows."""
-        output = self.learner_view(model, inputs)
+        n_at_view = round(self.args.low_resolution_fraction * len(inputs["example_id"]))
+        output = self.learner_view(model, inputs, view=self.scoring_view, n_at_view=n_at_view)
         loss = self._contrastive_loss(output.image_embeds, output.text_embeds, output.logit_scale, output.logit_bias)
         return (loss, output) if return_outputs else loss
 
@@ -368,28 +400,6 @@ class JESTTrainer(RowLoaders, Trainer):
         parts = asdict(self.step_flops)
         run = StepFlops(**{name: self.state.global_step * flops for name, flops in parts.items()})
         return replace(run, reference=run.reference + self.cache_flops)
-
-    # ---- Evaluation ----
-
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Retrieval in both directions over the whole data set; the predictions are the image and text embeddings."""
-        with self.accelerator.autocast():
-            embedded = embed_dataset(
-                self.learner_view, self.model_wrapped, dataloader, self.args.device, self.loss_kind, ranks=self.ranks
-            )
-        return EvalLoopOutput(
-            predictions=(embedded.image.numpy(), embedded.text.numpy()),
-            label_ids=None,
-            metrics={f"{metric_key_prefix}_{name}": value for name, value in embedded.metrics().items()},
-            num_samples=len(embedded.image),
-        )
 
     # ---- Records ----
 

@@ -52,7 +52,8 @@ def check_launch(args: JESTConfig) -> None:
             "use_cpu=True makes accelerate ignore the DeepSpeed config without a word; set use_cpu=False, and on a "
             "machine without GPUs ddp_backend='gloo' and DS_ACCELERATOR=cpu in the environment."
         )
-    if strtobool(os.environ.get("ACCELERATE_USE_FSDP", "false")) and args.device.type == "cpu":
+    fsdp = args.fsdp_plugin_args is not None or strtobool(os.environ.get("ACCELERATE_USE_FSDP", "false"))
+    if fsdp and args.device.type == "cpu":
         raise ValueError(
             "accelerate cannot shard a model with FSDP on CPUs, it would train every process by itself; use GPUs, or "
             "one of the presets ddp, zero1, zero2 and zero3."

@@ -70,6 +70,7 @@ def test_processes_whose_gradients_nobody_averages_are_refused(tmp_path):
 def test_fsdp_on_cpus_is_refused(tmp_path, settings):
     said = outcome(tmp_path, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, **settings)
     assert "accelerate cannot shard a model with FSDP on CPUs" in said
+    assert said == outcome(tmp_path, fsdp=True, **settings)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +86,12 @@ def test_every_rank_reads_its_own_equal_share(tmp_path, settings):
     name = next(iter(settings.get("accelerator_config", settings)))
     assert name in outcome(tmp_path, use_cpu=True, **settings)
     check_launch(JESTConfig(output_dir=tmp_path, use_cpu=True, **settings))  # one process may
+
+
+def test_several_gpus_for_one_process_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(JESTConfig, "n_gpu", 2)
+    with pytest.raises(ValueError, match="2 GPUs are visible to one process.*start one process per GPU"):
+        check_launch(JESTConfig(output_dir=tmp_path))
 
 
 def test_one_process_where_several_were_asked_for_is_refused(tmp_path):

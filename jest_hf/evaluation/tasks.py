@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -16,7 +16,7 @@ from jest_hf.collator import JESTDataCollator
 from jest_hf.distributed import Ranks, gather_objects, gather_to_cpu
 from jest_hf.evaluation.retrieval import retrieval_recall
 from jest_hf.losses import LOSSES
-from jest_hf.models import IMAGE_KEYS, DualEncoder
+from jest_hf.models import IMAGE_KEYS, DualEncoderOutput
 
 
 class CaptionCollator:
@@ -100,7 +100,7 @@ class Embedded:
 
 @torch.no_grad()
 def embed_dataset(
-    view: DualEncoder,
+    read: Callable[..., DualEncoderOutput],
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
     device: torch.device,
@@ -111,7 +111,7 @@ def embed_dataset(
     Embed the batches of a [`CaptionCollator`], in eval mode.
 
     Args:
-        view ([`~jest_hf.models.DualEncoder`]): how the model reads a batch.
+        read (`Callable`): `read(model, batch)` is one forward: a [`~jest_hf.models.DualEncoder`], or one at a view.
         model (`torch.nn.Module`): the model, wrapped or not.
         batches (iterable): this rank's batches, as many as every other rank's ([`~data.rows.share_batches`] sees to
             it): each is one forward, a collective under some engines.
@@ -133,7 +133,7 @@ def embed_dataset(
     for batch in batches:
         skipped += batch["skipped"]
         tensors = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
-        output = view(model, tensors)
+        output = read(model, tensors)
         caption_of, n = batch["caption_of"].cpu(), len(batch["groups"])
         image, text = output.image_embeds[:n].float(), output.text_embeds[: len(caption_of)].float()
         groups = [number_of.setdefault(group, len(number_of)) for group in batch["groups"]]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from jest_hf.models.views import View
 from jest_hf.selection import ContrastiveEmbeddings
 
 
@@ -42,6 +43,7 @@ FAMILIES = {
 
 IMAGE_KEYS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 TEXT_KEYS = ("input_ids", "attention_mask")
+VIEW_PREFIX = "view_"
 
 
 @dataclass
@@ -122,6 +124,7 @@ class DualEncoder:
 
     def __init__(self, config: Any, processor: Any, prefix: str = "") -> None:
         self.family = family_of(config)
+        self.vision_config = config.vision_config
         self.prefix = prefix
         image_processor = processor.image_processor
         scale = image_processor.rescale_factor if image_processor.do_rescale else 1.0
@@ -131,19 +134,57 @@ class DualEncoder:
         self._mean = torch.as_tensor(mean, dtype=torch.float32).expand(3) / scale
         self._std = torch.as_tensor(std, dtype=torch.float32).expand(3) / scale
 
-    def inputs(self, batch: Mapping[str, Tensor], rows: slice = slice(None)) -> dict[str, Tensor]:
-        """Arguments of the model's `forward` for these rows of a super-batch, normalised, on the batch's device."""
-        text_keys = TEXT_KEYS if self.family.attention_mask else TEXT_KEYS[:1]
-        # A reference with its own image or text keys must take all of them from there: never half from the learner's.
-        inputs = {**self._pick(batch, IMAGE_KEYS), **self._pick(batch, text_keys)}
-        inputs = {name: value[rows] for name, value in inputs.items()}
-        if inputs["pixel_values"].dtype == torch.uint8:
-            inputs["pixel_values"] = self._normalise(inputs["pixel_values"])
-        return inputs
+    def inputs(
+        self,
+        batch: Mapping[str, Tensor],
+        rows: slice = slice(None),
+        view: View | None = None,
+        n_at_view: int | None = None,
+    ) -> dict[str, Any]:
+        """
+        Arguments of the model's `forward` for some rows of a super-batch, normalised, on the batch's device.
 
-    def _pick(self, batch: Mapping[str, Tensor], keys: tuple[str, ...]) -> dict[str, Tensor]:
-        prefix = self.prefix if self.prefix + keys[0] in batch else ""
-        return {key: batch[prefix + key] for key in keys if prefix + key in batch}
+        Args:
+            batch (mapping of `str` to `torch.Tensor`):
+                The super-batch. Images at the view are read from `view_pixel_values` and its companions where there
+                are such keys (then `pixel_values` is needed for rows at full resolution only), and made from
+                `pixel_values` where there are none.
+            rows (`slice`, *optional*, defaults to all): Of the batch.
+            view ([`View`], *optional*): A cheaper view, for a model that accepts views ([`accept_views`]).
+            n_at_view (`int`, *optional*):
+                So many rows at the beginning of the batch (not of `rows`) are seen at the view, and the others at full
+                resolution. Default: all rows.
+        """
+        text_keys = TEXT_KEYS if self.family.attention_mask else TEXT_KEYS[:1]
+        text = self._pick(batch, text_keys, rows)
+        if view is None:
+            return self._images(batch, rows) | text
+        start, stop, _ = rows.indices(len(batch[TEXT_KEYS[0]]))
+        middle = stop if n_at_view is None else min(max(start, n_at_view), stop)
+        images = []
+        if middle > start:
+            images.append(self._images_at(view, batch, slice(start, middle)))
+        if stop > middle:
+            images.append(self._images(batch, slice(middle, stop)))
+        return {"pixel_values": tuple(images)} | text
+
+    def _images(self, batch: Mapping[str, Tensor], rows: slice, prefix: str = "") -> dict[str, Tensor]:
+        images = self._pick(batch, IMAGE_KEYS, rows, prefix)
+        if images["pixel_values"].dtype == torch.uint8:
+            images["pixel_values"] = self._normalise(images["pixel_values"])
+        return images
+
+    def _images_at(self, view: View, batch: Mapping[str, Tensor], rows: slice) -> dict[str, Any]:
+        made = VIEW_PREFIX + self.prefix + IMAGE_KEYS[0] in batch
+        return view.images(self._images(batch, rows, VIEW_PREFIX if made else ""), self.vision_config)
+
+    def _pick(
+        self, batch: Mapping[str, Tensor], keys: tuple[str, ...], rows: slice, prefix: str = ""
+    ) -> dict[str, Tensor]:
+        # A reference with its own image or text keys must take all of them from there: never half from the learner's.
+        own = prefix + self.prefix
+        prefix = own if own + keys[0] in batch else prefix
+        return {key: batch[prefix + key][rows] for key in keys if prefix + key in batch}
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         mean, std = self._mean.to(pixels.device), self._std.to(pixels.device)
@@ -153,20 +194,34 @@ class DualEncoder:
         repeats = pixels.shape[-1] // 3
         return (pixels - mean.repeat(repeats)) / std.repeat(repeats)
 
-    def __call__(self, model: nn.Module, batch: Mapping[str, Tensor], rows: slice = slice(None)) -> DualEncoderOutput:
-        """One forward of `model` (after [`expose_temperature`]) over these rows of a super-batch, with its graph."""
-        return model(**self.inputs(batch, rows))
+    def __call__(
+        self,
+        model: nn.Module,
+        batch: Mapping[str, Tensor],
+        rows: slice = slice(None),
+        view: View | None = None,
+        n_at_view: int | None = None,
+    ) -> DualEncoderOutput:
+        """
+        One forward of `model` (after [`expose_temperature`]) over these rows of a super-batch, with its graph.
+
+        With `view`, the first `n_at_view` rows of the batch (default: all) are at it; see [`~DualEncoder.inputs`].
+        """
+        return model(**self.inputs(batch, rows, view, n_at_view))
 
     @torch.no_grad()
-    def embed(self, model: nn.Module, batch: Mapping[str, Tensor], batch_size: int) -> ContrastiveEmbeddings:
+    def embed(
+        self, model: nn.Module, batch: Mapping[str, Tensor], batch_size: int, view: View | None = None
+    ) -> ContrastiveEmbeddings:
         """
-        Embed a whole batch without gradients, in eval mode, `batch_size` rows at a time.
+        Embed a whole batch without gradients, in eval mode, `batch_size` rows at a time, at full resolution or a view.
 
         The model is left in eval mode: `Trainer.training_step` puts it back into train mode before it learns.
         """
         model.eval()
         n_rows = len(batch["example_id"])
-        parts = [self(model, batch, slice(start, start + batch_size)) for start in range(0, n_rows, batch_size)]
+        starts = range(0, n_rows, batch_size)
+        parts = [self(model, batch, slice(start, start + batch_size), view) for start in starts]
         return ContrastiveEmbeddings(
             image=torch.cat([part.image_embeds for part in parts]).float(),
             text=torch.cat([part.text_embeds for part in parts]).float(),

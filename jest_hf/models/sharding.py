@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from accelerate.utils import patch_environment
 from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as deepspeed_integration
 
@@ -16,15 +17,35 @@ def built_whole() -> Iterator[None]:
     """
     Models that are loaded or built in here have all of their weights on every device.
 
-    Otherwise, once the training arguments of a ZeRO-3 run exist, transformers partitions each model at its birth.
+    Otherwise, once the training arguments of a ZeRO-3 run exist, transformers partitions each model at its birth; and
+    in an FSDP run with `cpu_ram_efficient_loading` only the first process loads any weights.
     """
     # transformers offers a way to unset the setting, and none to put the same one back.
     setting = deepspeed_integration._hf_deepspeed_config_weak_ref
     deepspeed_integration.unset_hf_deepspeed_config()
     try:
-        yield
+        with patch_environment(fsdp_cpu_ram_efficient_loading="false"):
+            yield
     finally:
         deepspeed_integration._hf_deepspeed_config_weak_ref = setting
+
+
+def check_shardable(model: PreTrainedModel) -> None:
+    """
+    Refuse a model that neither DeepSpeed nor FSDP2 can take.
+
+    `fully_shard` knows no parameters without a dimension, and DeepSpeed 0.19 views every parameter as bytes to
+    broadcast it, which they cannot be.
+
+    Raises:
+        ValueError: for a model with such parameters, as CLIP's `logit_scale` is one.
+    """
+    scalars = [name for name, parameter in model.named_parameters() if parameter.ndim == 0]
+    if scalars:
+        raise ValueError(
+            f"neither DeepSpeed nor FSDP2 takes parameters without a dimension, and {type(model).__name__} has "
+            f"{', '.join(scalars)}; start with the preset ddp."
+        )
 
 
 def prepare_for_fsdp2(model: PreTrainedModel) -> None:
@@ -35,14 +56,9 @@ def prepare_for_fsdp2(model: PreTrainedModel) -> None:
     itself. SigLIP and SigLIP 2 name the module around the token embedding too, and nothing can be sharded twice.
 
     Raises:
-        ValueError: for a model with parameters without a dimension, such as CLIP's `logit_scale`.
+        ValueError: as [`check_shardable`].
     """
-    scalars = [name for name, parameter in model.named_parameters() if parameter.ndim == 0]
-    if scalars:
-        raise ValueError(
-            f"FSDP2 cannot shard parameters without a dimension, and {type(model).__name__} has {', '.join(scalars)}; "
-            "start with one of the presets ddp, zero1, zero2 and zero3."
-        )
+    check_shardable(model)
     token_embedding = model.get_input_embeddings()
     around = {
         type(module).__name__

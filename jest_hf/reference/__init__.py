@@ -1,11 +1,28 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen model that says which examples can be learned."""
+"""The frozen model that says which examples can be learned, and a cache of what it says."""
 
-from jest_hf.reference.cache import embed_rows
+from jest_hf.reference.cache import write_cache
+from jest_hf.reference.embed import embed_rows
+from jest_hf.reference.fingerprint import describe_data, describe_reading, identify_reference
+from jest_hf.reference.hub import open_cache, push_reference_cache
 from jest_hf.reference.load import load_reference
 from jest_hf.reference.place import place_reference
-from jest_hf.reference.reference import Reference
+from jest_hf.reference.reference import CachedReference, Reference
+from jest_hf.reference.store import ReferenceCache
 
 
-__all__ = ["Reference", "embed_rows", "load_reference", "place_reference"]
+__all__ = [
+    "CachedReference",
+    "Reference",
+    "ReferenceCache",
+    "describe_data",
+    "describe_reading",
+    "embed_rows",
+    "identify_reference",
+    "load_reference",
+    "open_cache",
+    "place_reference",
+    "push_reference_cache",
+    "write_cache",
+]

@@ -1,88 +1,318 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The reference's embeddings of every training row, computed once.
+"""Making a reference cache: every row of a data set is embedded once, shard by shard.
 
-A frozen model says the same about an example every time. Over several epochs, embedding the data set once costs less
-than embedding every super-batch, and the selection is the same.
+A frozen model says the same about an example every time. Embedding the data set once costs less than embedding every
+super-batch from the second epoch on, the next run has it for nothing, and no run needs the reference's weights.
+
+1. The shards that are not there yet are dealt out to the ranks in turn. A rank embeds its shard in batches that begin
+   with it, so that what is in a shard depends neither on the number of ranks nor on when the work was interrupted.
+2. A finished shard is written under another name and renamed: a shard that is there is whole, and a run that was
+   killed goes on after it. Meanwhile `unfinished.json` says what the shards are of.
+3. The manifest, with the sha256 of every shard, comes last. Only then is it a cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import PretrainedConfig
 from transformers.utils import logging
 
 from jest_hf.collator import JESTDataCollator
-from jest_hf.data.rows import Rows, share_batches
-from jest_hf.distributed import Ranks, gather_to_cpu
-from jest_hf.models import DualEncoder
-from jest_hf.selection import ContrastiveEmbeddings
+from jest_hf.data.rows import Rows
+from jest_hf.distributed import Ranks, gather_objects
+from jest_hf.evaluation.tasks import CaptionCollator
+from jest_hf.models import DualEncoder, family_of
+from jest_hf.reference.fingerprint import describe_data, describe_reading, difference, own_keys
+from jest_hf.reference.store import (
+    DTYPES,
+    FORMAT,
+    MANIFEST,
+    UNFINISHED,
+    ReferenceCache,
+    about_shard,
+    is_whole,
+    open_folder,
+    read_json,
+    shard_name,
+    to_json,
+    write_atomically,
+)
+from jest_hf.report.flops import forward_flops
 
 
-class SingleCaptionCollator:
-    """
-    A [`JESTDataCollator`] that refuses rows with several captions: the one drawn changes from epoch to epoch.
+logger = logging.get_logger(__name__)
 
-    Of no rows it makes one blank example with the id -1, so that every batch can go through a model.
-    """
-
-    def __init__(self, collator: JESTDataCollator) -> None:
-        self.collator = collator
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        if not rows:
-            return self._blank()
-        batch = self.collator(rows)
-        for row, valid in zip(rows, batch["valid"].tolist(), strict=True):
-            if valid and len(self.collator.captions(row)) > 1:
-                raise ValueError(
-                    f"cache_reference=True, but row {row['example_id']} has several captions, of which another may be "
-                    "drawn in each epoch; keep one caption a row, or set cache_reference=False."
-                )
-        return batch
-
-    def _blank(self) -> dict[str, Tensor]:
-        batch = {"example_id": torch.tensor([-1])}
-        for prefix, geometry in self.collator.geometries.items():
-            batch |= {prefix + name: torch.from_numpy(array) for name, array in geometry.empty(1).items()}
-        for prefix, text in self.collator.texts.items():
-            batch |= {prefix + name: tokens for name, tokens in text([""]).items()}
-        return batch
+SHARD_ROWS = 65536  # 200 MB of fp16 embeddings of width 768
 
 
-def embed_rows(
+def write_cache(
+    folder: str | Path,
     view: DualEncoder,
     model: nn.Module,
+    config: PretrainedConfig,
     rows: Rows,
     collator: JESTDataCollator,
+    *,
+    reference: Mapping[str, str],
     batch_size: int,
-    device: torch.device,
+    dtype: str = "float16",
+    shard_rows: int = SHARD_ROWS,
+    precision: str = "no",
+    replace: bool = False,
+    device: torch.device | str = "cpu",
     num_workers: int = 0,
     disable_tqdm: bool = False,
     ranks: Ranks | None = None,
-) -> ContrastiveEmbeddings:
+) -> ReferenceCache:
     """
-    Embed every row once, in order: fp32 `[N, D]` on the CPU, so that row i is the example with id i.
+    Embed every row, all of its captions included, or go on where an earlier call was interrupted. A collective.
 
-    Broken rows keep their place; what they hold is never used, since broken rows are never selected. With `ranks` each
-    embeds its share, in as many forwards as every other, and all of them get all rows.
+    JPEGs are decoded for the reference alone; in a live run whose learner wants larger images the decoder would scale
+    less, and the pixels differ a little.
+
+    Args:
+        folder (`str` or `Path`): Where the cache is to lie, on a file system that all processes share.
+        view ([`~jest_hf.models.DualEncoder`]): How the reference reads a batch.
+        model (`torch.nn.Module`): The reference, after [`~jest_hf.models.expose_temperature`].
+        config ([`~transformers.PretrainedConfig`]): Its configuration.
+        rows ([`~jest_hf.data.rows.Rows`]): The data.
+        collator ([`JESTDataCollator`]): That of the run that the cache is for, or one of the reference's processor.
+        reference (`Mapping`): Which reference it is, see [`identify_reference`].
+        batch_size (`int`): Rows in a forward, on one device.
+        dtype (`str`, *optional*, defaults to `"float16"`): In which embeddings are kept: `"float16"` (4 D bytes for a
+            row with one caption) or `"float32"` (twice that, and the selections are those of the live reference).
+        shard_rows (`int`, *optional*, defaults to `65536`): Rows of a shard.
+        precision (`str`, *optional*, defaults to `"no"`): The autocast that the caller has switched on.
+        replace (`bool`, *optional*, defaults to `False`): Whether to start over, with a warning, where `folder` has a
+            cache of something else.
+        device (`torch.device`, *optional*, defaults to `"cpu"`): Where the model is.
+        num_workers (`int`, *optional*, defaults to `0`): Processes that decode images.
+        disable_tqdm (`bool`, *optional*, defaults to `False`): Whether to show no progress.
+        ranks ([`Ranks`], *optional*): Who shares the work; `None` is this process alone.
+
+    Returns:
+        [`ReferenceCache`]: the finished cache, opened.
+
+    Raises:
+        ValueError: if there is a cache of something else in `folder`, or a part of one, and `replace` is False.
+        OSError: if a file cannot be written; what is finished is kept.
     """
-    ranks = ranks or Ranks()
-    loader = DataLoader(
-        rows,
-        batch_sampler=share_batches(len(rows), batch_size, ranks),
-        collate_fn=SingleCaptionCollator(collator),
-        num_workers=num_workers,
+    for name, value in (("batch_size", batch_size), ("shard_rows", shard_rows)):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not known; choose one of {', '.join(DTYPES)}.")
+    folder, ranks = Path(folder), ranks or Ranks()
+    # A learner's inputs would be made for nothing.
+    collator = JESTDataCollator(
+        collator.ref_processor or collator.processor,
+        image_column=collator.image_column,
+        caption_column=collator.caption_column,
+        max_length=collator.max_length,
     )
-    silent = disable_tqdm or ranks.rank > 0
+    captioned = CaptionCollator(collator)
+    blank = captioned([])
+    probe = _embed(view, model, blank, device)
+    plan = {
+        "format": FORMAT,
+        "reference": dict(reference),
+        "reading": describe_reading(collator),
+        "data": describe_data(rows, collator),
+        "storage": {"dtype": dtype, "shard_rows": shard_rows, "batch_size": batch_size, "precision": precision},
+        "keyed": own_keys(rows) is not None,
+        "loss": family_of(config).loss,
+        "width": probe.image.shape[1],
+        "logit_scale": probe.logit_scale,
+        "logit_bias": probe.logit_bias,
+    }
+    spans = [range(start, min(start + shard_rows, len(rows))) for start in range(0, len(rows), shard_rows)]
+    pending = _begin(folder, plan, spans, replace, ranks, device)
+    if pending is None:
+        return open_folder(folder)
+
+    tasks = list(_deal(pending, spans, batch_size, ranks))
+    loader = DataLoader(
+        rows, batch_sampler=[task.batch for task in tasks], collate_fn=captioned, num_workers=num_workers
+    )
+    progress = logging.tqdm(loader, desc="Caching the reference", unit="batch", disable=disable_tqdm or ranks.rank > 0)
+    keys = own_keys(rows)
     parts = []
-    for batch in logging.tqdm(loader, desc="Caching the reference", unit="batch", disable=silent):
-        part = view.embed(model, {name: value.to(device) for name, value in batch.items()}, batch_size)
-        n = int((batch["example_id"] >= 0).sum())
-        parts.append((part.image[:n].cpu(), part.text[:n].cpu()))
-    image, text = (gather_to_cpu(ranks, torch.cat(halves), device) for halves in zip(*parts, strict=True))
-    return ContrastiveEmbeddings(image, text, part.logit_scale, part.logit_bias)
+    for task, batch in zip(tasks, progress, strict=True):
+        part = _embed(view, model, batch, device)
+        if task.shard is None:
+            continue
+        parts.append(part)
+        if task.is_last:
+            shard = _assemble(parts, spans[task.shard], plan["width"], DTYPES[dtype])
+            if keys is not None:
+                span = spans[task.shard]
+                shard["key"] = torch.from_numpy(keys[span.start : span.stop].copy())
+            write_atomically(folder / shard_name(task.shard), save(shard))
+            parts = []
+    return _finish(folder, plan, len(spans), _flops_of_one(config, blank), ranks, device)
+
+
+class _Task(NamedTuple):
+    """One forward: a batch of a shard, or an empty one."""
+
+    shard: int | None
+    batch: range
+    is_last: bool
+
+
+class _Part(NamedTuple):
+    """What the reference says about a batch: n images that could be read, and their m captions in the same order."""
+
+    ids: list[int]
+    image: Tensor
+    text: Tensor
+    caption_of: Tensor
+    logit_scale: float
+    logit_bias: float | None
+
+
+def _deal(pending: Sequence[int], spans: Sequence[range], batch_size: int, ranks: Ranks) -> Iterator[_Task]:
+    """
+    This rank's forwards, as many as every other's, because engines make each a collective: in each round a rank has
+    one shard, and where its shard is shorter than another's, or there is none left for it, the batches are empty.
+    """
+    for first in range(0, len(pending), ranks.size):
+        dealt = pending[first : first + ranks.size]
+        n_batches = max(-(-len(spans[shard]) // batch_size) for shard in dealt)
+        own = []
+        if ranks.rank < len(dealt):
+            shard = dealt[ranks.rank]
+            span = spans[shard]
+            starts = range(span.start, span.stop, batch_size)
+            own = [
+                _Task(shard, range(start, min(start + batch_size, span.stop)), start == starts[-1]) for start in starts
+            ]
+        yield from own
+        yield from [_Task(None, range(0), False)] * (n_batches - len(own))
+
+
+@torch.no_grad()
+def _embed(view: DualEncoder, model: nn.Module, batch: Mapping[str, Any], device: torch.device | str) -> _Part:
+    """One forward over a batch of a [`CaptionCollator`]."""
+    model.eval()
+    output = view(model, {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)})
+    ids, caption_of = batch["groups"], batch["caption_of"]
+    bias = output.logit_bias
+    return _Part(
+        ids,
+        # Of a batch without a readable row the one blank embedding is kept by nobody but the probe.
+        output.image_embeds[: len(ids) or None].float().cpu(),
+        output.text_embeds[: len(caption_of) or None].float().cpu(),
+        caption_of,
+        output.logit_scale.item(),
+        None if bias is None else bias.item(),
+    )
+
+
+def _assemble(parts: Sequence[_Part], span: range, width: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of a shard; a row that could not be read has zeros for its image and its one caption."""
+    parts = [part for part in parts if part.ids]
+    valid, counts = torch.zeros(len(span), dtype=torch.bool), torch.ones(len(span), dtype=torch.int64)
+    for part in parts:
+        places = torch.tensor(part.ids) - span.start
+        valid[places] = True
+        counts[places] = part.caption_of.bincount(minlength=len(part.ids))
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    image, text = torch.zeros(len(span), width, dtype=dtype), torch.zeros(int(offsets[-1]), width, dtype=dtype)
+    if parts:
+        image[valid] = torch.cat([part.image for part in parts]).to(dtype)
+        text[valid.repeat_interleave(counts)] = torch.cat([part.text for part in parts]).to(dtype)
+    return {"image": image, "text": text, "offsets": offsets, "valid": valid}
+
+
+def _begin(
+    folder: Path, plan: dict[str, Any], spans: Sequence[range], replace: bool, ranks: Ranks, device: torch.device | str
+) -> list[int] | None:
+    """
+    The shards that are still to be written, the same on every rank, once the folder is ready for them; `None` if there
+    is nothing to do.
+    """
+    pending = [k for k, span in enumerate(spans) if not is_whole(folder / shard_name(k), len(span), plan["width"])]
+    foreign = _foreign(folder, plan, pending)
+    if foreign is not None:
+        if not replace:
+            raise ValueError(
+                f"{folder} has a reference cache of something else: {foreign}; choose another folder, or delete this "
+                "one."
+            )
+        pending = list(range(len(spans)))
+    if any(other != pending for other in gather_objects(ranks, pending, device)):  # after which all have looked
+        raise ValueError(
+            f"the processes do not see the same files in {folder}; put it on a file system that all hosts share."
+        )
+    if not pending and (folder / MANIFEST).exists():
+        if ranks.rank == 0:
+            (folder / UNFINISHED).unlink(missing_ok=True)  # of a run that was killed at the very end
+        return None
+    if ranks.rank == 0:
+        if foreign is not None:
+            logger.warning("The reference cache in %s is made anew: %s.", folder, foreign)
+            _clear(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / UNFINISHED, to_json(plan))
+        (folder / MANIFEST).unlink(missing_ok=True)
+    _wait(ranks, device)
+    return pending
+
+
+def _foreign(folder: Path, plan: dict[str, Any], pending: Sequence[int]) -> str | None:
+    """Why a cache in the folder is not the planned one; `None` if it is, as far as it goes, or there is none."""
+    existing = read_json(folder / MANIFEST) or read_json(folder / UNFINISHED)
+    if existing is None:
+        return "its shards have no manifest" if any(folder.glob("shard-*.safetensors")) else None
+    if existing.get("format") != FORMAT:
+        return f"its format is {existing.get('format')!r}, and here it is {FORMAT}"
+    wanted = {name: plan[name] for name in ("reference", "reading", "data", "storage")}
+    if not pending:  # it is finished, and how its shards and batches were cut is of no importance
+        wanted["storage"] = {"dtype": plan["storage"]["dtype"]}
+    return difference(existing, wanted)
+
+
+def _clear(folder: Path) -> None:
+    """Delete a cache; what else is in the folder stays."""
+    for path in (folder / MANIFEST, folder / UNFINISHED, *folder.glob("shard-*.safetensors")):
+        path.unlink(missing_ok=True)
+
+
+def _finish(
+    folder: Path, plan: dict[str, Any], n_shards: int, forward: Mapping[str, int], ranks: Ranks, device: Any
+) -> ReferenceCache:
+    """Write the manifest, once all shards are there, and open the cache."""
+    _wait(ranks, device)
+    own = {k: about_shard(folder / shard_name(k)) for k in range(ranks.rank, n_shards, ranks.size)}
+    about = {k: shard for of_rank in gather_objects(ranks, own, device) for k, shard in of_rank.items()}
+    shards = [about[k] for k in range(n_shards)]
+    flops = forward["image"] * sum(shard["readable"] for shard in shards)
+    flops += forward["text"] * sum(shard["captions"] for shard in shards)
+    if ranks.rank == 0:
+        write_atomically(folder / MANIFEST, to_json(plan | {"flops": float(flops), "shards": shards}))
+        (folder / UNFINISHED).unlink()
+    _wait(ranks, device)
+    return open_folder(folder)
+
+
+def _flops_of_one(config: PretrainedConfig, blank: Mapping[str, Any]) -> dict[str, int]:
+    pixels, text_length = blank["pixel_values"], blank["input_ids"].shape[1]
+    size = {"num_patches": pixels.shape[1]} if pixels.dim() == 3 else {"image_size": pixels.shape[-1]}
+    return forward_flops(config, text_length=text_length, **size)
+
+
+def _wait(ranks: Ranks, device: torch.device | str) -> None:
+    """For all ranks to come here."""
+    ranks.gather_counts(0, device)
+
+
+__all__ = ["write_cache"]

@@ -12,7 +12,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedModel
 
-from jest_hf.models.sharding import prepare_for_fsdp2
+from jest_hf.models.sharding import check_shardable, prepare_for_fsdp2
 
 
 def place_reference(model: PreTrainedModel, accelerator: Accelerator, placement: str = "replica") -> nn.Module:
@@ -30,7 +30,8 @@ def place_reference(model: PreTrainedModel, accelerator: Accelerator, placement:
         The model itself, or the DeepSpeed engine around it.
 
     Raises:
-        ValueError: for `"sharded"` under another engine, and for a replica of a model that ZeRO-3 has partitioned.
+        ValueError: for `"sharded"` under another engine, or of a model that none can shard; and for a replica of a
+            model that ZeRO-3 has partitioned.
     """
     if placement == "sharded":
         return _shard(model, accelerator)
@@ -55,12 +56,15 @@ def _shard(model: PreTrainedModel, accelerator: Accelerator) -> nn.Module:
     if accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.deepspeed_plugin.zero_stage == 3:
         import deepspeed
 
+        check_shardable(model)
         # Without an optimizer the engine only spreads the weights; the learner's settings say how.
         settings = deepcopy(accelerator.deepspeed_plugin.deepspeed_config)
         for trained in ("optimizer", "scheduler"):
             settings.pop(trained, None)
         settings["zero_optimization"].pop("offload_optimizer", None)
-        return deepspeed.initialize(model=model, config=settings)[0].eval()
+        engine = deepspeed.initialize(model=model, config=settings)[0]
+        engine.eval()  # which, unlike a module's, returns nothing
+        return engine
     raise ValueError(
         f"ref_placement='sharded' needs DeepSpeed ZeRO-3 or FSDP2, and this run uses {accelerator.distributed_type}; "
         "set ref_placement='replica', or start with the preset zero3 or fsdp2."

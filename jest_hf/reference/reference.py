@@ -1,16 +1,27 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The reference of a run: who is asked, and whether its answers are known already."""
+"""The reference of a run, as a training step sees it: a model that is asked, or a cache that knows its answers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
+import datasets
+import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
-from jest_hf.models import DualEncoder, as_reference
-from jest_hf.reference.cache import embed_rows
+from jest_hf.collator import JESTDataCollator
+from jest_hf.data.rows import Rows, undecoded
+from jest_hf.data.stream import is_stream
+from jest_hf.models import DualEncoder, as_reference, base_model
+from jest_hf.reference.cache import write_cache
+from jest_hf.reference.embed import embed_rows
+from jest_hf.reference.fingerprint import describe_data, describe_row, own_key
+from jest_hf.reference.store import ReferenceCache
 from jest_hf.selection import ContrastiveEmbeddings
 
 
@@ -31,6 +42,16 @@ class Reference:
         self.shared = shared
         self.cached: ContrastiveEmbeddings | None = None
 
+    @property
+    def name(self) -> str | None:
+        """Hub id or path that the model came from."""
+        return base_model(self.model).config._name_or_path or None
+
+    @property
+    def commit(self) -> str | None:
+        """Commit of a model from the Hub."""
+        return base_model(self.model).config._commit_hash
+
     def embed(self, learner: nn.Module, batch: Mapping[str, Tensor], batch_size: int) -> ContrastiveEmbeddings:
         """The reference's embeddings of a super-batch, on its device; `learner` is the wrapped one of the step."""
         if self.cached is not None:
@@ -39,6 +60,13 @@ class Reference:
             return self.view.embed(self.model, batch, batch_size)
         with as_reference(self.model):
             return self.view.embed(learner, batch, batch_size)
+
+    def write_cache(
+        self, folder: str | Path, config: PretrainedConfig, rows: Rows, collator: JESTDataCollator, **options: Any
+    ) -> CachedReference:
+        """Embed the rows once, and answer from the disk from then on; arguments as those of [`write_cache`]."""
+        with as_reference(self.model) if self.shared else nullcontext():
+            return CachedReference(write_cache(folder, self.view, self.model, config, rows, collator, **options))
 
     def cache(self, *args: Any, **kwargs: Any) -> None:
         """Embed the training rows once and answer from memory from then on; arguments as those of [`embed_rows`]."""
@@ -49,4 +77,85 @@ class Reference:
             self.cached = embed_rows(self.view, self.model, *args, **kwargs)
 
 
-__all__ = ["Reference"]
+class CachedReference:
+    """
+    A reference whose embeddings of the training data are known: no model, no forward.
+
+    Args:
+        cache ([`ReferenceCache`]): Its embeddings.
+        by_key (`bool`): Whether a super-batch's `example_id` is a row's own name (of a stream) and not its number.
+    """
+
+    def __init__(self, cache: ReferenceCache, by_key: bool = False) -> None:
+        self.cache = cache
+        self.by_key = by_key
+
+    @classmethod
+    def of(cls, cache: ReferenceCache, dataset: Any, collator: JESTDataCollator) -> CachedReference:
+        """
+        For training on `dataset`, once it is known to be what was cached: by [`describe_data`], and a stream as far as
+        its first row shows.
+
+        Raises:
+            ValueError: if it is something else, or a stream whose rows have no integer `example_id` of their own.
+        """
+        if not is_stream(dataset):
+            cache.check(data=describe_data(Rows(dataset, collator.image_column), collator))
+            return cls(cache)
+        if isinstance(dataset, datasets.IterableDataset):
+            dataset = undecoded(dataset.with_format(None))
+        row = next(iter(dataset), {})
+        key = own_key(row)
+        if key is None:
+            raise ValueError(
+                f"the reference cache in {cache.folder} is looked up by key, and the stream's rows have no integer "
+                "column example_id; add one (the row's number, where the cached data have no such column), or train "
+                "on the data set itself."
+            )
+        number = int(cache.rows_of(torch.tensor([key]))[0])
+        cache.check(data=describe_row(row, number, collator))
+        return cls(cache, by_key=True)
+
+    @property
+    def name(self) -> str | None:
+        """Hub id of the reference that was cached."""
+        return self.cache.manifest["reference"].get("repo")
+
+    @property
+    def commit(self) -> str | None:
+        """Commit of a reference from the Hub."""
+        return self.cache.manifest["reference"].get("commit")
+
+    def readable(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """
+        Which examples of a super-batch can be selected, bool `[B]`: those that can be read now and could be when they
+        were cached.
+        """
+        valid = batch["valid"]
+        return valid & self.cache.readable(self._rows(batch)).to(valid.device)
+
+    def embed(self, learner: nn.Module, batch: Mapping[str, Tensor], batch_size: int) -> ContrastiveEmbeddings:
+        """
+        The reference's embeddings of a super-batch, fp32, on its device; only the first few keys of it are used.
+
+        Of rows with several captions it needs to know which one was drawn: `caption_number`, int64 `[B]`.
+
+        Raises:
+            ValueError: for an example that is marked as readable and could not be read when it was cached.
+        """
+        ids, rows = batch["example_id"], self._rows(batch)
+        lost = batch["valid"].cpu() & ~self.cache.readable(rows)
+        if lost.any():
+            raise ValueError(
+                f"row {int(rows[lost][0])} could not be read when the reference was cached, and can be read now; make "
+                "the cache anew, or leave such rows out of the selection with CachedReference.readable."
+            )
+        captions = batch["caption_number"].cpu() if "caption_number" in batch else None
+        return self.cache.take(rows, captions).to(ids.device)
+
+    def _rows(self, batch: Mapping[str, Tensor]) -> Tensor:
+        ids = batch["example_id"].cpu()
+        return self.cache.rows_of(ids) if self.by_key else ids
+
+
+__all__ = ["CachedReference", "Reference"]

@@ -6,10 +6,10 @@
    tower, which gives F exactly for any dual encoder. `Trainer.total_flos` knows one tower only.
 2. A step is put together from F: an update of b examples costs 3F b (the backward is twice the forward), scoring a
    super-batch of B costs F B, the reference F_ref B unless its embeddings are cached, and drawing the sub-batch costs
-   the matrix products of the running conditional sums.
+   the matrix products of the running conditional sums. At a cheaper view of the images F is that of the view.
 
 Only matrix products and convolutions count, a multiply-add being two FLOPs. The b x b logits of the loss, the same for
-every way to select, are left out.
+every way to select, are left out, and so is making the images of a view (0.02 % of a ViT-B's forward).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 
-from jest_hf.models import embedding_width
+from jest_hf.models import View, accept_views, embedding_width
+from jest_hf.models.sharding import built_whole
 
 
 def forward_flops(
@@ -33,6 +34,7 @@ def forward_flops(
     text_length: int | None = None,
     *,
     num_patches: int | None = None,
+    view: View | None = None,
 ) -> dict[str, int]:
     """
     Counts the forward FLOPs of one image and of one text, each through its tower and projection.
@@ -46,12 +48,15 @@ def forward_flops(
             Tokens in a text, padding included.
         num_patches (`int`, *optional*, defaults to the number in the configuration):
             Patches in an image of a NaFlex model, padding included, in place of `image_size`.
+        view ([`~jest_hf.models.View`], *optional*):
+            A cheaper view of an image of the configuration's size, in place of `image_size` and `num_patches`.
 
     Returns:
         `dict[str, int]`: FLOPs under `"image"` and `"text"`; their sum is the F of [`step_flops`].
 
     Raises:
-        `ValueError`: if `image_size` is given for a NaFlex model, or `num_patches` for any other.
+        `ValueError`: if `image_size` is given for a NaFlex model, or `num_patches` for any other, if `view` does not
+            suit the model, or is given together with a size.
     """
     config = copy.deepcopy(model.config if isinstance(model, PreTrainedModel) else model)
     config._attn_implementation = "eager"  # plain matrix products: fused kernels are not counted on every platform
@@ -62,9 +67,16 @@ def forward_flops(
     if num_patches is not None and not takes_patches:
         raise ValueError(f"num_patches={num_patches} has a meaning for NaFlex models only: pass image_size.")
 
-    # The class itself, since `from_config` would hand the parameters to ZeRO-3 wherever that is switched on.
-    with torch.device("meta"):
+    if view is not None:
+        view.check(config)
+        if image_size is not None or num_patches is not None:
+            raise ValueError(f"view '{view}' is one of the model's own size: leave out image_size and num_patches.")
+        if takes_patches:
+            num_patches = view.value
+
+    with built_whole(), torch.device("meta"):
         model = MODEL_MAPPING[type(config)](config).eval()
+        accept_views(model)
         length = config.text_config.max_position_embeddings if text_length is None else text_length
         texts = {"input_ids": torch.zeros(1, length, dtype=torch.int64)}
         if takes_patches:
@@ -77,9 +89,20 @@ def forward_flops(
         else:
             size = vision.image_size if image_size is None else image_size
             images = {"pixel_values": torch.zeros(1, vision.num_channels, size, size)}
-            if size != vision.image_size:
+            if view is not None:
+                images = _shapes_of(view, images["pixel_values"].shape, vision)
+            elif size != vision.image_size:
                 images["interpolate_pos_encoding"] = True
-        return {"image": _count(model.get_image_features, images), "text": _count(model.get_text_features, texts)}
+        return {
+            "image": _count(model.get_image_features, {"pixel_values": (images,)}),
+            "text": _count(model.get_text_features, texts),
+        }
+
+
+def _shapes_of(view: View, shape: torch.Size, vision: Any) -> dict[str, Any]:
+    """What the tower gets at a view, for its shapes: the resizes themselves do not run without values."""
+    images = view.images({"pixel_values": torch.zeros(shape, device="cpu")}, vision)
+    return {name: value.to("meta") if isinstance(value, Tensor) else value for name, value in images.items()}
 
 
 def _count(function: nn.Module, inputs: dict) -> int:
@@ -98,22 +121,25 @@ class StepFlops:
         scoring (`float`, *optional*, defaults to `0.0`): the learner's forward of the super-batch.
         reference (`float`, *optional*, defaults to `0.0`): the reference model's forward of the super-batch.
         selection (`float`, *optional*, defaults to `0.0`): drawing the sub-batch.
+        training_saved (`float`, *optional*, defaults to `0.0`):
+            what training would have cost more if all of the sub-batch were seen at full resolution.
     """
 
     training: float
     scoring: float = 0.0
     reference: float = 0.0
     selection: float = 0.0
+    training_saved: float = 0.0
 
     @property
     def total(self) -> float:
-        """All four parts."""
+        """What is spent: training, scoring, reference and selection."""
         return self.training + self.scoring + self.reference + self.selection
 
     @property
     def relative_to_iid(self) -> float:
-        """The cost of this step in steps of IID training with the same sub-batch size."""
-        return self.total / self.training
+        """The cost of this step in steps of IID training with the same sub-batch size, at full resolution."""
+        return self.total / (self.training + self.training_saved)
 
 
 def step_flops(
@@ -122,6 +148,8 @@ def step_flops(
     sub_batch: int,
     super_batch: int,
     scoring_forward: float | None = None,
+    low_resolution_forward: float | None = None,
+    low_resolution_fraction: float = 0.0,
     reference_forward: float = 0.0,
     selection_widths: Sequence[int] = (),
     convention: Literal["plain", "paper"] = "plain",
@@ -129,8 +157,9 @@ def step_flops(
     """
     Adds up the FLOPs of a step, with b the sub-batch and B the super-batch (arXiv 2406.17711).
 
-    - training: 3 F b;
-    - scoring: F B (`"plain"`), or F (B - b) (`"paper"`, where the selected examples' forward is not counted twice);
+    - training: 3 F b, or 3 ((1 - q) F + q F_low) b with a part q of the sub-batch at a cheaper view (Flexi-JEST);
+    - scoring: F_score B. By the paper's convention F (B - b) where F_score is F, since the forward of the selected
+      examples is then not counted twice (its 2.33), and F_score B where they are scored at another view (its 1.10);
     - reference: F_ref B;
     - selection: for each model, each of the b drawn examples is compared with the B candidates once as an image and
       once as a text, two products [B, D] x [D, b]: 2 * 2 B b D.
@@ -145,7 +174,12 @@ def step_flops(
         super_batch (`int`):
             Examples scored, over all ranks.
         scoring_forward (`float`, *optional*, defaults to `forward`):
-            The learner's forward FLOPs of one example in scoring; 0.0 where the criterion does not use the learner.
+            F_score, the learner's forward FLOPs of one example in scoring; 0.0 where the criterion does not use the
+            learner.
+        low_resolution_forward (`float`, *optional*, defaults to `forward`):
+            F_low, the learner's forward FLOPs of one example at the view at which a part of the sub-batch is trained.
+        low_resolution_fraction (`float`, *optional*, defaults to `0.0`):
+            q, the size of that part, in [0, 1].
         reference_forward (`float`, *optional*, defaults to `0.0`):
             F_ref, the reference's forward FLOPs of one example; 0.0 where its embeddings are cached or not used.
         selection_widths (sequence of `int`, *optional*, defaults to `()`):
@@ -157,18 +191,27 @@ def step_flops(
         [`StepFlops`]
 
     Raises:
-        `ValueError`: if `convention` is neither, or the sub-batch is larger than the super-batch.
+        `ValueError`: if `convention` is neither, the sub-batch is larger than the super-batch, or
+            `low_resolution_fraction` is no fraction.
     """
     if convention not in ("plain", "paper"):
         raise ValueError(f'convention={convention!r} is not known: choose "plain" or "paper".')
     if sub_batch > super_batch:
         raise ValueError(f"sub_batch={sub_batch} exceeds super_batch={super_batch}, from which it is drawn.")
-    scored = super_batch if convention == "plain" else super_batch - sub_batch
+    if not 0.0 <= low_resolution_fraction <= 1.0:
+        raise ValueError(f"low_resolution_fraction={low_resolution_fraction} must lie in [0, 1].")
+    if scoring_forward is None:
+        scoring_forward = forward
+    if low_resolution_forward is None:
+        low_resolution_forward = forward
+    reused = sub_batch if convention == "paper" and scoring_forward == forward else 0
+    saved = 3.0 * sub_batch * low_resolution_fraction * (forward - low_resolution_forward)
     return StepFlops(
-        training=3.0 * forward * sub_batch,
-        scoring=(forward if scoring_forward is None else scoring_forward) * scored,
+        training=3.0 * forward * sub_batch - saved,
+        scoring=scoring_forward * (super_batch - reused),
         reference=reference_forward * super_batch,
         selection=sum(4.0 * super_batch * sub_batch * width for width in selection_widths),
+        training_saved=saved,
     )
 
 
@@ -177,6 +220,7 @@ def flops_of_run(
     configs: Mapping[str, Any],
     inputs: Mapping[str, Mapping[str, Tensor]],
     n_rows: int | None,
+    view: View | None = None,
 ) -> tuple[StepFlops, float]:
     """
     FLOPs of one step of a [`~jest_hf.JESTTrainer`], over all its devices, plain convention, and of caching the
@@ -185,20 +229,29 @@ def flops_of_run(
     Args:
         args ([`~jest_hf.JESTConfig`]): the sizes.
         configs (`dict`): the models' configurations by the same names.
-        inputs (`dict`): what each model's `forward` gets, for any number of examples: their shapes count.
+        inputs (`dict`): what each model's `forward` gets at full resolution, for any number of examples: their shapes
+            count.
         n_rows (`int`, *optional*): rows of the training data, each embedded once with `cache_reference`; `None` for a
             stream.
+        view ([`~jest_hf.models.View`], *optional*): at which the learner scores the super-batch, and at which
+            `args.low_resolution_fraction` of the sub-batch is trained on; default: all in full.
     """
     forward = {"reference": 0}
     for name, one in inputs.items():
         pixels, text_length = one["pixel_values"], one["input_ids"].shape[1]
         size = {"num_patches": pixels.shape[1]} if pixels.dim() == 3 else {"image_size": pixels.shape[-1]}
         forward[name] = sum(forward_flops(configs[name], text_length=text_length, **size).values())
+    at_view = forward["learner"]
+    if view is not None:
+        text_length = inputs["learner"]["input_ids"].shape[1]
+        at_view = sum(forward_flops(configs["learner"], text_length=text_length, view=view).values())
     step = step_flops(
         forward["learner"],
         sub_batch=args.sub_batch_size,
         super_batch=args.super_batch_size,
-        scoring_forward=forward["learner"] if "learner" in args.scored_models else 0.0,
+        scoring_forward=at_view if "learner" in args.scored_models else 0.0,
+        low_resolution_forward=at_view,
+        low_resolution_fraction=args.low_resolution_fraction if view is not None else 0.0,
         reference_forward=0.0 if args.cache_reference else forward["reference"],
         selection_widths=[embedding_width(configs[name]) for name in args.scored_models]
         if args.selection == "joint"

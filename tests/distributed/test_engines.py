@@ -45,11 +45,11 @@ STAGES = {"ddp": None, "zero1": 1, "zero2": 2, "zero3": 3, "zero3_offload": 3}
 
 
 class Runs:
-    """The runs of all engines: each launch takes place when a test first asks for it."""
+    """The runs of all engines, and what is left of them in a folder."""
 
     def __init__(self, folder):
         self.folder = folder
-        self.launched = functools.cache(self._launch)
+        self.reports = {}  # name of a run -> what each rank reports of it
         for name, seed in (("learner", 0), ("reference", 1)):
             tiny_siglip(seed).save_pretrained(folder / name)
             tiny_siglip_processor().save_pretrained(folder / name)
@@ -64,6 +64,7 @@ class Runs:
             "selection_gain": 10.0,
             "learning_rate": 1e-3,
             "lr_scheduler_type": "constant",
+            "adam_epsilon": 1e-5,  # attention's key biases have a gradient of 0 and noise, which Adam would blow up
             "max_steps": STEPS,
             "save_steps": 2,
             "logging_steps": 1,
@@ -94,19 +95,18 @@ class Runs:
         trainer.train()
         return trainer
 
-    def _launch(self, preset):
-        """name of a run -> what the ranks report of it."""
+    def launch(self, preset):
+        """One launch, with all the runs that need this preset."""
         engines = [name for name, (launched_by, _) in ENGINES.items() if launched_by == preset]
         runs = {name: self.run(name, ENGINES[name][1]) for name in engines}
         if preset == "zero3":
             runs["zero3_sharded"] = self.run("zero3_sharded", "zero3", ref_placement="sharded")
-        if preset != "ddp":
-            runs[f"{preset}_bf16"] = self.run(f"{preset}_bf16", preset, bf16=True, max_steps=2)
-        return dict(zip(runs, launch(preset, self.folder / f"{preset}_reports", list(runs.values())), strict=True))
-
-    def ranks_of(self, engine):
-        """What the ranks report of an engine's uninterrupted run."""
-        return self.launched(ENGINES[engine][0])[engine]
+        for name in {"zero1", "zero3"} & set(engines):
+            checkpoint = str(self.folder / name / "checkpoint-2")
+            runs[f"{name}_resumed"] = self.run(f"{name}_resumed", ENGINES[name][1], resume_from=checkpoint)
+        runs[f"{preset}_bf16"] = self.run(f"{preset}_bf16", ENGINES[preset][1], bf16=True, max_steps=2)
+        reported = launch(preset, self.folder / f"{preset}_reports", list(runs.values()))
+        self.reports |= dict(zip(runs, reported, strict=True))
 
     def checkpoint(self, name, step=STEPS):
         """The model of a checkpoint, as anybody would load it."""
@@ -127,8 +127,25 @@ def runs(tmp_path_factory):
     return Runs(tmp_path_factory.mktemp("engines"))
 
 
+@pytest.fixture(scope="module")
+def ddp(runs):
+    runs.launch("ddp")
+
+
+@pytest.fixture(scope="module")
+def zero2(runs):
+    runs.launch("zero2")
+
+
+@pytest.fixture(scope="module")
+def zero3(runs):
+    runs.launch("zero3")
+
+
 @pytest.fixture(params=list(ENGINES))
 def engine(request):
+    """Name of an engine that has been launched."""
+    request.getfixturevalue(ENGINES[request.param][0])
     return request.param
 
 
@@ -139,7 +156,7 @@ def assert_same_weights(model, expected):
 
 
 def test_the_engine_is_the_one_that_was_asked_for(runs, engine):
-    for rank, report in enumerate(runs.ranks_of(engine)):
+    for rank, report in enumerate(runs.reports[engine]):
         assert report["engine"] == ("DistributedDataParallel" if engine == "ddp" else "DeepSpeedEngine")
         assert report["zero_stage"] == STAGES[engine]
         assert (report["num_processes"], report["process_index"]) == (WORLD_SIZE, rank)
@@ -148,7 +165,7 @@ def test_the_engine_is_the_one_that_was_asked_for(runs, engine):
 
 
 def test_each_rank_reads_its_own_share(runs, engine):
-    first, second = (report["seen"] for report in runs.ranks_of(engine))
+    first, second = (report["seen"] for report in runs.reports[engine])
     assert len(first) == len(second) == STEPS
     assert {len(ids) for ids in first + second} == {8}
     everything = [example for ids in first + second for example in ids]
@@ -161,63 +178,68 @@ def test_selections_and_losses_are_those_of_one_process(runs, engine):
         step: set(ids) for step, ids in runs.selections("alone").items()
     }
     assert [len(ids) for ids in runs.selections(engine).values()] == [8] * STEPS
-    for report in runs.ranks_of(engine):
+    for report in runs.reports[engine]:
         assert report["losses"] == pytest.approx(list(alone.values()), abs=1e-4)
 
 
 def test_weights_are_those_of_one_process(runs, engine):
-    runs.ranks_of(engine)
     learned = runs.checkpoint(engine)
     assert_same_weights(learned, runs.alone.model)
     before = AutoModel.from_pretrained(runs.folder / "learner").state_dict()
-    assert all((weight - before[name]).abs().max() > 1e-3 for name, weight in learned.named_parameters())
+    learning = [name for name in before if not name.endswith("k_proj.bias")]
+    assert all((learned.state_dict()[name] - before[name]).abs().max() > 1e-3 for name in learning)
 
 
 def test_a_checkpoint_is_a_plain_model_with_the_trained_weights(runs, engine):
     model = runs.checkpoint(engine)
-    for report in runs.ranks_of(engine):
+    for report in runs.reports[engine]:
         sums = {name: weight.double().sum().item() for name, weight in model.named_parameters()}
         assert report["weights"] == pytest.approx(sums, abs=1e-5)
 
 
-def test_a_sharded_reference_says_the_same(runs):
-    reports_of_ranks = runs.launched("zero3")["zero3_sharded"]
-    assert {(report["reference"], report["reference_stage"]) for report in reports_of_ranks} == {
-        ("DeepSpeedEngine", 3)
-    }
-    runs.ranks_of("zero3")
+def test_a_sharded_reference_says_the_same(runs, zero3):
+    for report in runs.reports["zero3_sharded"]:
+        assert (report["reference"], report["reference_stage"]) == ("DeepSpeedEngine", 3)
     assert runs.selections("zero3_sharded") == runs.selections("zero3")
     assert_same_weights(runs.checkpoint("zero3_sharded"), runs.checkpoint("zero3"))
 
 
-@pytest.mark.parametrize("preset", ["zero2", "zero3"])
-def test_bfloat16_holds_for_learner_and_replica(runs, preset):
-    for report in runs.launched(preset)[f"{preset}_bf16"]:
-        # The replica's first parameter is its temperature, which stays exact.
-        assert report["dtypes"] == ["torch.bfloat16", "torch.float32"]
-        assert report["losses"][0] == pytest.approx(runs.ranks_of(preset)[0]["losses"][0], rel=0.05)
-    assert runs.checkpoint(f"{preset}_bf16", step=2).dtype == torch.bfloat16
+@pytest.mark.parametrize("preset", ["ddp", "zero2", "zero3"])
+def test_bfloat16(runs, request, preset):
+    request.getfixturevalue(preset)
+    # DDP keeps the weights in float32. A replica beside DeepSpeed keeps its temperature, its first parameter, so.
+    learner = "torch.float32" if preset == "ddp" else "torch.bfloat16"
+    for report, in_fp32 in zip(runs.reports[f"{preset}_bf16"], runs.reports[preset], strict=True):
+        assert report["dtypes"] == [learner, "torch.float32"]
+        assert report["losses"] == pytest.approx(in_fp32["losses"][:2], rel=0.1)
+    assert str(runs.checkpoint(f"{preset}_bf16", step=2).dtype) == learner
 
 
-@pytest.mark.parametrize(
-    ("engine", "dies_after", "last_checkpoint"), [("ddp", 3, 2), ("zero2", 5, 4), ("zero3", 3, 2)]
-)
-def test_a_killed_rank_ends_the_job_and_a_resumed_one_ends_as_if_nothing_had_been(
-    runs, engine, dies_after, last_checkpoint
-):
-    name = f"{engine}_killed"
+@pytest.mark.parametrize("engine", ["zero1", "zero3"], indirect=True)
+def test_a_resumed_run_ends_as_an_uninterrupted_one(runs, engine):
+    assert_resumed(runs, engine, f"{engine}_resumed", runs.reports[f"{engine}_resumed"], checkpoint=2)
+
+
+@pytest.mark.parametrize(("preset", "dies_after", "last_checkpoint"), [("ddp", 3, 2), ("zero2", 5, 4)])
+def test_a_killed_rank_ends_the_job_and_the_job_can_go_on(runs, request, preset, dies_after, last_checkpoint):
+    request.getfixturevalue(preset)
+    name = f"{preset}_killed"
     folder = runs.folder / f"{name}_reports"
-    output = start(preset_of(engine), folder, [runs.run(name, dies_after=dies_after)])
+    output = start(preset_of(preset), folder, [runs.run(name, dies_after=dies_after)])
     assert output.returncode != 0
     assert "Signal 9 (SIGKILL) received" in tail(output)
     assert not list(folder.glob("rank*.json"))  # the other rank did not go on by itself
 
     checkpoint = str(runs.folder / name / f"checkpoint-{last_checkpoint}")
-    (resumed,) = launch(engine, folder, [runs.run(name, resume_from=checkpoint)])
-    for report, uninterrupted in zip(resumed, runs.ranks_of(engine), strict=True):
-        assert report["seen"] == uninterrupted["seen"][last_checkpoint:]
-        assert report["losses"][-2:] == pytest.approx(uninterrupted["losses"][-2:], abs=1e-5)
-    assert runs.selections(name) == runs.selections(engine)
+    (resumed,) = launch(preset, folder, [runs.run(name, resume_from=checkpoint)])
+    assert_resumed(runs, preset, name, resumed, last_checkpoint)
+    assert runs.selections(name) == runs.selections(preset)
+
+
+def assert_resumed(runs, engine, name, resumed, checkpoint):
+    for report, uninterrupted in zip(resumed, runs.reports[engine], strict=True):
+        assert report["seen"] == uninterrupted["seen"][checkpoint:]
+        assert report["losses"] == pytest.approx(uninterrupted["losses"], abs=1e-5)
     assert_same_weights(runs.checkpoint(name), runs.checkpoint(engine))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, training_args
 
 from jest_hf import JESTConfig, JESTTrainer
 from jest_hf.cli import CONFIGS
@@ -107,6 +107,8 @@ def sums_of_weights(model: nn.Module) -> dict[str, float]:
 if __name__ == "__main__":
     if "ACCELERATE_USE_DEEPSPEED" in os.environ:
         without_compiled_operators()
+        # DeepSpeed computes in bfloat16 on CPUs as well, but transformers asks for a GPU first.
+        training_args.is_torch_bf16_gpu_available = lambda: True
     runs = Path(sys.argv[1])
     reports = []
     for run in json.loads(runs.read_text()):

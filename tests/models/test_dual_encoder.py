@@ -15,7 +15,15 @@ from transformers import AutoModel, BertConfig
 
 from jest_hf import JESTDataCollator
 from jest_hf.losses import sigmoid_contrastive_loss
-from jest_hf.models import DualEncoder, embedding_width, expose_temperature, family_of, has_logit_bias
+from jest_hf.models import (
+    DualEncoder,
+    View,
+    accept_views,
+    embedding_width,
+    expose_temperature,
+    family_of,
+    has_logit_bias,
+)
 from tests.helpers import (
     encode,
     random_image,
@@ -221,6 +229,55 @@ def test_an_exposed_model_is_copied_and_saved_like_any_other(tmp_path):
     assert loaded.config.to_diff_dict().keys() == model.config.to_diff_dict().keys()
     expose_temperature(loaded)
     assert torch.equal(view.embed(loaded, batch, 3).text, expected.text)
+
+
+VIEWS = {"siglip": "image:8", "clip": "image:8", "siglip2": "num_patches:4"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("batch_size", [2, 99])
+def test_embed_at_a_view_is_one_forward_too(family, batch_size):
+    model, processor, encoder = exposed(family)
+    accept_views(model)
+    batch, view = JESTDataCollator(processor)(rows_and_images()[0]), View.parse(VIEWS[family])
+    found = encoder.embed(model, batch, batch_size, view)
+    output = encoder(model, batch, view=view)
+    torch.testing.assert_close(found.image, output.image_embeds)
+    assert not torch.allclose(found.image, encoder.embed(model, batch, 5).image, atol=1e-3)
+    torch.testing.assert_close(found.text, encoder.embed(model, batch, 5).text)
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(0, 2), slice(1, 4), slice(3, 5), slice(3, 99)])
+@pytest.mark.parametrize("n_at_view", [None, 0, 3, 5])
+def test_the_first_rows_of_the_batch_are_at_the_view(rows, n_at_view):
+    """Whatever the slice, as gradient caching goes through the sub-batch."""
+    model, processor, encoder = exposed("siglip")
+    accept_views(model)
+    batch, view = JESTDataCollator(processor)(rows_and_images()[0]), View.parse("image:8")
+    found = encoder(model, batch, rows, view, n_at_view)
+    full, cheap = encoder.embed(model, batch, 5), encoder.embed(model, batch, 5, view)
+    at_view = torch.arange(5) < (5 if n_at_view is None else n_at_view)
+    torch.testing.assert_close(found.image_embeds, torch.where(at_view[:, None], cheap.image, full.image)[rows])
+    torch.testing.assert_close(found.text_embeds, full.text[rows])
+
+
+def test_images_at_the_view_are_read_where_the_batch_has_them():
+    model, processor, _ = exposed("siglip")
+    batch, view = JESTDataCollator(processor)(random_rows(3)), View.parse("image:8")
+    batch["view_pixel_values"] = torch.full((3, 3, 8, 8), 255, dtype=torch.uint8)
+    cheap, full = DualEncoder(model.config, processor).inputs(batch, view=view, n_at_view=2)["pixel_values"]
+    torch.testing.assert_close(cheap["pixel_values"], torch.ones(2, 3, 8, 8))  # normalised
+    assert full["pixel_values"].shape == (1, 3, 16, 16)
+    assert set(DualEncoder(model.config, processor).inputs(batch)) == {"pixel_values", "input_ids"}
+    scored = {name: value for name, value in batch.items() if name != "pixel_values"}  # full images come later
+    assert len(DualEncoder(model.config, processor).inputs(scored, slice(1, 3), view)["pixel_values"]) == 1
+
+    reference = DualEncoder(model.config, processor, "ref_")  # the view of another model may be another
+    (made,) = reference.inputs(batch, view=view)["pixel_values"]
+    assert made["pixel_values"].shape == (3, 3, 8, 8) and made["pixel_values"].std() > 0
+    batch["view_ref_pixel_values"] = torch.zeros(3, 3, 8, 8)
+    (own,) = reference.inputs(batch, view=view)["pixel_values"]
+    assert torch.equal(own["pixel_values"], torch.zeros(3, 3, 8, 8))
 
 
 def test_models_that_are_no_dual_encoder():

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+from transformers.integrations import is_fsdp_enabled
 from transformers.integrations.deepspeed import (
     HfDeepSpeedConfig,
     is_deepspeed_zero3_enabled,
@@ -12,6 +15,7 @@ from transformers.integrations.deepspeed import (
 )
 
 from jest_hf.models.sharding import built_whole, prepare_for_fsdp2
+from tests.distributed.processes import run
 from tests.helpers import tiny_clip, tiny_siglip, tiny_siglip2
 
 
@@ -25,7 +29,7 @@ def test_nothing_around_the_token_embedding_is_sharded_with_it(model, prefix):
 
 
 def test_a_parameter_without_a_dimension_is_refused_by_name():
-    with pytest.raises(ValueError, match="CLIPModel has logit_scale; start with one of the presets"):
+    with pytest.raises(ValueError, match="CLIPModel has logit_scale; start with the preset ddp"):
         prepare_for_fsdp2(tiny_clip())
 
 
@@ -41,6 +45,19 @@ def test_models_are_whole_inside_and_the_setting_is_back_afterwards(zero3):
         assert not is_deepspeed_zero3_enabled()
         raise RuntimeError("in the middle")
     assert is_deepspeed_zero3_enabled()
+
+
+def loading_of_fsdp():
+    """Whether transformers leaves the weights to the first process: before, in and after built_whole."""
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    before = is_fsdp_enabled()
+    with built_whole():
+        inside = is_fsdp_enabled()
+    return before, inside, is_fsdp_enabled()
+
+
+def test_every_process_loads_the_weights_also_in_a_run_of_fsdp():
+    assert run(1, loading_of_fsdp) == [(True, False, True)]
 
 
 def test_without_zero3_nothing_changes():

@@ -5,9 +5,15 @@
 from __future__ import annotations
 
 import pytest
-from transformers import CLIPConfig, CLIPModel, Siglip2Config, SiglipConfig, SiglipModel
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPConfig, CLIPModel, Siglip2Config, Siglip2Model, SiglipConfig, SiglipModel
 
+from jest_hf import JESTConfig, JESTDataCollator
+from jest_hf.models import DualEncoder, View, accept_views, embedding_width, expose_temperature
 from jest_hf.report import StepFlops, forward_flops, step_flops
+from jest_hf.report.flops import flops_of_run
+from tests.helpers import random_rows, tiny_clip_processor, tiny_siglip2_processor, tiny_siglip_processor
 
 
 WIDTH, MLP, LAYERS, PATCH, TEXT = 32, 48, 3, 8, 12
@@ -64,6 +70,55 @@ def test_clip_and_shorter_texts():
     assert forward_flops(config, text_length=7) == {"image": image, "text": by_hand(7) + 2 * WIDTH * 20}
 
 
+@pytest.mark.parametrize("text, patches, embedded", [
+    ("patch:16", 4, 4), ("image:24", 9, 9), ("drop:0.5", 8, 16), ("drop:0.25", 12, 16),
+])  # fmt: skip
+def test_views(text, patches, embedded):
+    """Dropped patches have been embedded; all else counts the patches that are left."""
+    vision, view = {**VISION, "image_size": 32}, View.parse(text)
+    siglip = SiglipConfig(vision_config=vision, text_config=WORDS)
+    image = patches_by_hand(embedded) + by_hand(patches) + head_by_hand(patches)
+    assert forward_flops(siglip, view=view) == {"image": image, "text": SIGLIP_TEXT}
+    clip = CLIPConfig(vision_config=vision, text_config=WORDS, projection_dim=20)
+    image = patches_by_hand(embedded) + by_hand(patches + 1) + 2 * WIDTH * 20
+    assert forward_flops(clip, view=view)["image"] == image
+
+
+def test_a_naflex_view():
+    config = Siglip2Config(vision_config={**VISION, "num_patches": 16}, text_config=WORDS)
+    assert forward_flops(config, view=View.parse("num_patches:9")) == forward_flops(config, num_patches=9)
+
+
+REAL = {
+    "siglip": (SiglipModel, tiny_siglip_processor, {"image_size": 32}),
+    "clip": (CLIPModel, tiny_clip_processor, {"image_size": 32}),
+    "siglip2": (Siglip2Model, lambda _: tiny_siglip2_processor(PATCH, 16), {"num_patches": 16}),
+}
+
+
+@pytest.mark.parametrize("family, text", [
+    *((family, text) for family in ("siglip", "clip") for text in (None, "patch:16", "image:16", "drop:0.5")),
+    ("siglip2", None), ("siglip2", "num_patches:4"),
+])  # fmt: skip
+def test_the_counter_agrees_on_the_real_forward(family, text):
+    """Of the whole model, as a trainer calls it: five images and captions, in part at the view."""
+    architecture, make_processor, sizes = REAL[family]
+    config = architecture.config_class(vision_config={**VISION, **sizes}, text_config={**WORDS, "vocab_size": 14})
+    config._attn_implementation = "eager"  # every operation of a fused one may not be known to the counter
+    model, processor = architecture(config).eval(), make_processor(32)
+    expose_temperature(model)
+    accept_views(model)
+    batch = JESTDataCollator(processor)(random_rows(5, size=32))
+    view = View.parse(text) if text else None
+    full, low = (sum(forward_flops(model, text_length=8, view=one).values()) for one in (None, view))
+    logits = 2 * 5 * 5 * embedding_width(config)
+    for n_at_view, expected in ((None, 5 * low), (2, 2 * low + 3 * full)):
+        arguments = DualEncoder(config, processor).inputs(batch, view=view, n_at_view=n_at_view)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(**arguments)
+        assert counter.get_total_flops() - logits == pytest.approx(expected, rel=0.01)
+
+
 @pytest.mark.parametrize("architecture", [SiglipModel, CLIPModel])
 def test_a_model_is_counted_by_its_configuration_and_left_alone(architecture):
     config = architecture.config_class(vision_config={**VISION, "image_size": 32}, text_config=WORDS)
@@ -80,6 +135,10 @@ def test_sizes_of_the_wrong_kind_of_model():
         forward_flops(naflex, 32)
     with pytest.raises(ValueError, match="num_patches=16.*image_size"):
         forward_flops(SiglipConfig(vision_config=VISION, text_config=WORDS), num_patches=16)
+    with pytest.raises(ValueError, match="view 'patch:16' does not suit a siglip2 model"):
+        forward_flops(naflex, view=View.parse("patch:16"))
+    with pytest.raises(ValueError, match="view 'num_patches:4' is one of the model's own size: leave out"):
+        forward_flops(naflex, num_patches=16, view=View.parse("num_patches:4"))
 
 
 # arXiv 2406.17711: cost of a step relative to IID, by filter ratio; its Table 1 says 2.33, its Figure 1 implies 2.67.
@@ -103,6 +162,72 @@ def test_published_ratios(filter_ratio, kind):
     assert step.relative_to_iid == pytest.approx(RATIOS[filter_ratio][kind], abs=0.005)
 
 
+# Flexi-JEST: scoring and half of the training at a view that costs 0.28 of a full forward. The paper's Table 1
+# says 1.10 at f = 0.8.
+@pytest.mark.parametrize("filter_ratio, expected", [(0.5, 0.83), (0.8, 1.11), (0.9, 1.57)])
+@pytest.mark.parametrize("convention", ["plain", "paper"])
+def test_published_ratios_of_flexi_jest(filter_ratio, expected, convention):
+    step = step_flops(
+        1e9,
+        sub_batch=256,
+        super_batch=round(256 / (1 - filter_ratio)),
+        scoring_forward=0.28e9,
+        low_resolution_forward=0.28e9,
+        low_resolution_fraction=0.5,
+        convention=convention,
+    )
+    assert step.relative_to_iid == pytest.approx(expected, abs=0.01)
+    assert step.training == pytest.approx(0.64 * 3e9 * 256)
+
+
+@pytest.mark.parametrize("convention", ["plain", "paper"])
+def test_flexi_jest_costs_little_more_than_iid(convention):
+    """ViT-B/16 at 256 px with 16 tokens of text, scored at patch 32, selection among 163,840 examples included."""
+    tower = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+    config = SiglipConfig(
+        vision_config={**tower, "image_size": 256, "patch_size": 16},
+        text_config={**WORDS, **tower, "max_position_embeddings": 16, "projection_size": 768},
+    )
+    full = sum(forward_flops(config).values())
+    low = sum(forward_flops(config, view=View.parse("patch:32")).values())
+    assert low / full == pytest.approx(0.28, abs=0.005)  # the paper: 72 % fewer
+    step = step_flops(
+        full,
+        sub_batch=32768,
+        super_batch=163840,
+        scoring_forward=low,
+        low_resolution_forward=low,
+        low_resolution_fraction=0.5,
+        selection_widths=(768, 768),
+        convention=convention,
+    )
+    assert 1.10 < step.relative_to_iid < 1.15
+
+
+def test_a_part_at_low_resolution_saves_what_it_costs_less():
+    step = step_flops(10.0, sub_batch=4, super_batch=20, low_resolution_forward=2.0, low_resolution_fraction=0.25)
+    assert step == StepFlops(training=3 * (3 * 10 + 2), scoring=200.0, training_saved=3 * 8)
+    assert step.total == 96 + 200 and step.relative_to_iid == (96 + 200) / 120
+    iid = step_flops(10.0, sub_batch=4, super_batch=4, scoring_forward=0.0, low_resolution_fraction=0.5)
+    assert iid.relative_to_iid == 1.0 and iid.training_saved == 0
+
+
+@pytest.mark.parametrize("criterion, scored", [("hard_learner", True), ("easy_reference", False)])
+def test_a_run_at_a_view(tmp_path, criterion, scored):
+    args = JESTConfig(
+        output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=4, filter_ratio=0.5, criterion=criterion,
+    )  # fmt: skip
+    config = SiglipConfig(vision_config={**VISION, "image_size": 32}, text_config=WORDS)
+    inputs = {name: {"pixel_values": torch.zeros(1, 3, 32, 32), "input_ids": torch.zeros(1, 7, dtype=torch.int64)}
+              for name in ("learner", "reference")}  # fmt: skip
+    configs = {"learner": config, "reference": config}
+    step, cached = flops_of_run(args, configs, inputs, 100, View.parse("patch:16"))
+    full = sum(forward_flops(config, text_length=7).values())
+    low = sum(forward_flops(config, text_length=7, view=View.parse("patch:16")).values())
+    assert step.training == 3 * 4 * (full + low) / 2 and step.training_saved == 3 * 4 * (full - low) / 2
+    assert step.scoring == (8 * low if scored else 0) and step.reference == 8 * full and cached == 0
+
+
 def test_parts_of_a_step():
     step = step_flops(10.0, sub_batch=4, super_batch=20, reference_forward=3.0, selection_widths=(8, 16))
     assert step == StepFlops(training=120.0, scoring=200.0, reference=60.0, selection=4 * 20 * 4 * (8 + 16))
@@ -115,3 +240,5 @@ def test_wrong_arguments():
         step_flops(1.0, sub_batch=1, super_batch=2, convention="jest")
     with pytest.raises(ValueError, match="sub_batch=3 exceeds super_batch=2"):
         step_flops(1.0, sub_batch=3, super_batch=2)
+    with pytest.raises(ValueError, match=r"low_resolution_fraction=1.5 must lie in \[0, 1\]"):
+        step_flops(1.0, sub_batch=1, super_batch=2, low_resolution_fraction=1.5)

@@ -1,18 +1,20 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The Trainer's hooks that turn data sets into batches: super-batches to train on, whole data sets to evaluate on."""
+"""The Trainer's hooks that see data sets: super-batches to train on, and the evaluation of whole data sets."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
+from transformers.trainer_utils import EvalLoopOutput
 
 from jest_hf.data.epochs import EpochCallback
 from jest_hf.data.rows import EpochSampler, Rows, share_batches
 from jest_hf.data.stream import StreamedRows, is_stream, load_stream
 from jest_hf.distributed import Ranks
-from jest_hf.evaluation.tasks import CaptionCollator
+from jest_hf.evaluation.tasks import CaptionCollator, embed_dataset
 
 
 def number_of_rows(dataset: Any, image_column: str, ranks: Ranks) -> int | None:
@@ -30,8 +32,8 @@ def number_of_rows(dataset: Any, image_column: str, ranks: Ranks) -> int | None:
     return len(Rows(dataset, image_column))
 
 
-class RowLoaders:
-    """Mixed into a [`~transformers.Trainer`] that has `ranks` ([`~jest_hf.distributed.Ranks`])."""
+class DataHooks:
+    """A part of [`~jest_hf.JESTTrainer`], which it is mixed into; nothing in here knows of selection."""
 
     def first_row(self) -> dict[str, Any]:
         """The first training row, to see what the rows are like."""
@@ -97,3 +99,37 @@ class RowLoaders:
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
         """As [`get_eval_dataloader`]."""
         return self.get_eval_dataloader(test_dataset)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """
+        Retrieval in both directions over the whole data set; the predictions are the image and text embeddings.
+
+        With `args.eval_at_view` once more at the scoring view, as `{prefix}_at_view_R@1` and so on.
+        """
+        reads = {"": self.learner_view}
+        if self.args.eval_at_view:
+            reads["at_view_"] = partial(self.learner_view, view=self.scoring_view)
+        embedded = {}
+        with self.accelerator.autocast():
+            for name, read in reads.items():
+                embedded[name] = embed_dataset(
+                    read, self.model_wrapped, dataloader, self.args.device, self.loss_kind, ranks=self.ranks
+                )
+        metrics = {
+            f"{metric_key_prefix}_{name}{metric}": value
+            for name, one in embedded.items()
+            for metric, value in one.metrics().items()
+        }
+        return EvalLoopOutput(
+            predictions=(embedded[""].image.numpy(), embedded[""].text.numpy()),
+            label_ids=None,
+            metrics=metrics,
+            num_samples=len(embedded[""].image),
+        )

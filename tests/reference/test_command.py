@@ -1,0 +1,52 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The flags of `jest-hf cache-reference`; tests/distributed/test_cache.py runs it as a user does."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from jest_hf.cli import main
+from jest_hf.reference import command
+from tests.helpers import random_rows
+from tests.reference.caching import make_cache
+
+
+def parse(*flags):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return parser.parse_args(["--ref_model", "owner/name", "--dataset", "scenes:web", "--output_dir", "out", *flags])
+
+
+def test_flags_reach_the_data_and_the_cache():
+    options = parse("--dataset_where", '{"split": "train"}', "--dtype", "float32", "--shard_rows", "100")
+    assert options.dataset_where == {"split": "train"}
+    assert (options.dtype, options.shard_rows) == ("float32", 100)
+    defaults = parse()
+    assert (defaults.dtype, defaults.shard_rows, defaults.batch_size) == ("float16", 65536, 64)
+
+
+def test_every_flag_has_help(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["cache-reference", "--help"])
+    assert "in which embeddings are kept" in capsys.readouterr().out
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    assert all(action.help for action in parser._actions)
+
+
+def test_what_is_missing_is_named(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["cache-reference", "--dataset", "scenes:web"])
+    assert "--ref_model, --output_dir" in capsys.readouterr().err
+
+
+def test_the_summary_is_a_line_with_the_broken_rows(tmp_path):
+    rows = random_rows(9)
+    rows[2]["image"] = None
+    rows[3]["text"] = ["a red star", "a blue star"]
+    said = command.summary(make_cache(tmp_path, rows).manifest, "out", 3.2)
+    assert said.startswith("out: 9 rows (1 broken), 9 captions, width 32, float32, 2 shards, 0.0 MB, ")
+    assert said.endswith(" FLOPs, 3 s") and "\n" not in said
