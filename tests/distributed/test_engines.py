@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from peft import PeftModel
 from transformers import AutoModel
 
 from jest_hf import JESTConfig, JESTTrainer
@@ -76,7 +77,7 @@ class Runs:
 
     def run(self, name, deepspeed=None, **more):
         """Arguments of `train_script.train`."""
-        options = {key: more.pop(key) for key in ("resume_from", "dies_after") if key in more}
+        options = {key: more.pop(key) for key in ("resume_from", "dies_after", "lora") if key in more}
         paths = {"learner": str(self.folder / "learner"), "reference": str(self.folder / "reference")}
         return paths | {"settings": self.settings(name, **more), "deepspeed": deepspeed} | options
 
@@ -104,6 +105,9 @@ class Runs:
         for name in {"zero1", "zero3"} & set(engines):
             checkpoint = str(self.folder / name / "checkpoint-2")
             runs[f"{name}_resumed"] = self.run(f"{name}_resumed", ENGINES[name][1], resume_from=checkpoint)
+        runs[f"{preset}_lora"] = self.run(
+            f"{preset}_lora", ENGINES[preset][1], lora=True, reference="adapter", max_steps=3, learning_rate=1e-2
+        )
         runs[f"{preset}_bf16"] = self.run(f"{preset}_bf16", ENGINES[preset][1], bf16=True, max_steps=2)
         reported = launch(preset, self.folder / f"{preset}_reports", list(runs.values()))
         self.reports |= dict(zip(runs, reported, strict=True))
@@ -215,6 +219,23 @@ def test_bfloat16(runs, request, preset):
     assert str(runs.checkpoint(f"{preset}_bf16", step=2).dtype) == learner
 
 
+@pytest.mark.parametrize("preset", ["zero2", "zero3"])
+def test_lora_with_the_backbone_as_reference(runs, request, ddp, preset):
+    request.getfixturevalue(preset)
+    report, expected = (runs.reports[f"{name}_lora"][0] for name in (preset, "ddp"))
+    assert (report["engine"], report["reference"]) == ("DeepSpeedEngine", "PeftModel")
+    assert {step: set(ids) for step, ids in runs.selections(f"{preset}_lora").items()} == {
+        step: set(ids) for step, ids in runs.selections("ddp_lora").items()
+    }
+    assert report["losses"] == pytest.approx(expected["losses"], rel=1e-4)
+    assert report["weights"] == pytest.approx(expected["weights"], abs=1e-3)
+    saved, first = (
+        PeftModel.from_pretrained(AutoModel.from_pretrained(runs.folder / "learner"), folder)
+        for folder in (runs.folder / f"{preset}_lora" / "checkpoint-2", runs.folder / "ddp_lora" / "checkpoint-2")
+    )
+    assert_same_weights(saved, first)
+
+
 @pytest.mark.parametrize("engine", ["zero1", "zero3"], indirect=True)
 def test_a_resumed_run_ends_as_an_uninterrupted_one(runs, engine):
     assert_resumed(runs, engine, f"{engine}_resumed", runs.reports[f"{engine}_resumed"], checkpoint=2)
@@ -234,6 +255,20 @@ def test_a_killed_rank_ends_the_job_and_the_job_can_go_on(runs, request, preset,
     (resumed,) = launch(preset, folder, [runs.run(name, resume_from=checkpoint)])
     assert_resumed(runs, preset, name, resumed, last_checkpoint)
     assert runs.selections(name) == runs.selections(preset)
+
+
+def test_a_killed_process_alone_goes_on_as_if_nothing_had_happened(runs):
+    settings = {"use_cpu": True, "ddp_backend": None, "per_device_train_batch_size": 8}
+    folder = runs.folder / "single_reports"
+    killed = start(preset_of("single", 1), folder, [runs.run("single", dies_after=5, **settings)])
+    assert killed.returncode != 0 and "SIGKILL" in tail(killed)
+    assert not list(folder.glob("rank*.json"))
+    checkpoint = str(runs.folder / "single" / "checkpoint-4")
+    launch("single", folder, [runs.run("single", resume_from=checkpoint, **settings)], world_size=1)
+    expected = runs.alone.model.state_dict()
+    assert runs.selections("single") == runs.selections("alone")
+    for name, weight in runs.checkpoint("single").state_dict().items():
+        assert torch.equal(weight, expected[name]), name
 
 
 def assert_resumed(runs, engine, name, resumed, checkpoint):
