@@ -103,27 +103,29 @@ class JESTDataCollator:
         n = len(rows)
         pixels = {prefix + name: array for prefix, g in self.geometries.items() for name, array in g.empty(n).items()}
         captions = [""] * n
-        valid = np.zeros(n, dtype=bool)
+        valid, numbers = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64)
         ids = np.array([row.get("example_id", position) for position, row in enumerate(rows)], dtype=np.int64)
         for position, row in enumerate(rows):
             try:
-                caption = choose_caption(row[caption_column], self.seed, row.get("epoch", 0), int(ids[position]))
+                usable = usable_captions(row[caption_column])
+                number = draw_caption(len(usable), self.seed, row.get("epoch", 0), int(ids[position]))
                 encoded = self._encode_image(row[self.image_column])
             except (BrokenCaption, BrokenImage) as reason:
                 self._log_skip(ids[position], reason)
                 continue
             for name, array in encoded.items():
                 pixels[name][position] = array
-            captions[position] = caption
+            captions[position], numbers[position] = usable[number], number
             valid[position] = True
         batch = {name: torch.from_numpy(array) for name, array in pixels.items()}
         for prefix, text in self.texts.items():
             batch |= {prefix + name: tokens for name, tokens in text(captions).items()}
-        return batch | {"example_id": torch.from_numpy(ids), "valid": torch.from_numpy(valid)}
+        places = {"example_id": ids, "caption_number": numbers, "valid": valid}
+        return batch | {name: torch.from_numpy(array) for name, array in places.items()}
 
     def with_reference(self, ref_processor: ProcessorMixin | None) -> JESTDataCollator:
         """The same collator, for a reference that reads with `ref_processor` (`None`: what the learner reads)."""
-        return JESTDataCollator(
+        return type(self)(
             self.processor,
             ref_processor,
             image_column=self.image_column,
@@ -235,10 +237,13 @@ def choose_caption(value: Any, seed: int, epoch: int, example_id: int) -> str:
         BrokenCaption: If there is none, or what there is is not a string.
     """
     usable = usable_captions(value)
-    if len(usable) == 1:
-        return usable[0]
+    return usable[draw_caption(len(usable), seed, epoch, example_id)]
+
+
+def draw_caption(n: int, seed: int, epoch: int, example_id: int) -> int:
+    """Which of n captions is drawn, from 0, by `(seed, epoch, example_id)`."""
     digest = hashlib.blake2b(f"{seed},{epoch},{example_id}".encode(), digest_size=8).digest()
-    return usable[int.from_bytes(digest, "little") % len(usable)]
+    return int.from_bytes(digest, "little") % n
 
 
 def usable_captions(value: Any) -> list[str]:

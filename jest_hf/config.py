@@ -75,9 +75,13 @@ class JESTConfig(TrainingArguments):
     ref_model_revision (`str`, *optional*):
         Branch, tag or commit of a `ref_model` named by its Hub id.
     cache_reference (`bool`, *optional*, defaults to `False`):
-        Embed the training data once with the reference, before the first step, and keep the embeddings in memory (8 D
-        bytes a row). The selections stay the same, and the reference costs nothing from then on. Needs rows with one
-        caption.
+        Embed the training data once with the reference, before the first step, into `output_dir/reference_cache` (8 D
+        bytes a row, fp32). The selections stay the same, and the reference costs nothing from then on.
+    reference_cache (`str`, *optional*):
+        Folder or Hub data-set id of a cache that `jest-hf cache-reference` has made of the training data. The
+        reference is not loaded; `ref_model` may be left out, and is compared with the cache where it is given.
+    reference_cache_revision (`str`, *optional*):
+        Branch, tag or commit of a `reference_cache` on the Hub.
 
     > Parameters that control the resolution (Flexi-JEST)
 
@@ -140,6 +144,12 @@ class JESTConfig(TrainingArguments):
     )
     cache_reference: bool = field(
         default=False, metadata={"help": "Embed the training data once with the reference, before the first step."}
+    )
+    reference_cache: str | None = field(
+        default=None, metadata={"help": "Folder or Hub data-set id of a reference cache; the reference is not loaded."}
+    )
+    reference_cache_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a reference cache on the Hub."}
     )
     scoring_view: str | None = field(
         default=None, metadata={"help": "Cheaper view to score at: patch:32, image:112, num_patches:64 or drop:0.5."}

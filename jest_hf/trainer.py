@@ -40,9 +40,17 @@ from jest_hf.models import (
     base_model,
     expose_temperature,
     family_of,
+    has_logit_bias,
 )
 from jest_hf.models.sharding import check_shardable, prepare_for_fsdp2
-from jest_hf.reference import Reference, load_reference, place_reference
+from jest_hf.reference import (
+    CachedReference,
+    Reference,
+    identify_reference,
+    load_reference,
+    open_cache,
+    place_reference,
+)
 from jest_hf.report.flops import StepFlops, flops_of_run
 from jest_hf.report.ledger import LedgerCallback, SelectionLedger
 from jest_hf.report.metrics import RunStatistics, compare_selected
@@ -124,8 +132,12 @@ class JESTTrainer(DataHooks, Trainer):
         if peft_config is not None:
             model = add_adapter(model, peft_config)
 
-        self.ref_model = None
-        if args.reference == "adapter" and "reference" in args.scored_models:
+        self.ref_model, self.reference_cache = None, None
+        if args.reference_cache is not None and "reference" in args.scored_models:
+            self.reference_cache = open_cache(args.reference_cache, args.reference_cache_revision)
+            if ref_model is not None:
+                self.reference_cache.check(reference=identify_reference(ref_model, args.ref_model_revision))
+        elif args.reference == "adapter" and "reference" in args.scored_models:
             add_reference_adapter(model, ref_model, args.ref_model_revision)
         elif "reference" in args.scored_models:
             self.ref_model, ref_processing_class = load_reference(
@@ -180,8 +192,14 @@ class JESTTrainer(DataHooks, Trainer):
     def _reference(self, data_collator: JESTDataCollator) -> Reference | None:
         if "reference" not in self.args.scored_models:
             return None
+        if self.reference_cache is not None:
+            check_loss(self.loss_kind, "reference cache", self.reference_cache.logit_bias is not None)
+            return CachedReference.of(self.reference_cache, self.train_dataset, data_collator)
         if self.args.reference == "adapter":
+            self.reference_identity = identify_reference(self.model)
             return Reference(self.learner_view, self.model, shared=True)
+        if self.args.cache_reference:  # before the weights are spread or rounded
+            self.reference_identity = identify_reference(self.ref_model)
         processor = data_collator.ref_processor or data_collator.processor
         view = self._view(self.ref_model, processor, "reference", prefix="ref_")
         return Reference(view, place_reference(self.ref_model, self.accelerator, self.args.ref_placement))
@@ -194,7 +212,7 @@ class JESTTrainer(DataHooks, Trainer):
 
     def _view(self, model: PreTrainedModel, processor: Any, role: str, prefix: str = "") -> DualEncoder:
         view = DualEncoder(model.config, processor, prefix)
-        check_loss(self.loss_kind, role, model)
+        check_loss(self.loss_kind, f"{role} ({type(model).__name__})", has_logit_bias(model))
         check_vocabulary(processor.tokenizer, model.config, role)
         self._open_up(model)
         return view
@@ -212,12 +230,17 @@ class JESTTrainer(DataHooks, Trainer):
             inputs = {"learner": self.learner_view.inputs(batch)}
             check_inputs(inputs["learner"], self.model.config, "learner")
             configs = {"learner": self.model.config}
-            if self.reference is not None:
+            if isinstance(self.reference, Reference):
                 inputs["reference"] = self.reference.view.inputs(batch)
                 configs["reference"] = (self.ref_model or self.model).config  # a DeepSpeed engine has another one
                 check_inputs(inputs["reference"], configs["reference"], "reference")
             self.step_flops, self.cache_flops = flops_of_run(
-                self.args, configs, inputs, self.statistics.n_examples, self.scoring_view
+                self.args,
+                configs,
+                inputs,
+                self.statistics.n_examples,
+                self.scoring_view,
+                cached_width=None if self.reference_cache is None else self.reference_cache.width,
             )
         if self.eval_dataset is not None:
             several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
@@ -229,17 +252,24 @@ class JESTTrainer(DataHooks, Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As [`~transformers.Trainer.train`], after caching the reference if `args.cache_reference`."""
-        if self.args.cache_reference and self.reference is not None and self.reference.cached is None:
+        if self.args.cache_reference and isinstance(self.reference, Reference):
             with self.accelerator.autocast():
-                self.reference.cache(
+                self.reference = self.reference.write_cache(
+                    Path(self.args.output_dir) / "reference_cache",
+                    base_model(self.ref_model or self.model).config,
                     Rows(self.train_dataset, self.data_collator.image_column),
                     self.data_collator,
-                    self.args.scoring_batch_size or self.args.per_device_train_batch_size,
-                    self.args.device,
-                    self.args.dataloader_num_workers,
-                    self.args.disable_tqdm,
+                    reference=self.reference_identity,
+                    batch_size=self.args.scoring_batch_size or self.args.per_device_train_batch_size,
+                    dtype="float32",
+                    precision=self.accelerator.mixed_precision,
+                    replace=True,
+                    device=self.args.device,
+                    num_workers=self.args.dataloader_num_workers,
+                    disable_tqdm=self.args.disable_tqdm,
                     ranks=self.ranks,
                 )
+            self.ref_model, self.cache_flops = None, self.reference.cache.flops
         return super().train(*args, **kwargs)
 
     @property
@@ -252,6 +282,8 @@ class JESTTrainer(DataHooks, Trainer):
     ) -> Tensor:
         """One step on one super-batch: score, select, take, record, learn."""
         super_batch = self._prepare_input(inputs)
+        if isinstance(self.reference, CachedReference):
+            super_batch["valid"] = self.reference.readable(super_batch)
         shares = Shares.of(self.group, super_batch["valid"])
         if sum(shares.readable) < self.group.size:
             raise ValueError(

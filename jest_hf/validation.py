@@ -10,13 +10,12 @@ from typing import Any
 
 import torch.distributed as dist
 from accelerate.utils import DistributedType
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.generic import strtobool
 
 from jest_hf.collator import JESTDataCollator
 from jest_hf.config import JESTConfig
-from jest_hf.models import has_logit_bias
 
 
 def check_arguments(args: Any, data_collator: Any, ref_model: Any) -> None:
@@ -30,7 +29,8 @@ def check_arguments(args: Any, data_collator: Any, ref_model: Any) -> None:
             f"data_collator must be a JESTDataCollator, got {type(data_collator).__name__}: the super-batch needs "
             "uint8 images, example ids and a mark of the rows that are broken; subclass it, or leave it out."
         )
-    if "reference" in args.scored_models and ref_model is None and args.reference == "model":
+    cached = args.reference_cache is not None
+    if "reference" in args.scored_models and ref_model is None and args.reference == "model" and not cached:
         raise ValueError(
             f"criterion={args.criterion!r} needs a reference: pass ref_model (a model, a Hub id or a path), or choose "
             "criterion='hard_learner' or selection='uniform'."
@@ -113,12 +113,11 @@ def check_gradient_cache(args: JESTConfig) -> None:
         )
 
 
-def check_loss(loss: str, role: str, model: nn.Module) -> None:
+def check_loss(loss: str, who: str, has_bias: bool) -> None:
     """The sigmoid loss needs a bias: without it each of the many negatives starts at a loss of log 2."""
-    if loss == "sigmoid" and not has_logit_bias(model):
+    if loss == "sigmoid" and not has_bias:
         raise ValueError(
-            f"loss='sigmoid' needs a logit_bias, and the {role} ({type(model).__name__}) has none; use "
-            f"loss='softmax', or a SigLIP {role}."
+            f"loss='sigmoid' needs a logit_bias, and the {who} has none; use loss='softmax', or SigLIP models."
         )
 
 

@@ -51,7 +51,7 @@ def test_a_batch_is_what_the_processor_gives_once_normalised(name):
     if name == "siglip2":  # its processor's call goes by defaults of its own, not by its image processor's
         options |= {"patch_size": 4, "max_num_patches": 16}
     expected = processor(images=images, text=captions, **options)
-    assert set(batch) == {*expected, "example_id", "valid"}
+    assert set(batch) == {*expected, "example_id", "caption_number", "valid"}
     mean, std = (torch.tensor(getattr(processor.image_processor, name)) for name in ("image_mean", "image_std"))
     pixels = batch["pixel_values"]
     assert pixels.dtype == torch.uint8
@@ -74,6 +74,7 @@ def test_dtypes_and_shapes():
         "input_ids": (torch.int64, (3, 8)),
         "ref_input_ids": (torch.int64, (3, 8)),
         "example_id": (torch.int64, (3,)),
+        "caption_number": (torch.int64, (3,)),
         "valid": (torch.bool, (3,)),
     }
 

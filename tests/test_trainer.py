@@ -28,6 +28,7 @@ from tests.helpers import (
     tiny_siglip2_processor,
     tiny_siglip_processor,
 )
+from tests.reference.caching import make_cache
 from tests.selection import literal
 from tests.trainers import arguments, logged, make_trainer
 
@@ -175,7 +176,7 @@ def test_a_cached_reference_selects_the_same_and_is_called_no_more(tmp_path):
     forwards = []
     reference.register_forward_hook(lambda *_: forwards.append(1))
     cached.train()
-    assert len(forwards) == math.ceil(80 / 8)
+    assert len(forwards) == math.ceil(80 / 8) + 1  # one more, for its width, scale and bias
     assert read_selections(tmp_path / "live" / "selections.parquet") == read_selections(
         tmp_path / "cached" / "selections.parquet"
     )
@@ -183,12 +184,37 @@ def test_a_cached_reference_selects_the_same_and_is_called_no_more(tmp_path):
     assert cached.cache_flops == pytest.approx(live.step_flops.reference / 32 * 80)
 
 
-def test_caching_refuses_several_captions_a_row(tmp_path):
+@pytest.mark.parametrize("made", ["by the run", "before"])
+def test_a_cache_selects_what_the_live_reference_does(tmp_path, made):
+    """Also where another of several captions is drawn in each epoch; a cache that is given needs no reference."""
     rows = random_rows(80)
-    rows[41]["text"] = ["a red star", "a blue star"]
-    trainer = make_trainer(tmp_path, rows=rows, cache_reference=True)
-    with pytest.raises(ValueError, match="cache_reference=True, but row 41 has several captions"):
-        trainer.train()
+    for index in range(0, 80, 3):
+        rows[index]["text"] = ["a red star", rows[index]["text"]]
+    live = make_trainer(tmp_path / "live", rows=rows, record_selection=True, max_steps=8)
+    live.train()
+    if made == "before":
+        make_cache(tmp_path / "cache", rows, shard_rows=32)
+        settings = {"reference_cache": str(tmp_path / "cache"), "record_selection": True, "max_steps": 8}
+        args = arguments(tmp_path / "cached", **settings)
+        cached = JESTTrainer(
+            model=tiny_siglip(0), args=args, train_dataset=rows, processing_class=tiny_siglip_processor()
+        )
+        assert cached.cache_flops == 0
+    else:
+        cached = make_trainer(tmp_path / "cached", rows=rows, record_selection=True, max_steps=8, cache_reference=True)
+    cached.train()
+    assert cached.ref_model is None
+    assert read_selections(tmp_path / "live" / "selections.parquet") == read_selections(
+        tmp_path / "cached" / "selections.parquet"
+    )
+    assert cached.step_flops.selection == live.step_flops.selection and cached.step_flops.reference == 0
+    cached.create_model_card()
+
+
+def test_a_cache_of_another_reference_is_refused(tmp_path):
+    make_cache(tmp_path / "cache", random_rows(80), shard_rows=32)
+    with pytest.raises(ValueError, match="of something else"):
+        make_trainer(tmp_path, reference=tiny_siglip(3), reference_cache=str(tmp_path / "cache"))
 
 
 MODELS = {

@@ -15,7 +15,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,8 @@ class SafePushes:
     - `save_model()` with `push_to_hub=True`: the model is saved; a failed push is a warning.
     """
 
-    _unpushed: str | None = None  # the checkpoint folder of the last push, if it failed
+    _newest: str | None = None  # the checkpoint folder of the last push
+    _has_started = True  # whether the upload of that push could be started
     _has_warned = False
 
     # ---- As the Trainer calls them ----
@@ -117,27 +117,30 @@ class SafePushes:
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         earlier = self._jobs
+        self._newest, self._has_started = checkpoint_folder, False
         try:
             if self.hub_model_id is None:
                 super().init_hf_repo()
             super()._push_from_checkpoint(checkpoint_folder)
         except Exception as error:
-            self._unpushed = checkpoint_folder
             self._warn(error)
             return
+        self._has_started = True
         for job in self._jobs:
             if job not in earlier:
-                self._unpushed = None
-                job.add_done_callback(partial(self._note, checkpoint_folder))
+                job.add_done_callback(self._warn_if_failed)
 
     def _finish_current_push(self) -> None:
         """As the Trainer's: waits. At the end of training, what has not been pushed is pushed again."""
         super()._finish_current_push()
-        for wait in WAITS if self.is_in_train else ():
-            if self._unpushed is None:
+        if self._newest is None or not self.is_in_train:
+            return
+        for wait in WAITS:
+            if self._has_started and not any(_failure(job) for job in self._jobs):
                 return
             time.sleep(wait)
-            self._push_from_checkpoint(self._unpushed)
+            # The newest, whichever failed: an older checkpoint must not be pushed over it.
+            self._push_from_checkpoint(self._newest)
             super()._finish_current_push()
 
     # ---- How ----
@@ -159,10 +162,9 @@ class SafePushes:
         """Uploads of the last push."""
         return [] if self.push_in_progress is None else list(self.push_in_progress.jobs)
 
-    def _note(self, checkpoint_folder: str, job: Future) -> None:
+    def _warn_if_failed(self, job: Future) -> None:
         """Called when an upload is over, in the thread that uploads."""
-        if not job.cancelled() and (error := job.exception()) is not None:
-            self._unpushed = checkpoint_folder
+        if (error := _failure(job)) is not None:
             self._warn(error)
 
     def _warn(self, error: BaseException) -> None:
@@ -173,6 +175,11 @@ class SafePushes:
             f"are kept in {self.args.output_dir}, and the next push brings everything; if none gets through, "
             f"{self._later}."
         )
+
+
+def _failure(job: Future) -> BaseException | None:
+    """What an upload that is over has raised."""
+    return None if job.cancelled() else job.exception()
 
 
 def can_pass(error: BaseException) -> bool:

@@ -45,7 +45,7 @@ def summarise_run(
         text_length=trainer.data_collator.texts[""].max_length,
         base_model=finetuned_from or config._name_or_path or None,
         datasets=[dataset] if isinstance(dataset, str) else dataset or [],
-        reference=trainer.reference.model.config._name_or_path or None if trainer.reference is not None else None,
+        reference=None if trainer.reference is None else trainer.reference.name,
         reference_revision=args.ref_model_revision,
         steps=state.global_step,
         examples_trained=statistics.trained,

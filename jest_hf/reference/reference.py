@@ -19,7 +19,6 @@ from jest_hf.data.rows import Rows, undecoded
 from jest_hf.data.stream import is_stream
 from jest_hf.models import DualEncoder, as_reference, base_model
 from jest_hf.reference.cache import write_cache
-from jest_hf.reference.embed import embed_rows
 from jest_hf.reference.fingerprint import describe_data, describe_row, own_key
 from jest_hf.reference.store import ReferenceCache
 from jest_hf.selection import ContrastiveEmbeddings
@@ -40,7 +39,6 @@ class Reference:
         self.view = view
         self.model = model
         self.shared = shared
-        self.cached: ContrastiveEmbeddings | None = None
 
     @property
     def name(self) -> str | None:
@@ -54,8 +52,6 @@ class Reference:
 
     def embed(self, learner: nn.Module, batch: Mapping[str, Tensor], batch_size: int) -> ContrastiveEmbeddings:
         """The reference's embeddings of a super-batch, on its device; `learner` is the wrapped one of the step."""
-        if self.cached is not None:
-            return self.cached.take(batch["example_id"].cpu()).to(batch["example_id"].device)
         if not self.shared:
             return self.view.embed(self.model, batch, batch_size)
         with as_reference(self.model):
@@ -67,14 +63,6 @@ class Reference:
         """Embed the rows once, and answer from the disk from then on; arguments as those of [`write_cache`]."""
         with as_reference(self.model) if self.shared else nullcontext():
             return CachedReference(write_cache(folder, self.view, self.model, config, rows, collator, **options))
-
-    def cache(self, *args: Any, **kwargs: Any) -> None:
-        """Embed the training rows once and answer from memory from then on; arguments as those of [`embed_rows`]."""
-        if self.shared:
-            with as_reference(self.model):
-                self.cached = embed_rows(self.view, self.model, *args, **kwargs)
-        else:
-            self.cached = embed_rows(self.view, self.model, *args, **kwargs)
 
 
 class CachedReference:

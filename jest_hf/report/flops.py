@@ -221,6 +221,7 @@ def flops_of_run(
     inputs: Mapping[str, Mapping[str, Tensor]],
     n_rows: int | None,
     view: View | None = None,
+    cached_width: int | None = None,
 ) -> tuple[StepFlops, float]:
     """
     FLOPs of one step of a [`~jest_hf.JESTTrainer`], over all its devices, plain convention, and of caching the
@@ -235,7 +236,11 @@ def flops_of_run(
             stream.
         view ([`~jest_hf.models.View`], *optional*): at which the learner scores the super-batch, and at which
             `args.low_resolution_fraction` of the sub-batch is trained on; default: all in full.
+        cached_width (`int`, *optional*): embedding width of a reference whose embeddings are read from a cache.
     """
+    widths = {name: embedding_width(config) for name, config in configs.items()}
+    if cached_width is not None:
+        widths["reference"] = cached_width
     forward = {"reference": 0}
     for name, one in inputs.items():
         pixels, text_length = one["pixel_values"], one["input_ids"].shape[1]
@@ -253,8 +258,6 @@ def flops_of_run(
         low_resolution_forward=at_view,
         low_resolution_fraction=args.low_resolution_fraction if view is not None else 0.0,
         reference_forward=0.0 if args.cache_reference else forward["reference"],
-        selection_widths=[embedding_width(configs[name]) for name in args.scored_models]
-        if args.selection == "joint"
-        else [],
+        selection_widths=[widths[name] for name in args.scored_models] if args.selection == "joint" else [],
     )
     return step, float(n_rows * forward["reference"]) if args.cache_reference else 0.0

@@ -171,6 +171,14 @@ def test_the_client_retries_an_upload(hub, client, tmp_path, method, path, fault
     assert_pushed(hub, outcome)
 
 
+@pytest.mark.parametrize("n_failures", [1, 2])
+def test_an_older_checkpoint_is_not_pushed_over_a_newer_one(hub, client, tmp_path, n_failures):
+    hub.fail("POST", "/commit/", times=n_failures, status=412)
+    outcome = client(train, str(tmp_path / "out"), **EVERY_STEP, hub_strategy="all_checkpoints", hub_always_push=True)
+    assert len(warnings_of(outcome)) == 1
+    assert_pushed(hub, outcome)
+
+
 def assert_pushed(hub, outcome):
     """What was trained is what is on the Hub."""
     from safetensors.numpy import load

@@ -17,6 +17,7 @@ import gc
 import importlib.util
 import os
 import pickle
+import signal
 import struct
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from typing import Any, BinaryIO
 
 # deepspeed: accelerate imports it where it is installed.
 PRELOADED = ("pytest", "deepspeed", "peft", "datasets", "transformers.pipelines", "jest_hf.trainer", "tests.trainers")
+TIMEOUT = 120  # seconds for a call
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -162,6 +164,7 @@ def serve() -> None:
 
 
 def _work(folder: Path, setting: Setting, call: bytes) -> None:
+    signal.alarm(TIMEOUT)  # which ends a process that hangs
     outcome = Outcome()
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)

@@ -147,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
             hub.requests.append(request)
         fault = hub.take_fault(request.method, request.path)
         if fault is not None and fault.hang_up_after is not None:
-            self.rfile.read(fault.hang_up_after)
+            self.rfile.read(min(fault.hang_up_after, int(self.headers.get("content-length", 0))))
             return self._hang_up(reset=True)
         request.body = self._read_body()
         if fault is not None and fault.status is not None:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import SiglipModel, SiglipProcessor
 
-from jest_hf.reference import load as module
 from jest_hf.reference import load_reference
 from tests.helpers import tiny_siglip, tiny_siglip_processor
 
@@ -60,20 +59,3 @@ def test_a_pickle_is_not_opened(saved):
     assert SiglipModel.from_pretrained(saved, use_safetensors=False) is not None
     with pytest.raises(OSError, match="safetensors"):
         load_reference(str(saved))
-
-
-def test_the_revision_goes_to_model_and_processor(saved, monkeypatch):
-    asked = []
-
-    class Recorder:
-        def __init__(self, real):
-            self.real = real
-
-        def from_pretrained(self, name, revision=None, **options):
-            asked.append((name, revision))
-            return self.real.from_pretrained(str(saved), **options)
-
-    monkeypatch.setattr(module, "AutoModel", Recorder(module.AutoModel))
-    monkeypatch.setattr(module, "AutoProcessor", Recorder(module.AutoProcessor))
-    load_reference("owner/reference", revision="v2")
-    assert asked == [("owner/reference", "v2"), ("owner/reference", "v2")]
