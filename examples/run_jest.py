@@ -206,8 +206,8 @@ class Job:
         )
 
     def reference(self) -> PreTrainedModel | str | None:
-        """The reference: named, or trained now on the curated rows."""
-        if self.args.selection == "uniform" or self.args.criterion == "hard_learner":
+        """The reference: named, or trained now on the curated rows; none where nobody asks it, or a cache answers."""
+        if self.args.reference_cache or "reference" not in self.args.scored_models:
             return None
         if self.curated is None:
             return self.script.ref_model
