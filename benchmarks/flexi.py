@@ -61,8 +61,9 @@ def job_of(seed: int, folder: Path, quick: bool) -> run_jest.Job:
     """Data, processor and settings of the demonstration."""
     words = ["--config", str(run_jest.DEMONSTRATION), "--seed", str(seed), "--output_dir", str(folder)]
     words += ["--save_strategy", "no", "--logging_strategy", "no", "--disable_tqdm", "True", "--use_cpu", "True"]
-    words += ["--eval_steps", "80"]
-    return run_jest.Job(*run_jest.parse(words + (QUICK if quick else [])))
+    script, args = run_jest.parse(words + (QUICK if quick else []))
+    args.eval_steps = args.max_steps
+    return run_jest.Job(script, args)
 
 
 def reference_of(job: run_jest.Job) -> SiglipModel:
@@ -75,9 +76,9 @@ def reference_of(job: run_jest.Job) -> SiglipModel:
 
 def train(job: run_jest.Job, arm: str) -> dict[str, Any]:
     """One arm from the seed's fresh learner: its metrics on the test part, and what it cost."""
-    out = Path(job.args.output_dir) / arm.replace(":", "_").replace("/", "_")
+    out = Path(job.args.output_dir)  # the same for all arms: the reference's cache is there
     start = time.perf_counter()
-    trainer = job.run(arm, job.train, reference_of(job), output_dir=str(out), **settings_of(arm))
+    trainer = job.run(arm, job.train, reference_of(job), **settings_of(arm))
     seconds = time.perf_counter() - start
     metrics = trainer.evaluate(job.test, metric_key_prefix="test")
     noise = job.train["noise"][:]

@@ -67,7 +67,7 @@ class Arms:
         """A trainer after its first step: the reference's cache is filled, and every shape has been met once."""
         options = self.options
         args = JESTConfig(
-            output_dir=self.folder,
+            output_dir=f"{self.folder}/{filter_ratio}",  # where trainers of as many rows share the reference's cache
             max_steps=1,
             learning_rate=0.0,
             optim="sgd",  # without a state: all trainers are in memory together

@@ -224,6 +224,10 @@ class JESTConfig(TrainingArguments):
             self.data_seed = self.seed
         super().__post_init__()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The Trainer saves, and pushes, a pickle of the arguments with each checkpoint.
+        return {**self.__dict__, "hub_token": None}
+
     @property
     def scored_models(self) -> tuple[str, ...]:
         """Which of `"learner"` and `"reference"` score the super-batch: those that the criterion compares."""

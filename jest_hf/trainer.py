@@ -28,6 +28,7 @@ from jest_hf.data.rows import Rows
 from jest_hf.datahooks import DataHooks, number_of_rows
 from jest_hf.distributed import Exchanged, Ranks, Shares
 from jest_hf.hub.model_card import learner_card
+from jest_hf.hub.push import SafePushes
 from jest_hf.hub.run import summarise_run
 from jest_hf.losses import LOSSES, backward_in_chunks
 from jest_hf.models import (
@@ -70,7 +71,7 @@ from jest_hf.validation import (
 logger = logging.get_logger(__name__)
 
 
-class JESTTrainer(DataHooks, Trainer):
+class JESTTrainer(DataHooks, SafePushes, Trainer):
     """
     Train a dual encoder on selected examples (JEST, arXiv 2406.17711).
 

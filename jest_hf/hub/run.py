@@ -31,6 +31,7 @@ def summarise_run(
 ) -> RunSummary:
     """The summary of a trainer's run; the arguments are those of `Trainer.create_model_card`."""
     args, state, statistics, config = trainer.args, trainer.state, trainer.statistics, trainer.model.config
+    reference, commit = _reference_of(trainer)
     last = {name: value for entry in state.log_history for name, value in entry.items()}
     return RunSummary(
         architecture=type(base_model(trainer.model)).__name__,
@@ -45,8 +46,8 @@ def summarise_run(
         text_length=trainer.data_collator.texts[""].max_length,
         base_model=finetuned_from or config._name_or_path or None,
         datasets=[dataset] if isinstance(dataset, str) else dataset or [],
-        reference=None if trainer.reference is None else trainer.reference.name,
-        reference_revision=args.ref_model_revision,
+        reference=reference,
+        reference_revision=commit or args.ref_model_revision,
         steps=state.global_step,
         examples_trained=statistics.trained,
         examples_seen=statistics.seen,
@@ -60,6 +61,13 @@ def summarise_run(
         license=license,
         language=[language] if isinstance(language, str) else language or [],
     )
+
+
+def _reference_of(trainer: JESTTrainer) -> tuple[str | None, str | None]:
+    """Name and commit of the reference."""
+    if trainer.ref_model is not None:  # an engine around it has another configuration
+        return trainer.ref_model.config._name_or_path or None, getattr(trainer.ref_model.config, "_commit_hash", None)
+    return (None, None) if trainer.reference is None else (trainer.reference.name, trainer.reference.commit)
 
 
 def hardware(device: torch.device, world_size: int = 1) -> str:

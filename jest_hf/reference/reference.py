@@ -48,7 +48,7 @@ class Reference:
     @property
     def commit(self) -> str | None:
         """Commit of a model from the Hub."""
-        return base_model(self.model).config._commit_hash
+        return getattr(base_model(self.model).config, "_commit_hash", None)  # set by from_pretrained alone
 
     def embed(self, learner: nn.Module, batch: Mapping[str, Tensor], batch_size: int) -> ContrastiveEmbeddings:
         """The reference's embeddings of a super-batch, on its device; `learner` is the wrapped one of the step."""

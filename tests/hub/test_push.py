@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from jest_hf.hub.push import SafePushes
 from jest_hf.trainer import JESTTrainer
 from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
 from tests.hub.test_pull import files_of, pull
@@ -21,10 +20,6 @@ EVALUATION_ROWS = random_rows(24, seed=5)
 LABELS = ["a red square", "a blue circle", "a green star"]
 
 
-class Trainer(SafePushes, JESTTrainer):
-    """As JESTTrainer is, once SafePushes is among its bases."""
-
-
 def make(folder, *, model=None, reference=None, processor=None, lora=False, **changes):
     """A trainer of models that read 64 tokens: the pipeline pads the captions of every SigLIP to as many."""
     peft_config = None
@@ -32,7 +27,7 @@ def make(folder, *, model=None, reference=None, processor=None, lora=False, **ch
         from peft import LoraConfig
 
         peft_config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
-    return Trainer(
+    return JESTTrainer(
         model=model if model is not None else tiny_siglip(0, max_length=64),
         ref_model=reference if reference is not None else tiny_siglip(1, max_length=64),
         args=arguments(folder, **changes),

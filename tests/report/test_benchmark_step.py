@@ -36,7 +36,7 @@ def test_settings_of_an_arm():
 def test_an_arm_is_compared_at_equal_trained_examples():
     def run(qualities: list[float], flops: float) -> dict:
         points = [
-            {"trained": 100 * n, "quality": quality, "flops": flops * n} for n, quality in enumerate(qualities, start=1)
+            {"trained": 100 * n, "quality": quality, "flops": flops * n} for n, quality in enumerate(qualities, 1)
         ]
         return {"trained": 100 * len(qualities), "validation": points, "test": {"R@5": qualities[-1]}}
 
