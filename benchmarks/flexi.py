@@ -13,7 +13,8 @@ seeds and reference; its IID run as it was after as many steps as JEST takes: th
     python benchmarks/flexi.py --report                       # only the table
 
 What counts is the share of JEST's gain over IID in R@5 that an arm reaches, on the validation part, which is where the
-demonstration's IID run was evaluated on the way. Results are written after every run, to one file a seed.
+demonstration's IID run was evaluated on the way; and whether JEST is as good for the same FLOPs. Results are written
+after every run, to one file a seed.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import Any
 # Waiting threads should sleep: spinning ones starve each other wherever a core is shared.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from transformers import SiglipModel  # noqa: E402
 from transformers.utils import logging  # noqa: E402
@@ -129,6 +131,12 @@ def summary_of(run: dict[str, Any], trained: int) -> dict[str, Any]:
     }
 
 
+def quality_at(run: dict[str, Any], flops: float) -> float:
+    """R@5 on validation when so many FLOPs were spent, linear between evaluations."""
+    points = run["validation"]
+    return float(np.interp(flops, [point["flops"] for point in points], [point["quality"] for point in points]))
+
+
 def demonstration(seed: int) -> dict[str, Any]:
     """The demonstration's two runs in the form of the runs made here."""
     runs = {}
@@ -146,6 +154,7 @@ def table(seeds: dict[int, dict[str, Any]]) -> str:
         trained = measured[0]["JEST"]["trained"]
         one, iid, jest = ([summary_of(runs[name], trained) for runs in measured] for name in (arm, "IID", "JEST"))
         quality, low, high = (mean([run["quality"] for run in several]) for several in (one, iid, jest))
+        same_flops = [quality_at(runs["JEST"], run["flops"]) for runs, run in zip(measured, one, strict=True)]
         rows.append(
             [
                 arm,
@@ -153,11 +162,12 @@ def table(seeds: dict[int, dict[str, Any]]) -> str:
                 f"{one[0]['flops'] / iid[0]['flops']:.2f}",
                 " ".join(f"{run['quality']:.3f}" for run in one),
                 f"{(quality - low) / (high - low):.0%}",
+                format_mean(same_flops),
                 *(format_mean([run[name] for run in one]) for name in ("test", "at_view", "aligned")),
             ]
         )
-    headers = ["arm", "seeds", "FLOPs / IID", "validation R@5", "share of the gain", "test R@5", "test at the view",
-               "aligned share"]  # fmt: skip
+    headers = ["arm", "seeds", "FLOPs / IID", "validation R@5", "share of the gain", "JEST at these FLOPs"]
+    headers += ["test R@5", "test at the view", "aligned share"]
     return format_table(headers, rows)
 
 

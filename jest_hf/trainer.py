@@ -196,11 +196,10 @@ class JESTTrainer(DataHooks, SafePushes, Trainer):
         if self.reference_cache is not None:
             check_loss(self.loss_kind, "reference cache", self.reference_cache.logit_bias is not None)
             return CachedReference.of(self.reference_cache, self.train_dataset, data_collator)
-        if self.args.reference == "adapter":
-            self.reference_identity = identify_reference(self.model)
-            return Reference(self.learner_view, self.model, shared=True)
         if self.args.cache_reference:  # before the weights are spread or rounded
-            self.reference_identity = identify_reference(self.ref_model)
+            self.reference_identity = identify_reference(self.ref_model or self.model)
+        if self.args.reference == "adapter":
+            return Reference(self.learner_view, self.model, shared=True)
         processor = data_collator.ref_processor or data_collator.processor
         view = self._view(self.ref_model, processor, "reference", prefix="ref_")
         return Reference(view, place_reference(self.ref_model, self.accelerator, self.args.ref_placement))
