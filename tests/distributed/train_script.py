@@ -67,9 +67,9 @@ def train(
     if deepspeed is not None:
         os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(CONFIGS / f"{deepspeed}.json")
     args = JESTConfig(**settings)
-    processor = AutoProcessor.from_pretrained(learner)
-    model = learner
+    model, processor = learner, None
     if lora:
+        processor = AutoProcessor.from_pretrained(learner)
         model = AutoModel.from_pretrained(learner)
         torch.manual_seed(0)  # not before: loading a model takes random numbers, under ZeRO-3 others
         model = add_adapter(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
