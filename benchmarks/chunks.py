@@ -48,7 +48,6 @@ from jest_hf.data import build_processor, load_scenes  # noqa: E402
 from jest_hf.data.rows import Rows  # noqa: E402
 from jest_hf.losses import sigmoid_contrastive_loss  # noqa: E402
 from jest_hf.models import DualEncoder, build_siglip, expose_temperature  # noqa: E402
-from jest_hf.reference import embed_rows  # noqa: E402
 from jest_hf.report import format_table  # noqa: E402
 from jest_hf.report.plots import COLOURS, MARKERS  # noqa: E402
 from jest_hf.selection import (  # noqa: E402
@@ -99,7 +98,8 @@ def embed_pool(options: argparse.Namespace) -> tuple[ContrastiveEmbeddings, Cont
             own_processor, model = AutoProcessor.from_pretrained(path), AutoModel.from_pretrained(path)
         expose_temperature(model)
         rows, view = Rows(load_scenes("web", n=options.rows)), DualEncoder(model.config, own_processor)
-        embedded.append(embed_rows(view, model, rows, JESTDataCollator(own_processor), 256, torch.device("cpu")))
+        batch = JESTDataCollator(own_processor)(rows.__getitems__(range(len(rows))))
+        embedded.append(view.embed(model, batch, 256))
     return embedded[0], embedded[1]
 
 

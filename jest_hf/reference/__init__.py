@@ -3,7 +3,6 @@
 """The frozen model that says which examples can be learned, and a cache of what it says."""
 
 from jest_hf.reference.cache import write_cache
-from jest_hf.reference.embed import embed_rows
 from jest_hf.reference.fingerprint import describe_data, describe_reading, identify_reference
 from jest_hf.reference.hub import open_cache, push_reference_cache
 from jest_hf.reference.load import load_reference
@@ -18,7 +17,6 @@ __all__ = [
     "ReferenceCache",
     "describe_data",
     "describe_reading",
-    "embed_rows",
     "identify_reference",
     "load_reference",
     "open_cache",

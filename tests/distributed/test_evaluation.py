@@ -17,7 +17,6 @@ from jest_hf.distributed import Ranks
 from jest_hf.evaluation import ZeroShotCallback
 from jest_hf.evaluation.tasks import CaptionCollator, embed_dataset
 from jest_hf.models import DualEncoder, expose_temperature
-from jest_hf.reference import embed_rows
 from tests.distributed.processes import run
 from tests.helpers import (
     COLOURS,
@@ -112,29 +111,6 @@ def _unreadable() -> str:
 def test_no_rank_waits_where_no_row_can_be_read():
     for said in run(2, _unreadable):
         assert "not one of the 5 evaluation rows can be read" in said
-
-
-def _cache(n: int, batch_size: int) -> tuple[torch.Tensor, torch.Tensor, float, int]:
-    ranks = Ranks.world()
-    model, processor = tiny_siglip(1), tiny_siglip_processor()
-    expose_temperature(model)
-    counted = Counted(model, ranks)
-    rows = random_rows(n)
-    rows[n // 2]["image"] = None
-    view = DualEncoder(model.config, processor, prefix="ref_")
-    collator = JESTDataCollator(tiny_clip_processor(24), processor)  # the reference has inputs of its own
-    cached = embed_rows(view, counted, Rows(rows), collator, batch_size, torch.device("cpu"), ranks=ranks)
-    return cached.image, cached.text, cached.logit_scale, counted.forwards
-
-
-@pytest.mark.parametrize("world_size, n, batch_size", [(2, 11, 3), (4, 11, 3), (4, 3, 2)])
-def test_every_rank_has_all_rows_of_the_reference_in_their_places(world_size, n, batch_size):
-    image, text, scale, forwards = _cache(n, batch_size)
-    assert len(image) == n
-    for found in run(world_size, _cache, n, batch_size):
-        assert torch.equal(found[0], image) and torch.equal(found[1], text)
-        assert found[2] == scale
-        assert found[3] == math.ceil(forwards / world_size)
 
 
 class _Trainer:
