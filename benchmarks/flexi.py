@@ -10,6 +10,7 @@ seeds and reference; its IID run as it was after as many steps as JEST takes: th
 
     python benchmarks/flexi.py --work jest-out/flexi          # references are kept there, as seed0/reference and so on
     python benchmarks/flexi.py --arms image:16/0.5 --seeds 0  # what was measured before stays
+    python benchmarks/flexi.py --patch_size 4                 # a learner with 64 image tokens instead of 16
     python benchmarks/flexi.py --report                       # only the table
 
 What counts is the share of JEST's gain over IID in R@5 that an arm reaches, on the validation part, which is where the
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +51,27 @@ import run_jest  # noqa: E402
 
 # In this order, each for all seeds: the first are what the bar is about.
 ARMS = ["patch:16/0.5", "patch:16/0", "patch:16/0.25", "patch:16/0.75", "image:16/0.5", "drop:0.5/0.5"]
+# With another learner than the demonstration's there are no runs to compare with: they are made here.
+OTHER_ARMS = ["JEST", "IID", "patch:8/0.5", "patch:8/0"]
 # Small enough for seconds, to see that it runs.
 QUICK = ["--max_train_rows", "64", "--max_steps", "2", "--reference_steps", "2", "--per_device_train_batch_size", "8"]
 
 
 def settings_of(arm: str) -> dict[str, Any]:
     """What an arm changes in the demonstration's settings."""
+    if arm == "IID":
+        return {"selection": "uniform"}
+    if arm == "JEST":
+        return {}
     view, fraction = arm.split("/")
     return {"scoring_view": view, "low_resolution_fraction": float(fraction), "eval_at_view": True}
 
 
-def job_of(seed: int, folder: Path, quick: bool) -> run_jest.Job:
-    """Data, processor and settings of the demonstration."""
+def job_of(seed: int, folder: Path, quick: bool, changes: Sequence[str] = ()) -> run_jest.Job:
+    """Data, processor and settings of the demonstration, but for these changes."""
     words = ["--config", str(run_jest.DEMONSTRATION), "--seed", str(seed), "--output_dir", str(folder)]
     words += ["--save_strategy", "no", "--logging_strategy", "no", "--disable_tqdm", "True", "--use_cpu", "True"]
-    script, args = run_jest.parse(words + (QUICK if quick else []))
+    script, args = run_jest.parse([*words, *(QUICK if quick else []), *changes])
     args.eval_steps = args.max_steps
     return run_jest.Job(script, args)
 
@@ -76,11 +84,11 @@ def reference_of(job: run_jest.Job) -> SiglipModel:
     return SiglipModel.from_pretrained(folder)
 
 
-def train(job: run_jest.Job, arm: str) -> dict[str, Any]:
+def train(job: run_jest.Job, arm: str, reference: SiglipModel) -> dict[str, Any]:
     """One arm from the seed's fresh learner: its metrics on the test part, and what it cost."""
     out = Path(job.args.output_dir)  # the same for all arms: the reference's cache is there
     start = time.perf_counter()
-    trainer = job.run(arm, job.train, reference_of(job), **settings_of(arm))
+    trainer = job.run(arm, job.train, reference, **settings_of(arm))
     seconds = time.perf_counter() - start
     metrics = trainer.evaluate(job.test, metric_key_prefix="test")
     noise = job.train["noise"][:]
@@ -108,12 +116,14 @@ def measure(options: argparse.Namespace) -> None:
     """The arms that are not there yet, each for all seeds; a run is written as it ends."""
     for arm in options.arms:
         for seed in options.seeds:
-            runs = read(options.results, "flexi", seed)
+            runs = read(options.results, options.name, seed)
             if arm in runs:
                 continue
-            runs[arm] = run = train(job_of(seed, options.work / f"seed{seed}", options.quick), arm)
+            folder = options.work / f"seed{seed}"
+            reference = reference_of(job_of(seed, folder, options.quick))
+            runs[arm] = run = train(job_of(seed, folder, options.quick, options.changes), arm, reference)
             about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "seed": seed}
-            path = options.results / f"flexi_seed{seed}.json"
+            path = options.results / f"{options.name}_seed{seed}.json"
             path.write_text(json.dumps({**about, "runs": runs}, indent=1) + "\n")
             print(f"seed {seed} {arm}: test R@5 {run['test']['R@5']:.4f}, {run['seconds']:.0f} s", flush=True)
 
@@ -181,7 +191,8 @@ def format_mean(values: list[float | None]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", nargs="+", default=ARMS, help="<view>/<fraction>")
+    parser.add_argument("--arms", nargs="+", help="<view>/<fraction>, IID or JEST")
+    parser.add_argument("--patch_size", type=int, default=8, help="of the learner; the demonstration's is 8")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--report", action="store_true", help="only print the table of what was measured before")
     parser.add_argument("--quick", action="store_true", help="a few rows and steps, to see that it runs")
@@ -189,11 +200,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(argv)
     options.work = options.work or Path(tempfile.gettempdir()) / "jest_hf_flexi"
+    demonstrations = options.patch_size == 8
+    options.arms = options.arms or (ARMS if demonstrations else OTHER_ARMS)
+    options.name = "flexi" if demonstrations else f"flexi_patch{options.patch_size}"
+    options.changes = ["--patch_size", str(options.patch_size)]
     logging.set_verbosity_error()
     if not options.report:
         measure(options)
     if not options.quick:
-        print(table({seed: demonstration(seed) | read(options.results, "flexi", seed) for seed in options.seeds}))
+        seeds = {seed: read(options.results, options.name, seed) for seed in options.seeds}
+        if demonstrations:
+            seeds = {seed: demonstration(seed) | runs for seed, runs in seeds.items()}
+        print(table({seed: runs for seed, runs in seeds.items() if {"IID", "JEST"} <= runs.keys()}))
 
 
 if __name__ == "__main__":
