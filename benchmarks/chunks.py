@@ -99,7 +99,7 @@ def embed_pool(options: argparse.Namespace) -> tuple[ContrastiveEmbeddings, Cont
         expose_temperature(model)
         rows, view = Rows(load_scenes("web", n=options.rows)), DualEncoder(model.config, own_processor)
         batch = JESTDataCollator(own_processor)(rows.__getitems__(range(len(rows))))
-        embedded.append(view.embed(model, batch, 256))
+        embedded.append(view.score(model, batch, 256))
     return embedded[0], embedded[1]
 
 

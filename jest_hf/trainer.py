@@ -308,9 +308,9 @@ class JESTTrainer(DataHooks, SafePushes, Trainer):
         embeddings = {}
         with self.accelerator.autocast():
             if "learner" in self.args.scored_models:
-                embeddings["learner"] = self.learner_view.embed(model, super_batch, batch_size, self.scoring_view)
+                embeddings["learner"] = self.learner_view.score(model, super_batch, batch_size, self.scoring_view)
             if self.reference is not None:
-                embeddings["reference"] = self.reference.embed(model, super_batch, batch_size)
+                embeddings["reference"] = self.reference.score(model, super_batch, batch_size)
         return embeddings
 
     def select(

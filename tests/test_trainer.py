@@ -68,7 +68,7 @@ def test_the_first_selection_is_algorithm_1_on_the_models_own_embeddings(tmp_pat
     for name, seed in (("learner", 0), ("reference", 1)):
         model = tiny_siglip(seed)
         expose_temperature(model)
-        embeddings[name] = DualEncoder(model.config, processor).embed(model, batch, batch_size=5)
+        embeddings[name] = DualEncoder(model.config, processor).score(model, batch, batch_size=5)
     noise = gumbel_noise(trainer.args.seed, 1, 4, 32)
     losses = literal.signed_losses(**embeddings, criterion=criterion, loss=loss)
     expected = literal.select_jointly(losses, 8, 4, noise)

@@ -210,7 +210,7 @@ class DualEncoder:
         return model(**self.inputs(batch, rows, view, n_at_view))
 
     @torch.no_grad()
-    def embed(
+    def score(
         self, model: nn.Module, batch: Mapping[str, Tensor], batch_size: int, view: View | None = None
     ) -> ContrastiveEmbeddings:
         """

@@ -50,12 +50,12 @@ class Reference:
         """Commit of a model from the Hub."""
         return getattr(base_model(self.model).config, "_commit_hash", None)  # set by from_pretrained alone
 
-    def embed(self, learner: nn.Module, batch: Mapping[str, Tensor], batch_size: int) -> ContrastiveEmbeddings:
+    def score(self, learner: nn.Module, batch: Mapping[str, Tensor], batch_size: int) -> ContrastiveEmbeddings:
         """The reference's embeddings of a super-batch, on its device; `learner` is the wrapped one of the step."""
         if not self.shared:
-            return self.view.embed(self.model, batch, batch_size)
+            return self.view.score(self.model, batch, batch_size)
         with as_reference(self.model):
-            return self.view.embed(learner, batch, batch_size)
+            return self.view.score(learner, batch, batch_size)
 
     def write_cache(
         self, folder: str | Path, config: PretrainedConfig, rows: Rows, collator: JESTDataCollator, **options: Any
@@ -122,7 +122,7 @@ class CachedReference:
         valid = batch["valid"]
         return valid & self.cache.readable(self._rows(batch)).to(valid.device)
 
-    def embed(self, learner: nn.Module, batch: Mapping[str, Tensor], batch_size: int) -> ContrastiveEmbeddings:
+    def score(self, learner: nn.Module, batch: Mapping[str, Tensor], batch_size: int) -> ContrastiveEmbeddings:
         """
         The reference's embeddings of a super-batch, fp32, on its device; only the first few keys of it are used.
 

@@ -323,7 +323,7 @@ def scored_and_learned(fully_sharded):
     }
     batch = {name: value.chunk(ranks.size)[ranks.rank] for name, value in batch.items()}
     view = DualEncoder(learner.config, tiny_siglip_processor())
-    scored = [view.embed(model, batch, batch_size=2) for model in (learner, reference)]
+    scored = [view.score(model, batch, batch_size=2) for model in (learner, reference)]
 
     learner.train()
     output = view(learner, batch)

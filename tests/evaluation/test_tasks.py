@@ -88,7 +88,7 @@ def test_a_data_set_embedded_in_batches_is_each_row_embedded_alone(make_model, m
     images, texts, caption_groups = [], [], []
     for row in rows[:5] + rows[6:]:
         for caption in collator.captions(row):
-            alone = view.embed(model, collator([{**row, "text": caption}]), 1)
+            alone = view.score(model, collator([{**row, "text": caption}]), 1)
             texts.append(alone.text[0])
             caption_groups.append("xyzw".index(row["group"]))
         images.append(alone.image[0])
@@ -109,7 +109,7 @@ def test_the_loss_takes_the_first_caption_of_each_image():
     first = [{**row, "text": collator.captions(row)[0]} for row in rows]
     losses = []
     for part in (first[:3], first[3:]):
-        one = view.embed(model, collator(part), 3)
+        one = view.score(model, collator(part), 3)
         losses.append(sigmoid_contrastive_loss(one.image, one.text, one.logit_scale, one.logit_bias).item())
     assert found.loss == pytest.approx(np.mean(losses))
 

@@ -40,7 +40,7 @@ def _collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 def _embed(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     expose_temperature(base_model(model))
-    return DualEncoder(base_model(model).config, tiny_siglip_processor()).embed(model, batch, 4).image
+    return DualEncoder(base_model(model).config, tiny_siglip_processor()).score(model, batch, 4).image
 
 
 def _adapter(folder: Path, seed: int) -> str:

@@ -159,7 +159,7 @@ def test_embed_is_one_forward_whatever_the_batch_size(family, batch_size):
     rows, _ = rows_and_images()
     batch = JESTDataCollator(processor)(rows)
     model.train()
-    found = view.embed(model, batch, batch_size)
+    found = view.score(model, batch, batch_size)
     assert not model.training and not found.image.requires_grad
     output = model(**view.inputs(batch))
     torch.testing.assert_close(found.image, output.image_embeds)
@@ -213,11 +213,11 @@ def test_the_output_does_not_share_memory_with_the_bias():
 def test_an_exposed_model_is_copied_and_saved_like_any_other(tmp_path):
     model, processor, view = exposed("siglip")
     batch = JESTDataCollator(processor)(random_rows(3))
-    expected = view.embed(model, batch, 3)
+    expected = view.score(model, batch, 3)
     twin = copy.deepcopy(model)
     with torch.no_grad():
         twin.logit_scale.fill_(math.log(3.0))
-    found = view.embed(twin, batch, 3)
+    found = view.score(twin, batch, 3)
     assert torch.equal(found.image, expected.image)
     assert found.logit_scale == pytest.approx(3.0)  # its own, not the original's
     expose_temperature(twin)
@@ -228,7 +228,7 @@ def test_an_exposed_model_is_copied_and_saved_like_any_other(tmp_path):
     assert not loaded._forward_hooks
     assert loaded.config.to_diff_dict().keys() == model.config.to_diff_dict().keys()
     expose_temperature(loaded)
-    assert torch.equal(view.embed(loaded, batch, 3).text, expected.text)
+    assert torch.equal(view.score(loaded, batch, 3).text, expected.text)
 
 
 VIEWS = {"siglip": "image:8", "clip": "image:8", "siglip2": "num_patches:4"}
@@ -240,11 +240,11 @@ def test_embed_at_a_view_is_one_forward_too(family, batch_size):
     model, processor, encoder = exposed(family)
     accept_views(model)
     batch, view = JESTDataCollator(processor)(rows_and_images()[0]), View.parse(VIEWS[family])
-    found = encoder.embed(model, batch, batch_size, view)
+    found = encoder.score(model, batch, batch_size, view)
     output = encoder(model, batch, view=view)
     torch.testing.assert_close(found.image, output.image_embeds)
-    assert not torch.allclose(found.image, encoder.embed(model, batch, 5).image, atol=1e-3)
-    torch.testing.assert_close(found.text, encoder.embed(model, batch, 5).text)
+    assert not torch.allclose(found.image, encoder.score(model, batch, 5).image, atol=1e-3)
+    torch.testing.assert_close(found.text, encoder.score(model, batch, 5).text)
 
 
 @pytest.mark.parametrize("rows", [slice(None), slice(0, 2), slice(1, 4), slice(3, 5), slice(3, 99)])
@@ -255,7 +255,7 @@ def test_the_first_rows_of_the_batch_are_at_the_view(rows, n_at_view):
     accept_views(model)
     batch, view = JESTDataCollator(processor)(rows_and_images()[0]), View.parse("image:8")
     found = encoder(model, batch, rows, view, n_at_view)
-    full, cheap = encoder.embed(model, batch, 5), encoder.embed(model, batch, 5, view)
+    full, cheap = encoder.score(model, batch, 5), encoder.score(model, batch, 5, view)
     at_view = torch.arange(5) < (5 if n_at_view is None else n_at_view)
     torch.testing.assert_close(found.image_embeds, torch.where(at_view[:, None], cheap.image, full.image)[rows])
     torch.testing.assert_close(found.text_embeds, full.text[rows])

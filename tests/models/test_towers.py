@@ -128,7 +128,7 @@ def test_one_forward_is_as_good_as_two(build, text, n_at_view):
     for way in ("one", "two"):
         model.zero_grad()
         if way == "one":
-            encoder.embed(model, batch, 4, view)  # scoring first leaves no trace
+            encoder.score(model, batch, 4, view)  # scoring first leaves no trace
             model.train()
             output = encoder(model, batch, view=view, n_at_view=n_at_view)
             result = (output.image_embeds, output.text_embeds, output.logit_scale, output.logit_bias)
@@ -190,9 +190,9 @@ def test_the_model_stays_what_it_was(build, text, tmp_path):
     plain = build().eval()
     plain.save_pretrained(tmp_path / "before")
     full = plain(**encoder.inputs(batch))
-    first = encoder.embed(model, batch, 4, view)
+    first = encoder.score(model, batch, 4, view)
     accept_views(model)  # a second time
-    assert torch.equal(encoder.embed(model, batch, 4, view).image, first.image)  # views are not made of views
+    assert torch.equal(encoder.score(model, batch, 4, view).image, first.image)  # views are not made of views
     after = model(**encoder.inputs(batch))
     assert torch.equal(after.image_embeds, full.image_embeds)
     assert torch.equal(after.logits_per_text, full.logits_per_text)
@@ -205,20 +205,20 @@ def test_the_model_stays_what_it_was(build, text, tmp_path):
     assert "forward" not in vars(loaded.vision_model)
     expose_temperature(loaded)
     accept_views(loaded)
-    assert torch.equal(encoder.embed(loaded, batch, 4, view).image, first.image)
+    assert torch.equal(encoder.score(loaded, batch, 4, view).image, first.image)
 
 
 @pytest.mark.parametrize("build, text", [(small_siglip, "patch:16"), (small_clip, "drop:0.75")])
 def test_a_copy_sees_with_its_own_weights(build, text):
     model, encoder, batch = set_up(build)
     view = View.parse(text)
-    expected = encoder.embed(model, batch, 6, view)
+    expected = encoder.score(model, batch, 6, view)
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for weight in model.vision_model.parameters():
             weight.mul_(3.0)
-    assert torch.equal(encoder.embed(twin, batch, 6, view).image, expected.image)
-    assert not torch.allclose(encoder.embed(model, batch, 6, view).image, expected.image)
+    assert torch.equal(encoder.score(twin, batch, 6, view).image, expected.image)
+    assert not torch.allclose(encoder.score(model, batch, 6, view).image, expected.image)
 
 
 def test_a_broken_call_leaves_nothing_behind():
@@ -249,7 +249,7 @@ def _mixed_step(text, engine):
         wrapped = fully_shard(model)
     view = View.parse(text)
     for rows in (slice(0, 2), slice(2, 4)):  # scoring comes first, in several forwards
-        encoder.embed(wrapped, {name: value[rows] for name, value in own.items()}, 1, view)
+        encoder.score(wrapped, {name: value[rows] for name, value in own.items()}, 1, view)
     wrapped.train()
     output = encoder(wrapped, own, view=view, n_at_view=2)
     loss_of(output.image_embeds, output.text_embeds, output.logit_scale, output.logit_bias).backward()

@@ -47,7 +47,7 @@ def test_row_i_is_example_i(tmp_path, family):
     collator = JESTDataCollator(tiny_clip_processor(24), processor)
     cache = make_cache(tmp_path, rows, model=model, processor=processor, collator=collator)
     view = DualEncoder(model.config, processor, "ref_")
-    live = view.embed(model, collator([{**row, "example_id": i} for i, row in enumerate(rows)]), 4)
+    live = view.score(model, collator([{**row, "example_id": i} for i, row in enumerate(rows)]), 4)
     cached = cache.take(torch.arange(11))
     assert cached.image.dtype == cached.text.dtype == torch.float32
     torch.testing.assert_close(cached.image, live.image)

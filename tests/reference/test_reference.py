@@ -109,9 +109,9 @@ def test_a_row_that_was_broken_when_it_was_cached_is_not_selected(tmp_path):
     batch["valid"][3] = False  # broken now
     assert reference.readable(batch).tolist() == [True, False, False, False]
     with pytest.raises(ValueError, match="row 2 could not be read when the reference was cached, and can be read now"):
-        reference.embed(None, batch, 4)
+        reference.score(None, batch, 4)
     batch["valid"] = reference.readable(batch)
-    assert len(reference.embed(None, batch, 4)) == 4
+    assert len(reference.score(None, batch, 4)) == 4
 
 
 def test_of_several_captions_the_one_that_was_drawn_is_looked_up(tmp_path):
@@ -143,10 +143,10 @@ def test_an_adapters_backbone_is_cached_as_it_answers(tmp_path):
         dtype="float32",
     )
     batch = collator(Rows(rows).__getitems__(range(9)))
-    found, expected = cached.embed(learner, batch, 4), live.embed(learner, batch, 4)
+    found, expected = cached.score(learner, batch, 4), live.score(learner, batch, 4)
     torch.testing.assert_close(found.image, expected.image)
     torch.testing.assert_close(found.text, expected.text)
-    adapted = live.view.embed(learner, batch, 4)
+    adapted = live.view.score(learner, batch, 4)
     assert not torch.allclose(adapted.image, expected.image, atol=1e-3)
 
 
@@ -173,6 +173,6 @@ def test_nothing_of_the_reference_is_needed(tmp_path):
     model = tiny_siglip(1)
     assert cache.logit_scale == pytest.approx(model.logit_scale.exp().item(), rel=1e-7)
     assert cache.logit_bias == pytest.approx(model.logit_bias.item(), rel=1e-7)
-    found = CachedReference(cache).embed(None, super_batch([5, 22]), 1)
+    found = CachedReference(cache).score(None, super_batch([5, 22]), 1)
     assert (found.logit_scale, found.logit_bias) == (cache.logit_scale, cache.logit_bias)
     assert found.image.shape == (2, cache.width) and found.image.dtype == torch.float32
