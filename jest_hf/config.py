@@ -7,20 +7,13 @@ All values are checked when the object is made, so that a wrong one costs a seco
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
 
-
-SELECTIONS = ("joint", "independent", "uniform")
-CRITERIA = ("learnability", "easy_reference", "hard_learner")
-LOSS_KINDS = ("sigmoid", "softmax")
-SCOPES = ("global", "local")
-LOSS_EXCHANGES = ("gather", "ring")
-REFERENCES = ("model", "adapter")
-PLACEMENTS = ("replica", "sharded")
+from jest_hf.configchecks import check_choice, check_selection, check_training
+from jest_hf.presets import DEFAULTS, PRESETS
 
 
 @dataclass
@@ -35,11 +28,16 @@ class JESTConfig(TrainingArguments):
     collator needs image and caption), `label_names=[]`, `dataloader_drop_last=True` (an incomplete last super-batch is
     dropped), `adam_beta2=0.95` (0.999 is unstable for sigmoid losses, arXiv 2303.15343), `data_seed=seed`.
 
+    preset (`str`, *optional*):
+        A published method: `"jest"`, `"flexi_jest"`, `"active_clip"`, `"active_siglip"`, `"class_act"`, `"rho_loss"`,
+        `"h_acid"`, `"i_acid"` or `"aced"`. It sets the options below that are not given (see `jest_hf.presets`).
+
     > Parameters that control the selection
 
     selection (`str`, *optional*, defaults to `"joint"`):
         `"joint"` is Algorithm 1 of JEST (arXiv 2406.17711), `"independent"` draws by each example's own score,
-        `"uniform"` is IID training: the whole batch is trained on and nothing is scored.
+        `"top_k"` takes the highest scores (RHO-LOSS), `"uniform"` is IID training: the whole batch is trained on and
+        nothing is scored.
     criterion (`str`, *optional*, defaults to `"learnability"`):
         Score of an example: `"learnability"` (learner loss - reference loss), `"easy_reference"` (- reference loss) or
         `"hard_learner"` (learner loss).
@@ -53,8 +51,36 @@ class JESTConfig(TrainingArguments):
         `"global"` selects from the super-batch of all devices together: the same sub-batch whatever their number.
         `"local"` selects on each device for itself, a weaker method. The same thing on one device.
 
+    uniform_fraction (`float`, *optional*, defaults to `0.0`):
+        Part of the sub-batch that is drawn uniformly, whatever the scores; the rest is selected given that part.
+    selection_warmup_steps (`int`, *optional*, defaults to `0`):
+        Steps at the beginning that train on a uniform part of the super-batch, without scoring.
+    filter_ratio_ramp_steps (`int`, *optional*, defaults to `0`):
+        Steps over which the filter ratio then rises from 0: the sub-batch is chosen from a growing part of the
+        super-batch, and the rest of it is not scored.
+    compare_selectors (list of `str`, *optional*):
+        What to compare the selection with, on the same super-batches, in the logs (`compare/...`): `"uniform"`, or
+        `"<selection>/<criterion>"` such as `"independent/easy_reference"`. Nothing is trained on these.
+    source_column (`str`, *optional*):
+        Column of the training data (a source, a kind of noise) of whose values the selection rates are logged
+        (`selection_rate/...`). It plays no part in the selection.
+
     > Parameters that control scoring and loss
 
+    objective (`str`, *optional*):
+        `"contrastive"`, `"classification"` (a label for each image or text) or `"language_model"`. Default: what the
+        learner is made for. Joint selection needs pairs, as `"contrastive"` has them.
+    scoring (`str`, *optional*, defaults to `"learner"`):
+        Who is compared with the reference: the `"learner"`, or a `"proxy"`, a small model that is trained beside it on
+        the same sub-batches (arXiv 2312.05328), so that scoring does not cost forwards of a large learner.
+    proxy_learning_rate (`float`, *optional*):
+        Peak learning rate of the proxy. Default: that of the learner.
+    pair_score (`str`, *optional*, defaults to `"loss"`):
+        What stands for the loss of a pair in a score: the `"loss"` itself, or `"similarity"`, minus the product of the
+        two embeddings (ActiveCLIP), for independent and top-k selection.
+    distillation_weight (`float`, *optional*, defaults to `0.0`):
+        Weight of a second loss on the sub-batch: the reference's distribution over the batch is the learner's target
+        (ACED, arXiv 2411.18674).
     loss (`str`, *optional*):
         `"sigmoid"` or `"softmax"`. Default: sigmoid for SigLIP and SigLIP 2 learners, softmax for CLIP.
     loss_tile_size (`int`, *optional*):
@@ -70,6 +96,10 @@ class JESTConfig(TrainingArguments):
     reference (`str`, *optional*, defaults to `"model"`):
         `"model"` is a model of its own; `"adapter"` is the learner's backbone, with the LoRA adapter that `ref_model`
         names or with none, so that the reference costs no weights. `"adapter"` needs a learner with `peft_config`.
+        `"online"` is a model that starts with `ref_model`'s weights (none are needed: by default fresh ones) and is
+        trained beside the learner, on whole super-batches.
+    online_reference_learning_rate (`float`, *optional*):
+        Peak learning rate of an online reference. Default: twice that of the learner.
     ref_placement (`str`, *optional*, defaults to `"replica"`):
         `"replica"` keeps the whole reference on each device, `"sharded"` spreads it (DeepSpeed ZeRO-3 and FSDP2 only).
     ref_model_revision (`str`, *optional*):
@@ -104,19 +134,52 @@ class JESTConfig(TrainingArguments):
         hit. Default: an image's own captions are its only hits.
     """
 
-    selection: str = field(
-        default="joint", metadata={"help": "Which sub-batch to train on: joint, independent or uniform (IID)."}
+    preset: str | None = field(
+        default=None, metadata={"help": f"A published method, for options that are not given: {', '.join(PRESETS)}."}
     )
-    criterion: str = field(
-        default="learnability", metadata={"help": "Score: learnability, easy_reference or hard_learner."}
+    selection: str | None = field(
+        default=None, metadata={"help": "Which sub-batch to train on: joint (default), independent, top_k or uniform."}
     )
-    filter_ratio: float = field(
-        default=0.8, metadata={"help": "Share of the super-batch that is not trained on, in [0, 1)."}
+    criterion: str | None = field(
+        default=None, metadata={"help": "Score: learnability (default), easy_reference or hard_learner."}
+    )
+    filter_ratio: float | None = field(
+        default=None, metadata={"help": "Share of the super-batch that is not trained on, in [0, 1); default 0.8."}
     )
     n_chunks: int = field(default=16, metadata={"help": "Chunks in which joint selection draws the sub-batch."})
     selection_gain: float = field(default=1.0, metadata={"help": "Factor on the scores before sampling."})
     selection_scope: str = field(
         default="global", metadata={"help": "Select over all devices (global) or on each for itself (local)."}
+    )
+    uniform_fraction: float = field(
+        default=0.0, metadata={"help": "Part of the sub-batch that is drawn uniformly, in [0, 1]."}
+    )
+    selection_warmup_steps: int = field(
+        default=0, metadata={"help": "Steps at the beginning without selection and scoring."}
+    )
+    filter_ratio_ramp_steps: int = field(
+        default=0, metadata={"help": "Steps over which the filter ratio then rises from 0."}
+    )
+    compare_selectors: list[str] | None = field(
+        default=None, metadata={"help": "Log what others would select: uniform, or <selection>/<criterion>."}
+    )
+    source_column: str | None = field(
+        default=None, metadata={"help": "Training column whose values' selection rates are logged."}
+    )
+    objective: str | None = field(
+        default=None, metadata={"help": "contrastive, classification or language_model; default: by the learner."}
+    )
+    scoring: str | None = field(
+        default=None, metadata={"help": "Who is compared with the reference: learner (default), or a small proxy."}
+    )
+    proxy_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of the proxy; by default the learner's."}
+    )
+    pair_score: str | None = field(
+        default=None, metadata={"help": "What stands for a pair's loss: loss (default) or similarity (ActiveCLIP)."}
+    )
+    distillation_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the distillation loss from the reference (ACED); default 0."}
     )
     loss: str | None = field(
         default=None, metadata={"help": "sigmoid or softmax; by default what the learner was made for."}
@@ -134,7 +197,10 @@ class JESTConfig(TrainingArguments):
         default=None, metadata={"help": "Examples trained on at a time; by default the whole sub-batch of a device."}
     )
     reference: str = field(
-        default="model", metadata={"help": "What the reference is: a model, or an adapter on the learner's backbone."}
+        default="model", metadata={"help": "What the reference is: a model, an adapter on the learner's backbone, online."}
+    )
+    online_reference_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of an online reference; by default twice the learner's."}
     )
     ref_placement: str = field(
         default="replica", metadata={"help": "The whole reference on each device (replica), or sharded."}
@@ -142,8 +208,8 @@ class JESTConfig(TrainingArguments):
     ref_model_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of a reference model named by its Hub id."}
     )
-    cache_reference: bool = field(
-        default=False, metadata={"help": "Embed the training data once with the reference, before the first step."}
+    cache_reference: bool | None = field(
+        default=None, metadata={"help": "Embed the training data once with the reference, before the first step."}
     )
     reference_cache: str | None = field(
         default=None, metadata={"help": "Folder or Hub data-set id of a reference cache; the reference is not loaded."}
@@ -154,8 +220,8 @@ class JESTConfig(TrainingArguments):
     scoring_view: str | None = field(
         default=None, metadata={"help": "Cheaper view to score at: patch:32, image:112, num_patches:64 or drop:0.5."}
     )
-    low_resolution_fraction: float = field(
-        default=0.5, metadata={"help": "Part of the sub-batch that is trained on at the scoring view, in [0, 1]."}
+    low_resolution_fraction: float | None = field(
+        default=None, metadata={"help": "Part of the sub-batch trained on at the scoring view, in [0, 1]; default 0.5."}
     )
     eval_at_view: bool = field(default=False, metadata={"help": "Evaluate at the scoring view too."})
     record_selection: bool = field(
@@ -166,6 +232,9 @@ class JESTConfig(TrainingArguments):
     )
 
     # Inherited fields with another default; the class docstring says why.
+    label_smoothing_factor: float | None = field(
+        default=None, metadata={"help": "Label smoothing of a classification; default 0, or the preset's."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: the collator needs them."})
     label_names: list[str] | None = field(
         default_factory=list, metadata={"help": "Contrastive batches have no labels."}
@@ -174,55 +243,20 @@ class JESTConfig(TrainingArguments):
     adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of Adam; 0.999 is unstable for sigmoid losses."})
 
     def __post_init__(self) -> None:
-        _check_choice("selection", self.selection, SELECTIONS)
-        _check_choice("criterion", self.criterion, CRITERIA)
-        _check_choice("selection_scope", self.selection_scope, SCOPES)
-        _check_choice("loss_exchange", self.loss_exchange, LOSS_EXCHANGES)
-        _check_choice("reference", self.reference, REFERENCES)
-        _check_choice("ref_placement", self.ref_placement, PLACEMENTS)
-        if self.loss is not None:
-            _check_choice("loss", self.loss, LOSS_KINDS)
-        if not 0.0 <= self.filter_ratio < 1.0:
-            raise ValueError(
-                f"filter_ratio={self.filter_ratio} must be in [0, 1): it is the share of the super-batch that is not "
-                "trained on; 0.8 trains on a fifth of it, and selection='uniform' trains without selecting."
-            )
-        for name in ("n_chunks", "per_device_train_batch_size"):
-            _check_at_least_one(name, getattr(self, name))
-        for name in ("loss_tile_size", "scoring_batch_size", "gradient_cache_chunk_size"):
-            if getattr(self, name) is not None:
-                _check_at_least_one(name, getattr(self, name))
-        if not (math.isfinite(self.selection_gain) and self.selection_gain > 0):
-            raise ValueError(
-                f"selection_gain={self.selection_gain} must be a finite number above 0: it multiplies the scores; "
-                "use criterion or selection='uniform' to change what is selected."
-            )
-        if not 0.0 <= self.low_resolution_fraction <= 1.0:
-            raise ValueError(
-                f"low_resolution_fraction={self.low_resolution_fraction} must be in [0, 1]: it is the part of the "
-                "sub-batch that is trained on at the scoring view."
-            )
-        if self.eval_at_view and self.scoring_view is None:
-            raise ValueError("eval_at_view=True needs a scoring_view to evaluate at, such as 'patch:32'; name one.")
-        if self.gradient_accumulation_steps > 1:
-            raise ValueError(
-                f"gradient_accumulation_steps={self.gradient_accumulation_steps} would take each contrastive loss "
-                "over a part of the sub-batch and lose the negatives of the rest; set it to 1 and raise "
-                "per_device_train_batch_size, with gradient_cache_chunk_size if memory is short."
-            )
-        if self.remove_unused_columns:
-            raise ValueError(
-                "remove_unused_columns=True would drop the image and caption columns before the collator sees them; "
-                "leave it at False."
-            )
-        if self.auto_find_batch_size:
-            raise ValueError(
-                "auto_find_batch_size=True would change the sub-batch, and with it the loss and the selection, in the "
-                "middle of a run; choose per_device_train_batch_size, and scoring_batch_size if scoring is too large."
-            )
+        self._fill_in()
+        check_selection(self)
+        check_training(self)
         if self.data_seed is None:
             self.data_seed = self.seed
         super().__post_init__()
+
+    def _fill_in(self) -> None:
+        """Options that are not given, from the preset and then from the defaults."""
+        if self.preset is not None:
+            check_choice("preset", self.preset, tuple(PRESETS))
+        for name, value in {**DEFAULTS, **PRESETS.get(self.preset, {})}.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         # The Trainer saves, and pushes, a pickle of the arguments with each checkpoint.
@@ -230,9 +264,14 @@ class JESTConfig(TrainingArguments):
 
     @property
     def scored_models(self) -> tuple[str, ...]:
-        """Which of `"learner"` and `"reference"` score the super-batch: those that the criterion compares."""
+        """
+        Which of `"learner"` (or its proxy) and `"reference"` score the super-batch: those that the criterion compares,
+        and both for a comparison of selectors.
+        """
         if self.selection == "uniform":
             return ()
+        if self.compare_selectors:
+            return ("learner", "reference")
         return {
             "learnability": ("learner", "reference"),
             "easy_reference": ("reference",),
@@ -240,10 +279,17 @@ class JESTConfig(TrainingArguments):
         }[self.criterion]
 
     @property
+    def uses_reference(self) -> bool:
+        """Whether a reference is asked at all."""
+        return "reference" in self.scored_models or self.distillation_weight > 0
+
+    @property
     def selection_settings(self) -> dict[str, Any]:
         """What decides which examples are selected; a resumed run is compared with its checkpoint in these."""
         names = ("selection", "criterion", "n_chunks", "selection_gain", "selection_scope", "scoring_view")
         names += ("low_resolution_fraction", "seed", "data_seed", "sub_batch_size", "super_batch_size")
+        names += ("pair_score", "scoring", "reference", "uniform_fraction")
+        names += ("selection_warmup_steps", "filter_ratio_ramp_steps")
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -262,13 +308,3 @@ class JESTConfig(TrainingArguments):
     def super_batch_size(self) -> int:
         """Examples loaded and scored per step, over all devices (B)."""
         return self.per_device_super_batch_size * self.world_size
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(choices)}.")
-
-
-def _check_at_least_one(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")

@@ -1,0 +1,136 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""What can be known to be wrong of a `JESTConfig` by itself: each check is one sentence with a way out."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jest_hf.config import JESTConfig
+
+CHOICES = {
+    "objective": ("contrastive", "classification", "language_model"),
+    "selection": ("joint", "independent", "top_k", "uniform"),
+    "criterion": ("learnability", "easy_reference", "hard_learner"),
+    "selection_scope": ("global", "local"),
+    "pair_score": ("loss", "similarity"),
+    "scoring": ("learner", "proxy"),
+    "loss": ("sigmoid", "softmax"),
+    "loss_exchange": ("gather", "ring"),
+    "reference": ("model", "adapter", "online"),
+    "ref_placement": ("replica", "sharded"),
+}
+FRACTIONS = {
+    "uniform_fraction": "the part of the sub-batch that is drawn uniformly",
+    "low_resolution_fraction": "the part of the sub-batch that is trained on at the scoring view",
+}
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """One of several words."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(choices)}.")
+
+
+def check_selection(args: JESTConfig) -> None:
+    """Words and numbers, and those that contradict each other, of what decides which examples are trained on."""
+    for name, choices in CHOICES.items():
+        if getattr(args, name) is not None:
+            check_choice(name, getattr(args, name), choices)
+    if not 0.0 <= args.filter_ratio < 1.0:
+        raise ValueError(
+            f"filter_ratio={args.filter_ratio} must be in [0, 1): it is the share of the super-batch that is not "
+            "trained on; 0.8 trains on a fifth of it, and selection='uniform' trains without selecting."
+        )
+    for name, meaning in FRACTIONS.items():
+        if not 0.0 <= getattr(args, name) <= 1.0:
+            raise ValueError(f"{name}={getattr(args, name)} must be in [0, 1]: it is {meaning}.")
+    for name in ("n_chunks", "per_device_train_batch_size"):
+        _check_whole(name, getattr(args, name), at_least=1)
+    for name in ("loss_tile_size", "scoring_batch_size", "gradient_cache_chunk_size"):
+        if getattr(args, name) is not None:
+            _check_whole(name, getattr(args, name), at_least=1)
+    for name in ("selection_warmup_steps", "filter_ratio_ramp_steps"):
+        _check_whole(name, getattr(args, name), at_least=0)
+    if not (math.isfinite(args.selection_gain) and args.selection_gain > 0):
+        raise ValueError(
+            f"selection_gain={args.selection_gain} must be a finite number above 0: it multiplies the scores; "
+            "use criterion or selection='uniform' to change what is selected."
+        )
+    if args.selection == "joint" and args.pair_score == "similarity":
+        raise ValueError(
+            "pair_score='similarity' says nothing of an example's negatives, from which selection='joint' selects; "
+            "set selection='independent' or 'top_k', or pair_score='loss'."
+        )
+    if args.selection == "joint" and args.objective not in (None, "contrastive"):
+        raise ValueError(
+            f"selection='joint' needs examples that make pairs, and those of objective={args.objective!r} stand alone; "
+            "set selection='independent' or 'top_k'."
+        )
+    for selector in args.compare_selectors or ():
+        from jest_hf.selection.compare import Selector
+
+        Selector.parse(selector)
+    if args.compare_selectors and args.selection == "uniform":
+        raise ValueError(
+            "compare_selectors needs scored super-batches, and selection='uniform' scores nothing; choose another "
+            "selection, or leave compare_selectors out."
+        )
+
+
+def check_training(args: JESTConfig) -> None:
+    """Options whose combination would train something else than what they say."""
+    if args.eval_at_view and args.scoring_view is None:
+        raise ValueError("eval_at_view=True needs a scoring_view to evaluate at, such as 'patch:32'; name one.")
+    if args.scoring == "proxy" and args.scoring_view is not None:
+        raise ValueError(
+            f"scoring_view={args.scoring_view!r} is a view for the learner, and scoring='proxy' scores with another "
+            "model; leave one of them out."
+        )
+    if args.scoring == "proxy" and args.selection != "uniform" and args.criterion == "easy_reference":
+        raise ValueError(
+            "scoring='proxy' trains a model that criterion='easy_reference' does not ask; set scoring='learner', or "
+            "another criterion."
+        )
+    if not (math.isfinite(args.distillation_weight) and args.distillation_weight >= 0):
+        raise ValueError(f"distillation_weight={args.distillation_weight} must be a finite number of at least 0.")
+    if args.distillation_weight > 0 and args.objective not in (None, "contrastive"):
+        raise ValueError(
+            f"distillation_weight={args.distillation_weight} is for contrastive batches, and not for "
+            f"objective={args.objective!r}; set it to 0."
+        )
+    if args.reference == "online" and (args.cache_reference or args.reference_cache is not None):
+        raise ValueError(
+            "reference='online' learns as it goes, so what it says cannot be cached; leave cache_reference and "
+            "reference_cache out."
+        )
+    for name in ("proxy_learning_rate", "online_reference_learning_rate"):
+        value = getattr(args, name)
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name}={value} must be a finite number of at least 0.")
+    if args.gradient_accumulation_steps > 1:
+        raise ValueError(
+            f"gradient_accumulation_steps={args.gradient_accumulation_steps} would take each contrastive loss "
+            "over a part of the sub-batch and lose the negatives of the rest; set it to 1 and raise "
+            "per_device_train_batch_size, with gradient_cache_chunk_size if memory is short."
+        )
+    if args.remove_unused_columns:
+        raise ValueError(
+            "remove_unused_columns=True would drop the image and caption columns before the collator sees them; "
+            "leave it at False."
+        )
+    if args.auto_find_batch_size:
+        raise ValueError(
+            "auto_find_batch_size=True would change the sub-batch, and with it the loss and the selection, in the "
+            "middle of a run; choose per_device_train_batch_size, and scoring_batch_size if scoring is too large."
+        )
+
+
+def _check_whole(name: str, value: int, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least {at_least}.")
+
+
+__all__ = ["check_choice", "check_selection", "check_training"]
