@@ -11,6 +11,7 @@ seeds and reference; its IID run as it was after as many steps as JEST takes: th
     python benchmarks/flexi.py --work jest-out/flexi          # references are kept there, as seed0/reference and so on
     python benchmarks/flexi.py --arms image:16/0.5 --seeds 0  # what was measured before stays
     python benchmarks/flexi.py --patch_size 4                 # a learner with 64 image tokens instead of 16
+    python benchmarks/flexi.py --steps 480 --arms JEST IID patch:16/0.5  # three times as long
     python benchmarks/flexi.py --report                       # only the table
 
 What counts is the share of JEST's gain over IID in R@5 that an arm reaches, on the validation part, which is where the
@@ -72,7 +73,7 @@ def job_of(seed: int, folder: Path, quick: bool, changes: Sequence[str] = ()) ->
     words = ["--config", str(run_jest.DEMONSTRATION), "--seed", str(seed), "--output_dir", str(folder)]
     words += ["--save_strategy", "no", "--logging_strategy", "no", "--disable_tqdm", "True", "--use_cpu", "True"]
     script, args = run_jest.parse([*words, *(QUICK if quick else []), *changes])
-    args.eval_steps = args.max_steps
+    args.eval_steps = min(args.max_steps, 160)
     return run_jest.Job(script, args)
 
 
@@ -194,16 +195,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--arms", nargs="+", help="<view>/<fraction>, IID or JEST")
     parser.add_argument("--patch_size", type=int, default=8, help="of the learner; the demonstration's is 8")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=160, help="of every arm; the demonstration's JEST takes 160")
     parser.add_argument("--report", action="store_true", help="only print the table of what was measured before")
     parser.add_argument("--quick", action="store_true", help="a few rows and steps, to see that it runs")
     parser.add_argument("--work", type=Path, help="where references are kept; default: in the temporary folder")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(argv)
     options.work = options.work or Path(tempfile.gettempdir()) / "jest_hf_flexi"
-    demonstrations = options.patch_size == 8
+    demonstrations = (options.patch_size, options.steps) == (8, 160)
     options.arms = options.arms or (ARMS if demonstrations else OTHER_ARMS)
-    options.name = "flexi" if demonstrations else f"flexi_patch{options.patch_size}"
-    options.changes = ["--patch_size", str(options.patch_size)]
+    options.name = "flexi" if demonstrations else f"flexi_patch{options.patch_size}_steps{options.steps}"
+    options.changes = ["--patch_size", str(options.patch_size), "--max_steps", str(options.steps)]
     logging.set_verbosity_error()
     if not options.report:
         measure(options)

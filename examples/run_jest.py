@@ -69,6 +69,9 @@ class ScriptArguments:
     max_length: int | None = field(default=None, metadata={"help": "Text tokens; 20 for a learner from a size."})
 
     ref_model: str | None = field(default=None, metadata={"help": "Hub id or path of the reference."})
+    proxy_model: str | None = field(
+        default=None, metadata={"help": "Hub id or path of the proxy; default: fresh, like the reference."}
+    )
     train_reference_on: str | None = field(
         default=None, metadata={"help": "Without one: curated data on which to train it first, named like dataset."}
     )
@@ -189,7 +192,9 @@ class Job:
         )
 
     def settings(self, **changes: Any) -> JESTConfig:
-        """This run's arguments with some changed."""
+        """This run's arguments with some changed; uniform training is that alone, whatever method it is compared with."""
+        if changes.get("selection") == "uniform":
+            changes |= {"distillation_weight": 0.0, "compare_selectors": None}
         values = {one.name: getattr(self.args, one.name) for one in fields(JESTConfig) if one.init}
         return JESTConfig(**{**values, **changes})
 
@@ -207,7 +212,7 @@ class Job:
 
     def reference(self) -> PreTrainedModel | str | None:
         """The reference: named, or trained now on the curated rows; none where nobody asks it, or a cache answers."""
-        if self.args.reference_cache or "reference" not in self.args.scored_models:
+        if self.args.reference_cache or self.args.reference == "online" or not self.args.uses_reference:
             return None
         if self.curated is None:
             return self.script.ref_model
@@ -238,7 +243,8 @@ class Job:
         args = self.settings(**changes)
         print(f"Training {name} for {args.max_steps} steps" if args.max_steps > 0 else f"Training {name}", flush=True)
         history = History()
-        trainer = self.trainer(args, self.fresh_model(args.seed), rows, ref_model=reference, callbacks=[history])
+        models = {"ref_model": reference, "proxy_model": self.script.proxy_model}
+        trainer = self.trainer(args, self.fresh_model(args.seed), rows, **models, callbacks=[history])
         history.trainer = trainer
         # "True" is the last checkpoint of the output folder, as in the Trainer.
         checkpoint = args.resume_from_checkpoint
@@ -263,7 +269,7 @@ def main(argv: list[str]) -> None:
             "IID", job.train, None, selection="uniform", max_steps=script.compare_uniform_steps,
             output_dir=str(out / "iid"), push_to_hub=False, resume_from_checkpoint=None,
         )  # fmt: skip
-    name = {"joint": "JEST", "independent": "independent", "uniform": "IID"}[args.selection]
+    name = args.preset or {"joint": "JEST", "uniform": "IID"}.get(args.selection, args.selection)
     trainers[name] = learner = job.run(name, job.train, reference)
 
     final = {}
@@ -305,12 +311,12 @@ def report(trainers: dict[str, JESTTrainer], final: dict[str, dict[str, float]],
         baseline, jest = histories.values()
         reached = first_reaching(jest, baseline[-1].quality)
         if reached is None:
-            print("JEST did not reach the IID run's final R@5.")
+            print(f"{list(histories)[1]} did not reach the IID run's final R@5.")
         else:
             summary["examples_ratio"] = reached.trained / baseline[-1].trained
             summary["flops_ratio"] = reached.flops / baseline[-1].flops
             print(
-                f"JEST reached the IID run's final validation R@5 ({baseline[-1].quality:.3f}) with "
+                f"{list(histories)[1]} reached the IID run's final validation R@5 ({baseline[-1].quality:.3f}) with "
                 f"{summary['examples_ratio']:.0%} of its trained examples and "
                 f"{summary['flops_ratio']:.0%} of its FLOPs."
             )

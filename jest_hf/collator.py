@@ -10,12 +10,13 @@ candidate of the selection and not the run.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,14 @@ from torch import Tensor
 from transformers import GemmaTokenizer, PreTrainedTokenizerBase, ProcessorMixin, Siglip2Processor
 
 from jest_hf.data.images import BrokenImage, Geometry, decode_image, geometry_of
+from jest_hf.models.dual_encoder import VIEW_PREFIX
+from jest_hf.models.views import View
 
 
 logger = logging.getLogger(__name__)
 
 CAPTION_COLUMNS = ("text", "caption", "captions")
+REF_PREFIX = "ref_"
 MAX_SANE_LENGTH = 1024  # tokenizers without a limit of their own claim one of 1e30
 DEFAULT_LENGTH = 64  # SigLIP's (arXiv 2303.15343) and SigLIP 2's
 MAX_LOGGED_SKIPS = 10
@@ -65,6 +69,7 @@ class JESTDataCollator:
         - `ref_pixel_values` and its companions, where the reference's image processor gives other pixels, and
           `ref_input_ids` and its companion, where its tokenizer gives other tokens. Where either is absent the
           learner's serve for both.
+        - `view_pixel_values` and its companions, after [`~JESTDataCollator.at_view`].
 
     Raises:
         ValueError: At construction, if a processor lacks its image processor or its tokenizer, if the tokenizer cannot
@@ -82,7 +87,6 @@ class JESTDataCollator:
         seed: int = 0,
     ) -> None:
         self.processor = processor
-        self.ref_processor = ref_processor
         self.max_length = max_length
         self.image_column = image_column
         self.caption_column = caption_column
@@ -90,13 +94,18 @@ class JESTDataCollator:
         geometry, text = _parts(processor, "processor", max_length)
         self.geometries: dict[str, Geometry] = {"": geometry}  # by prefix of the keys in the super-batch
         self.texts: dict[str, TextEncoder] = {"": text}
-        if ref_processor is not None and ref_processor is not processor:
-            ref_geometry, ref_text = _parts(ref_processor, "ref_processor", max_length)
-            if ref_geometry != geometry:
-                self.geometries["ref_"] = ref_geometry
-            if not ref_text.same_as(text):
-                self.texts["ref_"] = ref_text
+        self._add_reference(ref_processor)
         self._logged_skips = 0
+
+    def _add_reference(self, ref_processor: ProcessorMixin | None) -> None:
+        self.ref_processor = ref_processor
+        if ref_processor is None or ref_processor is self.processor:
+            return
+        geometry, text = _parts(ref_processor, "ref_processor", self.max_length)
+        if geometry != self.geometries[""]:
+            self.geometries[REF_PREFIX] = geometry
+        if not text.same_as(self.texts[""]):
+            self.texts[REF_PREFIX] = text
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         caption_column = self._check_columns(rows)
@@ -125,14 +134,46 @@ class JESTDataCollator:
 
     def with_reference(self, ref_processor: ProcessorMixin | None) -> JESTDataCollator:
         """The same collator, for a reference that reads with `ref_processor` (`None`: what the learner reads)."""
-        return type(self)(
-            self.processor,
-            ref_processor,
-            image_column=self.image_column,
-            caption_column=self.caption_column,
-            max_length=self.max_length,
-            seed=self.seed,
-        )
+        other = copy.copy(self)
+        other.geometries = {prefix: one for prefix, one in self.geometries.items() if prefix != REF_PREFIX}
+        other.texts = {"": self.texts[""]}
+        other._add_reference(ref_processor)
+        return other
+
+    def at_view(self, view: View | None) -> JESTDataCollator:
+        """
+        The same collator, whose super-batches also hold the learner's images at a cheaper view.
+
+        Args:
+            view ([`~models.View`], *optional*):
+                `image:` and `num_patches:` are what the processor gives at a smaller size: uint8 `view_pixel_values`
+                and, for NaFlex, `view_pixel_attention_mask` and `view_spatial_shapes`. The model makes all other views
+                of full images: for those, and for `None`, nothing changes.
+        """
+        geometry = None if view is None else _geometry_at(view, self.geometries[""])
+        if geometry is None:
+            return self
+        other = copy.copy(self)
+        other.geometries = {**self.geometries, VIEW_PREFIX: geometry}
+        return other
+
+    def view_alone(self) -> JESTDataCollator:
+        """
+        The same collator, after [`~JESTDataCollator.at_view`], without full images and with nothing for a reference:
+        JPEGs are decoded at the size of the view. [`~late.LateImages`] brings the full images that are needed.
+        """
+        other = self.with_reference(None)
+        other.geometries = {VIEW_PREFIX: self.geometries[VIEW_PREFIX]}
+        return other
+
+    def blank(self) -> dict[str, Tensor]:
+        """
+        One black image, at the view too where there is one, and one empty caption, as the learner reads them, `[1,
+        ...]`: for a forward that a rank makes because the others do.
+        """
+        learner = {prefix: geometry for prefix, geometry in self.geometries.items() if prefix != REF_PREFIX}
+        images = {prefix + name: array for prefix, g in learner.items() for name, array in g.empty(1).items()}
+        return {name: torch.from_numpy(array) for name, array in images.items()} | self.tokenize([""])
 
     def captions(self, row: Mapping[str, Any]) -> list[str]:
         """All usable captions of a row, in order; `BrokenCaption` where there is none."""
@@ -212,7 +253,8 @@ class TextEncoder:
     def same_as(self, other: TextEncoder) -> bool:
         """Whether both give the same tokens for every caption."""
         return (self.max_length, self.lower_case) == (other.max_length, other.lower_case) and (
-            self.tokenizer is other.tokenizer or _definition(self.tokenizer) == _definition(other.tokenizer)
+            self.tokenizer is other.tokenizer
+            or tokenizer_definition(self.tokenizer) == tokenizer_definition(other.tokenizer)
         )
 
     def __repr__(self) -> str:
@@ -262,6 +304,27 @@ def usable_captions(value: Any) -> list[str]:
     return usable
 
 
+def tokenizer_definition(tokenizer: PreTrainedTokenizerBase) -> tuple:
+    """What decides a tokenizer's output at a given length (fast tokenizers also keep their last padding: left out)."""
+    if tokenizer.is_fast:
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        model = {key: value for key, value in state.items() if key not in ("padding", "truncation")}
+    else:
+        model = tokenizer.get_vocab()
+    sides = (tokenizer.padding_side, tokenizer.truncation_side, tokenizer.pad_token_id)
+    return type(tokenizer), tokenizer.model_input_names, sides, model
+
+
+_definition = tokenizer_definition
+
+
+def _geometry_at(view: View, full: Geometry) -> Geometry | None:
+    """What to do to images for a view that is a smaller image; `None` for any other."""
+    if view.kind == "num_patches":
+        return replace(full, max_num_patches=view.value)
+    return full.scaled_to(view.value) if view.kind == "image" else None
+
+
 def _parts(processor: ProcessorMixin, name: str, max_length: int | None) -> tuple[Geometry, TextEncoder]:
     """What the collator needs of a processor."""
     if any(getattr(processor, part, None) is None for part in ("image_processor", "tokenizer")):
@@ -295,17 +358,6 @@ def _length(tokenizer: PreTrainedTokenizerBase, name: str, max_length: int | Non
             f"lower max_length to {limit}."
         )
     return max_length
-
-
-def _definition(tokenizer: PreTrainedTokenizerBase) -> tuple:
-    """What decides a tokenizer's output at a given length (fast tokenizers also keep their last padding: left out)."""
-    if tokenizer.is_fast:
-        state = json.loads(tokenizer.backend_tokenizer.to_str())
-        model = {key: value for key, value in state.items() if key not in ("padding", "truncation")}
-    else:
-        model = tokenizer.get_vocab()
-    sides = (tokenizer.padding_side, tokenizer.truncation_side, tokenizer.pad_token_id)
-    return type(tokenizer), tokenizer.model_input_names, sides, model
 
 
 def _names(row: Mapping[str, Any]) -> str:

@@ -197,7 +197,8 @@ class JESTConfig(TrainingArguments):
         default=None, metadata={"help": "Examples trained on at a time; by default the whole sub-batch of a device."}
     )
     reference: str = field(
-        default="model", metadata={"help": "What the reference is: a model, an adapter on the learner's backbone, online."}
+        default="model",
+        metadata={"help": "What the reference is: model, adapter (on the backbone), or online."},
     )
     online_reference_learning_rate: float | None = field(
         default=None, metadata={"help": "Of an online reference; by default twice the learner's."}
@@ -221,7 +222,7 @@ class JESTConfig(TrainingArguments):
         default=None, metadata={"help": "Cheaper view to score at: patch:32, image:112, num_patches:64 or drop:0.5."}
     )
     low_resolution_fraction: float | None = field(
-        default=None, metadata={"help": "Part of the sub-batch trained on at the scoring view, in [0, 1]; default 0.5."}
+        default=None, metadata={"help": "Part of the sub-batch trained on at the scoring view; default 0.5."}
     )
     eval_at_view: bool = field(default=False, metadata={"help": "Evaluate at the scoring view too."})
     record_selection: bool = field(

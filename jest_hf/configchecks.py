@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+
 if TYPE_CHECKING:
     from jest_hf.config import JESTConfig
 
@@ -66,8 +67,8 @@ def check_selection(args: JESTConfig) -> None:
         )
     if args.selection == "joint" and args.objective not in (None, "contrastive"):
         raise ValueError(
-            f"selection='joint' needs examples that make pairs, and those of objective={args.objective!r} stand alone; "
-            "set selection='independent' or 'top_k'."
+            f"selection='joint' needs examples that make pairs, and those of objective={args.objective!r} stand "
+            "alone; set selection='independent' or 'top_k'."
         )
     for selector in args.compare_selectors or ():
         from jest_hf.selection.compare import Selector

@@ -14,7 +14,11 @@ from jest_hf.data.epochs import EpochCallback
 from jest_hf.data.rows import EpochSampler, Rows, share_batches
 from jest_hf.data.stream import StreamedRows, is_stream, load_stream
 from jest_hf.distributed import Ranks
-from jest_hf.evaluation.tasks import CaptionCollator, embed_dataset
+from jest_hf.late import LateImages
+from jest_hf.models import View, base_model
+from jest_hf.online import OnlineReference
+from jest_hf.reference import Reference
+from jest_hf.report.flops import flops_of_run
 
 
 def number_of_rows(dataset: Any, image_column: str, ranks: Ranks) -> int | None:
@@ -44,6 +48,42 @@ class DataHooks:
             return row
         return Rows(self.train_dataset, self.data_collator.image_column)[0]
 
+    def try_inputs(self) -> None:
+        """
+        Collate one row of each data set: a missing column or a foreign processor shows here and not in a worker. The
+        shapes tell what a step will cost.
+        """
+        if self.train_dataset is not None:
+            batch = self.data_collator([self.first_row()])
+            readers = {"learner": (self.learner_view, self.model.config)}
+            if self.proxy is not None:
+                readers["proxy"] = (self.proxy.reader, self.proxy.model.config)
+            if self.online_reference is not None:
+                online = self.online_reference.online
+                readers["reference"] = (online.reader, online.model.config)
+            elif isinstance(self.reference, Reference):  # of an engine the configuration is another one
+                readers["reference"] = (self.reference.view, base_model(self.ref_model or self.model).config)
+            forward, widths = {}, {}
+            for role, (reader, config) in readers.items():
+                inputs = reader.inputs(batch)
+                self.objective.check(inputs, config, role)
+                forward[role] = self.objective.forward_flops(config, inputs)
+                widths[role] = self.objective.width(config)
+                if role == "learner" and self.scoring_view is not None:
+                    forward["learner_at_view"] = self.objective.forward_flops(config, inputs, self.scoring_view)
+            if self.reference_cache is not None:
+                widths["reference"] = self.reference_cache.width
+            self.step_flops, self.cache_flops = flops_of_run(self.args, forward, widths, self.statistics.n_examples)
+        if self.eval_dataset is not None:
+            several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+            for dataset in several.values():
+                loader = self.get_eval_dataloader(dataset)
+                loader.collate_fn([loader.dataset[0]])
+
+    def _at_view(self, view: View | None) -> Any:
+        """The collator, with images at the view where there is one."""
+        return self.data_collator if view is None else self.data_collator.at_view(view)
+
     def get_train_dataloader(self) -> DataLoader:
         """
         This rank's share of super-batches of `args.super_batch_size` rows.
@@ -55,10 +95,11 @@ class DataHooks:
         args, dataset = self.args, self.train_dataset
         if dataset is None:
             raise ValueError("train_dataset=None: pass the rows to train on to JESTTrainer.")
+        collator = self._at_view(self.scoring_view)
         if is_stream(dataset):
             return load_stream(
                 dataset,
-                self.data_collator,
+                collator,
                 args.per_device_super_batch_size,
                 image_column=self.data_collator.image_column,
                 ranks=self.ranks,
@@ -69,6 +110,12 @@ class DataHooks:
                 prefetch_factor=args.dataloader_prefetch_factor,
             )
         rows = Rows(dataset, self.data_collator.image_column)
+        self.late_images = None
+        selects = args.selection != "uniform"
+        if self.scoring_view is not None and selects and not isinstance(self.reference, Reference | OnlineReference):
+            in_full = (1 - args.filter_ratio) * (1 - args.low_resolution_fraction)
+            n_threads = max(1, args.dataloader_num_workers)
+            self.late_images = LateImages.where_it_serves(rows, collator, in_full, n_threads)
         sampler = EpochSampler(len(rows), seed=args.data_seed)
         self.pop_callback(EpochCallback)
         self.add_callback(EpochCallback(sampler))
@@ -79,6 +126,11 @@ class DataHooks:
             sampler_fn=lambda _: sampler,
             is_training=True,
         )
+
+    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
+        """What the Trainer's loader of training data collates with: images at the scoring view too, or alone."""
+        # Not set on the finished loader: accelerate hands out one that wraps it, and the inner one goes on as before.
+        return self._at_view(self.scoring_view) if self.late_images is None else self.late_images.collator
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """This rank's share of the rows, in order, each image with all of its captions (see [`CaptionCollator`])."""
@@ -92,7 +144,9 @@ class DataHooks:
         return DataLoader(
             rows,
             batch_sampler=share_batches(len(rows), self.args.eval_batch_size, self.ranks),
-            collate_fn=CaptionCollator(self.data_collator, self.args.eval_group_column),
+            collate_fn=self.objective.eval_collator(
+                self._at_view(self.scoring_view if self.args.eval_at_view else None)
+            ),
             num_workers=self.args.dataloader_num_workers,
         )
 
@@ -109,27 +163,27 @@ class DataHooks:
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """
-        Retrieval in both directions over the whole data set; the predictions are the image and text embeddings.
+        What the objective measures, over the whole data set.
 
         With `args.eval_at_view` once more at the scoring view, as `{prefix}_at_view_R@1` and so on.
         """
         reads = {"": self.learner_view}
         if self.args.eval_at_view:
             reads["at_view_"] = partial(self.learner_view, view=self.scoring_view)
-        embedded = {}
+        evaluated = {}
         with self.accelerator.autocast():
             for name, read in reads.items():
-                embedded[name] = embed_dataset(
-                    read, self.model_wrapped, dataloader, self.args.device, self.loss_kind, ranks=self.ranks
+                evaluated[name] = self.objective.evaluate(
+                    read, self.model_wrapped, dataloader, self.args.device, self.ranks
                 )
         metrics = {
             f"{metric_key_prefix}_{name}{metric}": value
-            for name, one in embedded.items()
+            for name, one in evaluated.items()
             for metric, value in one.metrics().items()
         }
         return EvalLoopOutput(
-            predictions=(embedded[""].image.numpy(), embedded[""].text.numpy()),
+            predictions=evaluated[""].predictions,
             label_ids=None,
             metrics=metrics,
-            num_samples=len(embedded[""].image),
+            num_samples=evaluated[""].n_examples,
         )

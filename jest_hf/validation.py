@@ -16,6 +16,7 @@ from transformers.utils.generic import strtobool
 
 from jest_hf.collator import JESTDataCollator
 from jest_hf.config import JESTConfig
+from jest_hf.data.labelled import LabelledCollator
 
 
 def check_arguments(args: Any, data_collator: Any, ref_model: Any) -> None:
@@ -24,15 +25,17 @@ def check_arguments(args: Any, data_collator: Any, ref_model: Any) -> None:
         raise ValueError(
             f"args must be a JESTConfig, got {type(args).__name__}; it takes every field of TrainingArguments."
         )
-    if data_collator is not None and not isinstance(data_collator, JESTDataCollator):
+    if data_collator is not None and not isinstance(data_collator, JESTDataCollator | LabelledCollator):
         raise ValueError(
-            f"data_collator must be a JESTDataCollator, got {type(data_collator).__name__}: the super-batch needs "
+            f"data_collator must be a JESTDataCollator, or one of jest_hf.data for labels, got "
+            f"{type(data_collator).__name__}: the super-batch needs "
             "uint8 images, example ids and a mark of the rows that are broken; subclass it, or leave it out."
         )
     cached = args.reference_cache is not None
-    if "reference" in args.scored_models and ref_model is None and args.reference == "model" and not cached:
+    if args.uses_reference and ref_model is None and args.reference == "model" and not cached:
+        wants = f"criterion={args.criterion!r}" if "reference" in args.scored_models else "distillation_weight"
         raise ValueError(
-            f"criterion={args.criterion!r} needs a reference: pass ref_model (a model, a Hub id or a path), or choose "
+            f"{wants} needs a reference: pass ref_model (a model, a Hub id or a path), or choose "
             "criterion='hard_learner' or selection='uniform'."
         )
 

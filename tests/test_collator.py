@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import pickle
 
@@ -20,6 +21,7 @@ from transformers.models.siglip2.tokenization_siglip2 import Siglip2Tokenizer
 
 from jest_hf.collator import JESTDataCollator, choose_caption
 from jest_hf.data.rows import EpochSampler, Rows
+from jest_hf.models import View
 from tests.helpers import (
     encode,
     random_image,
@@ -125,6 +127,88 @@ def test_the_references_pixels_are_those_of_its_own_collator():
     alone = JESTDataCollator(tiny_clip_processor(64))(rows)
     for key in ("pixel_values", "input_ids", "attention_mask"):
         assert torch.equal(both["ref_" + key], alone[key])
+
+
+def test_another_reference_in_a_copy():
+    """The copy is as if made so, and keeps what a subclass has added."""
+
+    class Marked(JESTDataCollator):
+        mark = None
+
+    first = Marked(tiny_siglip_processor(16), tiny_clip_processor(24), max_length=6, seed=3)
+    first.mark = "kept"
+    for processor in (None, tiny_siglip_processor(32, max_length=7), tiny_siglip_processor(16)):
+        other = first.with_reference(processor)
+        made = JESTDataCollator(tiny_siglip_processor(16), processor, max_length=6, seed=3)
+        assert (type(other), other.mark, repr(other)) == (Marked, "kept", repr(made))
+    assert {"ref_pixel_values", "ref_input_ids"} <= first(random_rows(2)).keys()
+
+
+# Views
+
+
+@pytest.mark.parametrize(
+    ("processor", "view", "smaller"),
+    [
+        (tiny_siglip_processor(16), "image:8", tiny_siglip_processor(8)),
+        (tiny_clip_processor(16), "image:8", tiny_clip_processor(8)),
+        (tiny_siglip2_processor(), "num_patches:6", tiny_siglip2_processor(max_num_patches=6)),
+    ],
+)
+def test_images_at_a_view_are_those_of_a_smaller_processor(processor, view, smaller):
+    rows = mixed_rows()
+    plain = JESTDataCollator(processor, tiny_siglip_processor(24))
+    collator = plain.at_view(View.parse(view))
+    batch, full, small = collator(rows), plain(rows), JESTDataCollator(smaller)(rows)
+    images = {name for name in small if "pixel" in name or "spatial" in name}
+    assert batch.keys() - full.keys() == {"view_" + name for name in images}
+    assert all(torch.equal(batch[name], full[name]) for name in full)
+    assert all(torch.equal(batch["view_" + name], small[name]) for name in images)
+    alone = collator.view_alone()(rows)
+    assert alone.keys() == {name for name in batch if not name.startswith("ref_")} - images
+    assert all(torch.equal(alone[name], batch[name]) for name in alone)
+
+
+def test_a_crop_is_scaled_with_the_image():
+    processor = tiny_clip_processor(16)
+    processor.image_processor.size = {"shortest_edge": 20}
+    collator = JESTDataCollator(processor).at_view(View.parse("image:8"))
+    processor.image_processor.size = {"shortest_edge": 10}
+    processor.image_processor.crop_size = {"height": 8, "width": 8}
+    expected = JESTDataCollator(processor)(mixed_rows())["pixel_values"]
+    assert torch.equal(collator(mixed_rows())["view_pixel_values"], expected)
+
+
+@pytest.mark.parametrize("view", [None, View.parse("patch:16"), View.parse("drop:0.5")])
+def test_views_that_are_made_of_full_images_change_nothing(view):
+    collator = JESTDataCollator(tiny_siglip_processor())
+    assert collator.at_view(view) is collator
+
+
+def test_a_view_alone_is_decoded_small():
+    """With the full image beside it a JPEG is decoded large, and the view is resized from that."""
+    file = encode(random_image(64, 64, np.random.default_rng(0)), "JPEG")
+    collator = JESTDataCollator(tiny_siglip_processor(32)).at_view(View.parse("image:8"))
+    both, alone = (
+        one([{**GOOD, "image": file}])["view_pixel_values"].int() for one in (collator, collator.view_alone())
+    )
+    assert 0 < (both - alone).abs().max() < 32
+    small = Image.open(io.BytesIO(file))
+    small.draft(None, (8, 8))
+    expected = np.asarray(small.resize((8, 8), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert np.array_equal(alone[0].numpy(), expected)
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_blank_batch_is_a_row_of_nothing(name):
+    collator = JESTDataCollator(PROCESSORS[name](), tiny_siglip_processor(24))
+    broken = collator([{**GOOD, "text": ""}])
+    blank = collator.blank()
+    learners = {key for key in broken if not key.startswith("ref_")} - {"example_id", "caption_number", "valid"}
+    assert blank.keys() == learners
+    assert all(torch.equal(blank[key], broken[key]) for key in blank)
+    view = View.parse("num_patches:6" if name == "siglip2" else "image:8")
+    assert collator.at_view(view).blank()["view_pixel_values"].shape[1] in (6, 3)
 
 
 # Captions

@@ -245,7 +245,7 @@ def test_learner_and_reference_of_any_two_families(tmp_path, learner, reference,
         options={"ref_processing_class": reference_processor(), "eval_dataset": random_rows(12, seed=1)},
         loss=None if learner == "clip" or loss == "sigmoid" else loss,
     )
-    assert trainer.loss_kind == loss
+    assert trainer.objective.loss_kind == loss
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     assert logged(trainer, "selected/learnability") and np.isfinite(logged(trainer, "loss")).all()

@@ -25,11 +25,14 @@ def arguments(folder, **changes) -> JESTConfig:
     return JESTConfig(**{**settings, **changes})
 
 
-def make_trainer(folder, *, model=None, reference=None, rows=None, processor=None, options=None, **changes):
+def make_trainer(
+    folder, *, model=None, reference=None, rows=None, processor=None, options=None, settings=None, **changes
+):
+    """`reference` is the model; settings whose names are taken here come in `settings`."""
     return JESTTrainer(
         model=model if model is not None else tiny_siglip(0),
         ref_model=reference if reference is not None else tiny_siglip(1),
-        args=arguments(folder, **changes),
+        args=arguments(folder, **{**changes, **(settings or {})}),
         train_dataset=rows if rows is not None else random_rows(80),
         processing_class=processor or tiny_siglip_processor(),
         **(options or {}),

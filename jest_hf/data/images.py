@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
@@ -104,6 +104,13 @@ class ImageGeometry:
     def output_size(self) -> tuple[int, int]:
         """Height and width of every image that comes out."""
         return self.crop_size or self.size
+
+    def scaled_to(self, side: int) -> ImageGeometry:
+        """The same view of an image, resized and cropped in proportion, of `side` x `side` pixels."""
+        ratio = side / self.output_size[0]
+        size = self.size and (round(ratio * self.size[0]), round(ratio * self.size[1]))
+        shortest_edge = self.shortest_edge and round(ratio * self.shortest_edge)
+        return replace(self, size=size, shortest_edge=shortest_edge, crop_size=self.crop_size and (side, side))
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of a `height` x `width` image after the resize, before the crop."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from jest_hf.distributed.gather import gather_objects
 from jest_hf.distributed.ranks import Ranks
+from jest_hf.distributed.shares import owners_of
 
 
 Layout = dict[str, tuple[str, list[int]]]  # of a super-batch: the dtype and the shape of one row, by key
@@ -112,7 +113,7 @@ def exchange(
     counts = ranks.gather_counts(len(next(iter(super_batch.values()))), device) if counts is None else counts
     # Small, and needed here as numbers: an all-to-all takes its counts from the host.
     indices = indices.cpu()
-    owners = torch.searchsorted(torch.tensor(counts).cumsum(0), indices, right=True)
+    owners = owners_of(indices, counts)
     destinations = plan_exchange(owners, ranks.size)
 
     # A rank's rows for itself take the same way, which costs a copy and saves a second path.

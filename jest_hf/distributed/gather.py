@@ -8,6 +8,7 @@ The backend decides which device tensors have to be on to travel (NCCL: the rank
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,6 +28,35 @@ def gather_objects(ranks: Ranks, value: Any, device: torch.device | str = "cpu")
     counts = ranks.gather_counts(len(own), device)
     parts = ranks.gather_rows(own, counts).cpu().split(counts)
     return [pickle.loads(part.numpy().tobytes()) for part in parts]
+
+
+def ask_first_rank(ranks: Ranks, question: Callable[[], Any], device: torch.device | str = "cpu") -> Any:
+    """
+    The answer of the first rank, on every rank: for what need not be the same when two ask, such as the Hub's.
+
+    Args:
+        ranks ([`Ranks`]): Who wants to know. They wait for the answer as long as their group allows (`ddp_timeout`).
+        question (`Callable`): Called on the first rank alone; what it returns is pickled.
+        device (`torch.device`, *optional*, defaults to `"cpu"`): Where tensors have to be to travel.
+
+    Raises:
+        Exception: what `question` raises, on the first rank.
+        RuntimeError: on the others then, with the same words, so that none waits for ever.
+    """
+    if ranks.size == 1:
+        return question()
+    answer, failure = None, None
+    if ranks.rank == 0:
+        try:
+            answer = question()
+        except Exception as error:
+            failure = error
+    answer, said = gather_objects(ranks, (answer, None if failure is None else str(failure)), device)[0]
+    if failure is not None:
+        raise failure
+    if said is not None:
+        raise RuntimeError(f"rank 0 says: {said}")
+    return answer
 
 
 def gather_to_cpu(ranks: Ranks, rows: Tensor, device: torch.device | str = "cpu") -> Tensor:
@@ -51,4 +81,4 @@ def gather_to_cpu(ranks: Ranks, rows: Tensor, device: torch.device | str = "cpu"
     return torch.cat([part for of_rank in parts for part in of_rank]) if any(counts) else rows
 
 
-__all__ = ["gather_objects", "gather_to_cpu"]
+__all__ = ["ask_first_rank", "gather_objects", "gather_to_cpu"]

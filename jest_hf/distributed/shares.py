@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,15 +42,16 @@ class Shares(NamedTuple):
         """Positions in the super-batch of what each rank chose of its own share, bool `[n]`; int64, on every rank."""
         return self.ranks.gather_rows(chosen.nonzero().flatten() + self.start)
 
-    def owners(self, positions: Tensor) -> Tensor:
-        """The rank that holds each of these positions, int64."""
-        ends = torch.tensor(self.rows, device=positions.device).cumsum(0)
-        return torch.searchsorted(ends, positions, right=True)
-
     def own(self, positions: Tensor) -> Tensor:
         """Those of these positions that lie in this rank's share, counted from its start; int64."""
         local = positions - self.start
         return local[(local >= 0) & (local < self.rows[self.ranks.rank])]
 
 
-__all__ = ["Shares"]
+def owners_of(positions: Tensor, rows: Sequence[int]) -> Tensor:
+    """The rank that holds each of these positions of a super-batch, int64, where each holds so many rows of it."""
+    ends = torch.tensor(rows, device=positions.device).cumsum(0)
+    return torch.searchsorted(ends, positions, right=True)
+
+
+__all__ = ["Shares", "owners_of"]

@@ -101,17 +101,17 @@ class ZeroShotCallback(TrainerCallback):
             collate_fn=_ImageCollator(self.collator),
             num_workers=args.dataloader_num_workers,
         )
-        blank = {name: torch.from_numpy(array) for name, array in self.collator.geometries[""].empty(1).items()}
-        any_text = self.collator.tokenize([self.class_names[0]])
+        blank = self.collator.blank()
 
-        def forward(images: dict[str, Tensor], texts: dict[str, Tensor]) -> DualEncoderOutput:
-            tensors = {name: value.to(args.device) for name, value in {**images, **texts}.items()}
-            return trainer.learner_view(model, tensors)
+        def forward(inputs: dict[str, Tensor]) -> DualEncoderOutput:
+            return trainer.learner_view(
+                model, {name: value.to(args.device) for name, value in (blank | inputs).items()}
+            )
 
         def encode_text(prompts: list[str]) -> Tensor:
             parts = [prompts[rank * batch_size : (rank + 1) * batch_size] for rank in range(ranks.size)]
             own = parts[ranks.rank]
-            embeds = forward(blank, self.collator.tokenize(own or prompts[:1])).text_embeds
+            embeds = forward(self.collator.tokenize(own or [""])).text_embeds
             return ranks.gather_rows(embeds[: len(own)], [len(part) for part in parts])
 
         with trainer.accelerator.autocast():
@@ -122,7 +122,7 @@ class ZeroShotCallback(TrainerCallback):
             for batch in loader:
                 valid = batch["valid"]
                 pixels = {name: value[valid] for name, value in batch.items() if name in IMAGE_KEYS}
-                embeds = forward(pixels if valid.any() else blank, any_text).image_embeds
+                embeds = forward(pixels if valid.any() else {}).image_embeds
                 images.append(embeds[: int(valid.sum())])
                 labels.append(self.labels[batch["example_id"][valid]].to(args.device))
         counts = ranks.gather_counts(sum(len(part) for part in labels), args.device)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from jest_hf.distributed import Ranks, gather_objects, gather_to_cpu
 from jest_hf.evaluation.retrieval import retrieval_recall
 from jest_hf.losses import LOSSES
 from jest_hf.models import IMAGE_KEYS, DualEncoderOutput
+from jest_hf.models.dual_encoder import VIEW_PREFIX
 
 
 class CaptionCollator:
@@ -24,7 +26,8 @@ class CaptionCollator:
     Rows to an evaluation batch of n images and ALL their m captions (a super-batch has one caption an image).
 
     Args:
-        collator ([`JESTDataCollator`]): how images and captions are read.
+        collator ([`JESTDataCollator`]): how images and captions are read; after [`~JESTDataCollator.at_view`] the
+            images are there at the view too.
         group_column (`str`, *optional*): column whose equal values mean the same thing; default: every row for itself.
 
     Returns (from a call):
@@ -54,7 +57,7 @@ class CaptionCollator:
         caption_of = [image for image, several in enumerate(captions) for _ in several]
         groups = [rows[index][self.group_column] if self.group_column else rows[index]["example_id"] for index in kept]
         return {
-            **{name: value[kept] for name, value in batch.items() if name in IMAGE_KEYS},
+            **{name: value[kept] for name, value in batch.items() if name.removeprefix(VIEW_PREFIX) in IMAGE_KEYS},
             **self.collator.tokenize(flat),
             "caption_of": torch.tensor(caption_of, dtype=torch.int64),
             "groups": groups,
@@ -62,14 +65,8 @@ class CaptionCollator:
         }
 
     def _blank(self, skipped: int) -> dict[str, Any]:
-        images = {name: torch.from_numpy(array) for name, array in self.collator.geometries[""].empty(1).items()}
-        return {
-            **images,
-            **self.collator.tokenize([""]),
-            "caption_of": torch.empty(0, dtype=torch.int64),
-            "groups": [],
-            "skipped": skipped,
-        }
+        no_caption = torch.empty(0, dtype=torch.int64)
+        return {**self.collator.blank(), "caption_of": no_caption, "groups": [], "skipped": skipped}
 
 
 @dataclass
@@ -91,6 +88,16 @@ class Embedded:
     text_groups: Tensor
     loss: float
     skipped: int
+
+    @property
+    def predictions(self) -> tuple[np.ndarray, np.ndarray]:
+        """The embeddings of images and texts."""
+        return self.image.numpy(), self.text.numpy()
+
+    @property
+    def n_examples(self) -> int:
+        """Images."""
+        return len(self.image)
 
     def metrics(self) -> dict[str, float]:
         """`loss`, the recalls of [`retrieval_recall`] and `examples_skipped`."""

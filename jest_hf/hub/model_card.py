@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The model card of a learner: a run told in the terms that a reader needs to judge or repeat it.
+"""The model cards of learners and references: a run told in the terms that a reader needs to judge or repeat it.
 
 A card claims nothing that the run did not measure. What is unknown is left out, not filled with "N/A"; and of paths on
 the machine that trained the model only the last part is told.
@@ -9,22 +9,21 @@ the machine that trained the model only the last part is told.
 from __future__ import annotations
 
 import math
-import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from jest_hf.report.flops import StepFlops
+from jest_hf.hub.card_parts import about_table, at_revision, is_hub_id, percent, public_name, render_card
+from jest_hf.hub.card_summary import RunSummary
 from jest_hf.report.table import format_table
 
 
 SELECTIONS = {
     "joint": "joint example selection (JEST)",
     "independent": "independent example selection",
+    "top_k": "selection of the examples with the highest scores",
     "uniform": "IID training, without data selection",
 }
 CRITERIA = {
@@ -32,107 +31,23 @@ CRITERIA = {
     "easy_reference": "easy reference (minus the loss of the reference)",
     "hard_learner": "hard learner (loss of the learner)",
 }
-SCORERS = {
-    "learnability": "the learner and a reference model",
-    "easy_reference": "a reference model",
-    "hard_learner": "the learner itself",
+# By what is compared: learner, reference.
+COMPARED = {"learnability": (True, True), "easy_reference": (False, True), "hard_learner": (True, False)}
+# Of models of labels, by the end of the name of their class: the Hub's name of the task, and an input to try.
+TASKS = {
+    "ForImageClassification": ("image-classification", 'Image.new("RGB", (256, 256), "red")'),
+    "ForSequenceClassification": ("text-classification", '"A red square."'),
+    "ForTokenClassification": ("token-classification", '"A red square."'),
+    "ForCausalLM": ("text-generation", '"A red"'),
+    "LMHeadModel": ("text-generation", '"A red"'),
+}
+TEMPLATES = {"learner": "learner.md", "reference": "reference.md"}
+CONVENTIONS = {
+    "plain": "plain (3 forwards for each example trained on, 1 for each that a model scored)",
+    "paper": "the paper's (the scoring forward of a selected example is a part of its training)",
 }
 # Figures that `Trainer.evaluate` adds and that say nothing about the model.
 NOT_QUALITY = re.compile(r"^epoch$|runtime$|_per_second$|preparation_time$|^examples_skipped$")
-
-
-@dataclass
-class RunSummary:
-    """
-    A training run, as its card tells it. Everything but the first three may be unknown: `None` or empty.
-
-    Args:
-        architecture (`str`):
-            Class of the learner, for instance `"SiglipModel"`.
-        selection (`str`):
-            `"joint"`, `"independent"` or `"uniform"`.
-        loss (`str`):
-            `"sigmoid"` or `"softmax"`.
-        criterion (`str`, *optional*):
-            `"learnability"`, `"easy_reference"` or `"hard_learner"`; not told of a uniform run.
-        filter_ratio (`float`, *optional*):
-            f, the share of the super-batch that was not trained on.
-        n_chunks (`int`, *optional*):
-            Chunks of a joint draw.
-        sub_batch_size (`int`, *optional*):
-            Examples trained on in a step, over all ranks.
-        super_batch_size (`int`, *optional*):
-            Examples loaded in a step, over all ranks.
-        model_id (`str`, *optional*):
-            Where the model will be on the Hub. The example code reads the current folder where it is not a Hub id.
-        text_length (`int`, *optional*):
-            Tokens that captions were padded to; for models whose processor does not say.
-        base_model (`str`, *optional*):
-            Hub id or path of the model that training started from; unknown or from scratch: `None`.
-        datasets (sequence of `str`, *optional*):
-            Training sets: Hub ids, paths or built-in names.
-        eval_dataset (`str`, *optional*):
-            What the metrics were measured on.
-        reference (`str`, *optional*):
-            Hub id or path of the reference model.
-        reference_revision (`str`, *optional*):
-            Its branch, tag or commit.
-        steps (`int`, *optional*):
-            Optimisation steps.
-        examples_trained (`int`, *optional*):
-            Examples trained on, repetitions counted.
-        examples_seen (`int`, *optional*):
-            Examples loaded, repetitions counted.
-        rows_skipped (`int`, *optional*):
-            Rows that could not be read, for instance broken images.
-        unique_share (`float`, *optional*):
-            Different examples among those trained on, as a share of them.
-        flops ([`~jest_hf.report.StepFlops`], *optional*):
-            FLOPs of the whole run.
-        flops_convention (`str`, *optional*, defaults to `"plain"`):
-            `"plain"` or `"paper"`, as in [`~jest_hf.report.step_flops`].
-        wall_time (`float`, *optional*):
-            Seconds of training.
-        hardware (`str`, *optional*):
-            For instance `"1 x NVIDIA H200"`.
-        metrics (`dict[str, float]`, *optional*):
-            What `evaluate()` returned; timings in it are passed over.
-        versions (`dict[str, str]`, *optional*):
-            Version of each library.
-        license (`str`, *optional*):
-            Licence of the weights, as the Hub names it.
-        language (sequence of `str`, *optional*):
-            ISO codes of the captions' languages.
-    """
-
-    architecture: str
-    selection: str
-    loss: str
-    criterion: str | None = None
-    filter_ratio: float | None = None
-    n_chunks: int | None = None
-    sub_batch_size: int | None = None
-    super_batch_size: int | None = None
-    model_id: str | None = None
-    text_length: int | None = None
-    base_model: str | None = None
-    datasets: Sequence[str] = ()
-    eval_dataset: str | None = None
-    reference: str | None = None
-    reference_revision: str | None = None
-    steps: int | None = None
-    examples_trained: int | None = None
-    examples_seen: int | None = None
-    rows_skipped: int | None = None
-    unique_share: float | None = None
-    flops: StepFlops | None = None
-    flops_convention: str = "plain"
-    wall_time: float | None = None
-    hardware: str | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    license: str | None = None
-    language: Sequence[str] = ()
 
 
 def learner_card(summary: RunSummary) -> ModelCard:
@@ -144,58 +59,92 @@ def learner_card(summary: RunSummary) -> ModelCard:
             The run.
 
     Returns:
-        `huggingface_hub.ModelCard`: `save` it as the README.md of the model.
+        `huggingface_hub.ModelCard`: for [`~jest_hf.hub.write_card`].
 
     Raises:
-        `ValueError`: if the summary's `selection` or `criterion` is not known.
+        `ValueError`: if the summary's `selection`, `criterion` or `flops_convention` is not known.
     """
-    if summary.selection not in SELECTIONS:
-        raise ValueError(f"selection={summary.selection!r} is not known: choose one of {', '.join(SELECTIONS)}.")
-    if summary.criterion not in (None, *CRITERIA):
-        raise ValueError(f"criterion={summary.criterion!r} is not known: choose one of {', '.join(CRITERIA)}.")
+    return run_card(replace(summary, role="learner"))
+
+
+def reference_card(summary: RunSummary) -> ModelCard:
+    """As [`learner_card`], of a model that was trained to be a reference, from `model_cards/reference.md`."""
+    return run_card(replace(summary, role="reference"))
+
+
+def run_card(summary: RunSummary) -> ModelCard:
+    """The card of what a run trained: [`learner_card`] or [`reference_card`], by the summary's `role`."""
+    for name, known in (
+        ("role", TEMPLATES),
+        ("selection", SELECTIONS),
+        ("criterion", (None, *CRITERIA)),
+        ("flops_convention", CONVENTIONS),
+    ):
+        if (value := getattr(summary, name)) not in known:
+            raise ValueError(f"{name}={value!r} is not known: choose one of {', '.join(filter(None, known))}.")
     selects = summary.selection != "uniform"
+    by_learner, by_reference = COMPARED.get(summary.criterion, (False, False))
+    task, sample = _task(summary)
     metrics = _quality(summary.metrics)
-    return ModelCard.from_template(
+    name = summary.model_id if is_hub_id(summary.model_id) else None
+    return render_card(
+        ModelCard,
         _metadata(summary, metrics),
-        template_str=read_template("learner.md"),
-        title=summary.model_id if _is_hub_id(summary.model_id) else summary.architecture,
-        model_id=summary.model_id if _is_hub_id(summary.model_id) else ".",
+        TEMPLATES[summary.role],
+        title=name or public_name(summary.name) or summary.architecture,
+        role=summary.role,
+        model_id=name or ".",
         architecture=summary.architecture,
+        adapter=summary.adapter,
         method=SELECTIONS[summary.selection],
         selection=summary.selection,
-        scorers=SCORERS.get(summary.criterion),
-        uses_reference=selects and summary.criterion in ("learnability", "easy_reference"),
+        scorers=_scorers(summary, by_learner, by_reference),
+        uses_reference=selects and by_reference,
+        task=task,
+        sample=sample,
         sigmoid=summary.loss == "sigmoid",
         text_length=summary.text_length,
-        base=_name(summary.base_model),
-        training_sets=[_name(name) for name in summary.datasets],
-        curation=_table(_curation(summary, selects)),
-        compute=_table(_compute(summary)),
+        base=public_name(summary.base_model),
+        base_is_public=is_hub_id(summary.base_model),
+        training_sets=[public_name(name) for name in summary.datasets],
+        curation=about_table(_curation(summary, selects)),
+        sources=_sources(summary.sources, selects),
+        plot=summary.plot,
+        compute=about_table(_compute(summary)),
         evaluation=format_table(["metric", "value"], list(metrics.items())) if metrics else "",
-        evaluated_on=_name(summary.eval_dataset),
+        evaluated_on=public_name(summary.eval_dataset),
+        evaluated_at=summary.evaluated_at if summary.evaluated_at != summary.steps else None,
         versions=summary.versions,
     )
 
 
-def read_template(name: str) -> str:
-    """Reads a Jinja template of `model_cards/` by its file name."""
-    try:
-        folder = resources.files("jest_hf.model_cards")
-    except ModuleNotFoundError:  # a source tree that is on the path without being installed
-        folder = Path(__file__).parents[2] / "model_cards"
-    return (folder / name).read_text(encoding="utf-8")
+def _task(summary: RunSummary) -> tuple[str, str | None]:
+    """The Hub's name of the model's task, and of a model of labels an input to try, in Python."""
+    found = (task for ending, task in TASKS.items() if summary.architecture.endswith(ending))
+    return next(found, ("zero-shot-image-classification", None))
+
+
+def _scorers(summary: RunSummary, by_learner: bool, by_reference: bool) -> str:
+    learner = "a small proxy of the learner (trained beside it)" if summary.proxy else "the learner"
+    reference = "a reference model (trained beside the learner)" if summary.online_reference else "a reference model"
+    if not by_reference:
+        return learner if summary.proxy else f"{learner} itself"
+    return f"{learner} and {reference}" if by_learner else reference
 
 
 def _metadata(summary: RunSummary, metrics: Mapping[str, float]) -> ModelCardData:
-    tags = ["jest_hf", "contrastive-learning"]
-    if summary.selection != "uniform":
-        tags.insert(1, "data-curation")
-    if summary.selection == "joint":
-        tags.insert(0, "jest")
-    measured_on = _name(summary.eval_dataset) or "evaluation set"
+    # The Hub finds by `jest` what was made in this way: a learner that selects, and a reference for it.
+    tags = ["jest"] if summary.selection == "joint" or summary.role == "reference" else []
+    tags += ["jest_hf"]
+    tags += ["data-curation"] if summary.selection != "uniform" else []
+    tags += ["jest-reference"] if summary.role == "reference" else []
+    task, sample = _task(summary)
+    tags += ["contrastive-learning"] if sample is None else []
+    tags += summary.tags
+    measured_on = public_name(summary.eval_dataset) or "evaluation set"
     results = [
         EvalResult(
-            task_type="zero-shot-image-classification" if "accuracy" in name else "image-text-retrieval",
+            task_type=task if sample is not None or "accuracy" in name else "image-text-retrieval",
             dataset_type=measured_on,
             dataset_name=measured_on,
             metric_type=name,
@@ -203,41 +152,72 @@ def _metadata(summary: RunSummary, metrics: Mapping[str, float]) -> ModelCardDat
         )
         for name, value in metrics.items()
     ]
+    name = summary.model_id if is_hub_id(summary.model_id) else summary.name
     return ModelCardData(
-        base_model=summary.base_model if _is_hub_id(summary.base_model) else None,
-        datasets=[name for name in summary.datasets if _is_hub_id(name)] or None,
+        base_model=summary.base_model if is_hub_id(summary.base_model) else None,
+        datasets=[name for name in summary.datasets if is_hub_id(name)] or None,
         eval_results=results or None,
         language=list(summary.language) or None,
-        library_name="transformers",
+        library_name="peft" if summary.adapter else "transformers",
         license=summary.license,
-        model_name=_name(summary.model_id) or summary.architecture,
-        pipeline_tag="zero-shot-image-classification",
+        model_name=(public_name(name) or summary.architecture) if results else None,
+        pipeline_tag=task,
         tags=tags,
     )
 
 
 def _curation(summary: RunSummary, selects: bool) -> list[tuple[str, object]]:
-    reference = _name(summary.reference)
-    if reference and summary.reference_revision:
-        reference = f"{reference}@{summary.reference_revision}"
     method = [
+        ("preset", summary.preset),
         ("criterion", CRITERIA.get(summary.criterion)),
-        ("reference", reference),
+        ("score of a pair", summary.pair_score),
+        ("reference", _reference(summary)),
+        ("reference embeddings read from", at_revision(summary.reference_cache, summary.reference_cache_revision)),
         ("filter ratio", summary.filter_ratio),
         ("chunks", summary.n_chunks if summary.selection == "joint" else None),
+        ("gain on the scores", summary.gain if summary.selection in ("joint", "independent") else None),
         ("super-batch (examples scored a step)", summary.super_batch_size),
+    ]
+    flexible = [
+        ("view at which the learner scored", summary.scoring_view),
+        ("share of the sub-batch trained on at that view", percent(summary.low_resolution_fraction)),
     ]
     return [
         ("selection", summary.selection),
         *(method if selects else []),
+        *(flexible if summary.scoring_view is not None else []),
         ("sub-batch (examples trained on a step)" if selects else "batch", summary.sub_batch_size),
         ("loss", summary.loss),
         ("steps", summary.steps),
         ("examples trained on", summary.examples_trained),
         ("examples seen", summary.examples_seen),
-        ("different examples among those trained on", _percent(summary.unique_share)),
+        ("different examples among those trained on", percent(summary.unique_share)),
         ("rows skipped as unreadable", summary.rows_skipped),
     ]
+
+
+def _reference(summary: RunSummary) -> str | None:
+    if summary.criterion == "hard_learner":
+        return None
+    name = at_revision(summary.reference, summary.reference_revision)
+    if summary.reference_is_backbone:
+        return f"the learner's backbone{f', {name}' if name else ''}"
+    if summary.reference_weights is not None and summary.reference_revision is None:
+        weights = f"weights of sha256 {summary.reference_weights[:12]}"
+        return f"{name} ({weights})" if name else weights
+    return name
+
+
+def _sources(sources: Mapping[str, tuple[int, int]], selects: bool) -> str:
+    if not sources:
+        return ""
+    if not selects:
+        return format_table(["source", "seen"], [(public_name(name), seen) for name, (_, seen) in sources.items()])
+    rows = [
+        (public_name(name), seen, selected, percent(selected / seen) if seen else None)
+        for name, (selected, seen) in sources.items()
+    ]
+    return format_table(["source", "seen", "selected", "rate"], rows)
 
 
 def _compute(summary: RunSummary) -> list[tuple[str, object]]:
@@ -254,22 +234,10 @@ def _compute(summary: RunSummary) -> list[tuple[str, object]]:
         rows.append(("FLOPs, total", f"{flops.total:.3g}"))
         if flops.total > flops.training:
             rows.append(("relative to IID training on as many examples", f"{flops.relative_to_iid:.2f}"))
-            rows.append(("counting convention", summary.flops_convention))
+        rows.append(("counting convention", CONVENTIONS[summary.flops_convention]))
     rows.append(("training time", None if summary.wall_time is None else f"{summary.wall_time:,.0f} s"))
     rows.append(("hardware", summary.hardware))
     return rows
-
-
-def _table(rows: Sequence[tuple[str, object]]) -> str:
-    # As texts, since a column of numbers and words is no column of numbers.
-    known = [
-        (name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in rows if value is not None
-    ]
-    return format_table(["", "value"], known) if known else ""
-
-
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{share:.1%}"
 
 
 def _quality(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -281,11 +249,4 @@ def _quality(metrics: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def _is_hub_id(name: str | None) -> bool:
-    """Only `owner/name`: a bare name, or a relative path that exists, is more likely something on this machine."""
-    return name is not None and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not os.path.exists(name)
-
-
-def _name(name: str | None) -> str | None:
-    """A Hub id as it is; of a path the last part, since the rest tells about the machine and not about the model."""
-    return name if name is None or _is_hub_id(name) else os.path.basename(os.path.normpath(name))
+__all__ = ["RunSummary", "learner_card", "reference_card", "run_card"]

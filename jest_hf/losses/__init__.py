@@ -3,13 +3,23 @@
 """Contrastive losses of a dual encoder, as plain functions of its embeddings.
 
 Every loss has the signature `(image, text, scale, bias=None, *, tile_size=None, ranks=None, exchange="gather") ->
-scalar`; [`LOSSES`] finds one by name. [`backward_in_chunks`] back-propagates one through a batch larger than memory.
+scalar`; [`LOSSES`] finds one by name. Those of [`DISTILLATION`] take a teacher besides, whose word on each pair is the
+target. [`backward_in_chunks`] back-propagates one through a batch larger than memory.
 """
 
 from __future__ import annotations
 
 from jest_hf.losses.contrastive import LOSSES, sigmoid_contrastive_loss, softmax_contrastive_loss
+from jest_hf.losses.distillation import DISTILLATION, sigmoid_distillation_loss, softmax_distillation_loss
 from jest_hf.losses.gradient_cache import backward_in_chunks
 
 
-__all__ = ["LOSSES", "backward_in_chunks", "sigmoid_contrastive_loss", "softmax_contrastive_loss"]
+__all__ = [
+    "DISTILLATION",
+    "LOSSES",
+    "backward_in_chunks",
+    "sigmoid_contrastive_loss",
+    "sigmoid_distillation_loss",
+    "softmax_contrastive_loss",
+    "softmax_distillation_loss",
+]

@@ -79,9 +79,9 @@ def sigmoid_contrastive_loss(
         ValueError: if the embeddings are not two floating `[b, D]` matrices of one shape with `b >= 1`, `scale` or
             `bias` is not one number, `tile_size` is below 1, or `exchange` is unknown.
     """
-    image, text, scale, bias = _prepare(image, text, scale, bias)
-    way = _choose_exchange(len(image), ranks, exchange, image.device)
-    tile_size = _choose_tile_size(way, tile_size)
+    image, text, scale, bias = prepare(image, text, scale, bias)
+    way = choose_exchange(len(image), ranks, exchange, image.device)
+    tile_size = choose_tile_size(way, tile_size)
     with torch.autocast(image.device.type, enabled=False):
         if tile_size is None:
             return _dense_sigmoid(image, text, scale, bias)
@@ -130,9 +130,9 @@ def softmax_contrastive_loss(
     Raises:
         ValueError: as [`sigmoid_contrastive_loss`].
     """
-    image, text, scale, bias = _prepare(image, text, scale, bias)
-    way = _choose_exchange(len(image), ranks, exchange, image.device)
-    tile_size = _choose_tile_size(way, tile_size)
+    image, text, scale, bias = prepare(image, text, scale, bias)
+    way = choose_exchange(len(image), ranks, exchange, image.device)
+    tile_size = choose_tile_size(way, tile_size)
     with torch.autocast(image.device.type, enabled=False):
         if tile_size is None:
             loss = _dense_softmax(image, text, scale)
@@ -158,7 +158,7 @@ def _dense_softmax(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     return (F.cross_entropy(logits, positives) + F.cross_entropy(logits.T, positives)) / 2
 
 
-def _prepare(
+def prepare(
     image: Tensor, text: Tensor, scale: Tensor | float, bias: Tensor | float | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Check the arguments and bring them to one working dtype. The casts are part of the graph, and undo themselves in
@@ -182,7 +182,7 @@ def _prepare(
     return image.to(dtype), text.to(dtype), *scalars
 
 
-def _choose_exchange(n_pairs: int, ranks: Ranks | None, exchange: str, device: torch.device) -> Gathered | Ring:
+def choose_exchange(n_pairs: int, ranks: Ranks | None, exchange: str, device: torch.device) -> Gathered | Ring:
     """The way of exchange for a batch of which this rank has `n_pairs`."""
     if exchange not in EXCHANGES:
         raise ValueError(f"exchange={exchange!r} is unknown: use one of {', '.join(EXCHANGES)}.")
@@ -191,7 +191,7 @@ def _choose_exchange(n_pairs: int, ranks: Ranks | None, exchange: str, device: t
     return EXCHANGES[exchange](ranks, counts)
 
 
-def _choose_tile_size(way: Gathered | Ring, tile_size: int | None) -> int | None:
+def choose_tile_size(way: Gathered | Ring, tile_size: int | None) -> int | None:
     """The rows of a tile, or `None` for the dense form."""
     if tile_size is None:
         fits = way.ranks.size == 1 and way.width <= DENSE_LIMIT

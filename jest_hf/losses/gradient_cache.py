@@ -16,7 +16,7 @@ alive at a time. A model with statistics over the batch (batch norm) sees the ch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -36,7 +36,7 @@ class Embedded(Protocol):
 def backward_in_chunks(
     forward: Callable[[slice], Embedded],
     n_rows: int,
-    n_chunks: int,
+    chunks: int | Sequence[slice],
     loss: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
     backward: Callable[[Tensor], None] = Tensor.backward,
     no_sync: Callable[[], AbstractContextManager] = nullcontext,
@@ -50,9 +50,10 @@ def backward_in_chunks(
             called twice for every chunk, first under `torch.no_grad`.
         n_rows (`int`):
             Rows of this rank.
-        n_chunks (`int`):
-            Number of chunks; their sizes differ by one at most. Must be the same on every rank, also where the ranks'
-            `n_rows` differ: under DDP, FSDP and ZeRO-3 a forward is a collective.
+        chunks (`int` or sequence of `slice`):
+            Number of chunks, whose sizes then differ by one at most; or the chunks themselves, in order. There must be
+            as many on every rank, also where the ranks' `n_rows` differ: under DDP, FSDP and ZeRO-3 a forward is a
+            collective.
         loss (`Callable`):
             `loss(image, text, scale, bias)` of all rows, a scalar; over ranks, a [`sigmoid_contrastive_loss`] or
             [`softmax_contrastive_loss`] with its `ranks`. `image` and `text` are float32 (float64 for float64
@@ -69,12 +70,14 @@ def backward_in_chunks(
         `torch.Tensor`: the loss, a scalar without a graph.
 
     Raises:
-        ValueError: if `n_chunks` is below 1 or above `n_rows`.
+        ValueError: if there are no chunks, or more than `n_rows`.
     """
+    n_chunks = chunks if isinstance(chunks, int) else len(chunks)
     if not 1 <= n_chunks <= n_rows:
         raise ValueError(f"n_chunks={n_chunks} must lie between 1 and this rank's {n_rows} rows: change it.")
-    ends = [n_rows * k // n_chunks for k in range(n_chunks + 1)]
-    chunks = [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
+    if isinstance(chunks, int):
+        ends = [n_rows * k // n_chunks for k in range(n_chunks + 1)]
+        chunks = [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
 
     states, images, texts = [], [], []
     with torch.no_grad():

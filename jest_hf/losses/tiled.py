@@ -50,7 +50,7 @@ def sweep_sigmoid(
     text_gradients = [torch.zeros_like(texts)] if gradients else []
     bias_gradient = image.new_zeros(())
     for first, block, *text_gradient in exchange.blocks([texts], text_gradients):
-        for rows, tile in _cosine_tiles(image, block, tile_size):
+        for rows, tile in cosine_tiles(image, block, tile_size):
             tile.mul_(scale).add_(bias)
             positives = tile.diagonal(first + rows.start)
             positives.neg_()  # now -y * logit, of which the loss is the softplus and its slope the sigmoid
@@ -59,14 +59,14 @@ def sweep_sigmoid(
                 tile.sigmoid_()
                 positives.neg_()
                 bias_gradient += tile.sum()
-                _contract(tile, rows, image, block, image_gradient, *text_gradient)
+                contract(tile, rows, image, block, image_gradient, *text_gradient)
     n_pairs = sum(exchange.counts)
-    loss = _sum_over_ranks(losses, exchange) / n_pairs
+    loss = sum_over_ranks(losses, exchange) / n_pairs
     if not gradients:
         return (loss,)
     text_gradient = exchange.collect(*text_gradients)
     weight = exchange.ranks.size / n_pairs
-    return loss, *_weighted(image, scale, image_gradient, text_gradient, weight), weight * bias_gradient
+    return loss, *weighted(image, scale, image_gradient, text_gradient, weight), weight * bias_gradient
 
 
 def sweep_softmax(
@@ -74,23 +74,23 @@ def sweep_softmax(
 ) -> tuple[Tensor, ...]:
     """Softmax loss in one sweep; with `gradients`, a second sweep gives those of image, text and scale."""
     texts = exchange.spread(text)
-    over_texts, over_images, positives = _log_normalisers(image, texts, scale, exchange, tile_size)
+    over_texts, over_images, positives = log_normalisers(image, texts, scale, exchange, tile_size)
     n_terms = 2 * sum(exchange.counts)
-    loss = _sum_over_ranks(over_texts + over_images - 2 * positives, exchange) / n_terms
+    loss = sum_over_ranks(over_texts + over_images - 2 * positives, exchange) / n_terms
     if not gradients:
         return (loss,)
 
     image_gradient, text_gradients = torch.zeros_like(image), torch.zeros_like(texts)
     columns = [texts, exchange.spread(over_images)]
     for first, block, over_images, text_gradient in exchange.blocks(columns, [text_gradients]):
-        for rows, tile in _cosine_tiles(image, block, tile_size):
+        for rows, tile in cosine_tiles(image, block, tile_size):
             tile.mul_(scale)
             g = (tile - over_images).exp_()
             g += tile.sub_(over_texts[rows, None]).exp_()
             g.diagonal(first + rows.start).sub_(2)
-            _contract(g, rows, image, block, image_gradient, text_gradient)
+            contract(g, rows, image, block, image_gradient, text_gradient)
     text_gradient = exchange.collect(text_gradients)
-    return loss, *_weighted(image, scale, image_gradient, text_gradient, exchange.ranks.size / n_terms)
+    return loss, *weighted(image, scale, image_gradient, text_gradient, exchange.ranks.size / n_terms)
 
 
 class TiledSigmoid(torch.autograd.Function):
@@ -133,7 +133,7 @@ class TiledSoftmax(torch.autograd.Function):
         return *(grad_output * gradient for gradient in ctx.saved_tensors), None, None
 
 
-def _log_normalisers(
+def log_normalisers(
     image: Tensor, texts: Tensor, scale: Tensor, exchange: Gathered | Ring, tile_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Per own pair: logsumexp of the image's logits over all texts, of the text's over all images, and its own logit.
@@ -144,7 +144,7 @@ def _log_normalisers(
     over_images = texts.new_full((len(texts),), -torch.inf)
     positives = torch.empty_like(over_texts)
     for first, block, over_block in exchange.blocks([texts], [over_images]):
-        for rows, tile in _cosine_tiles(image, block, tile_size):
+        for rows, tile in cosine_tiles(image, block, tile_size):
             tile.mul_(scale)
             if first < len(block):
                 positives[rows] = tile.diagonal(first + rows.start)
@@ -153,7 +153,7 @@ def _log_normalisers(
     return over_texts, exchange.collect(over_images, torch.logsumexp), positives
 
 
-def _cosine_tiles(image: Tensor, text: Tensor, tile_size: int) -> Iterator[tuple[slice, Tensor]]:
+def cosine_tiles(image: Tensor, text: Tensor, tile_size: int) -> Iterator[tuple[slice, Tensor]]:
     """Rows of `image @ text.T`, and which. All tiles share one buffer: each may be overwritten, none may be kept.
 
     With `first` the column of the first row's positive, those of a tile are `tile.diagonal(first + rows.start)`; a
@@ -166,7 +166,7 @@ def _cosine_tiles(image: Tensor, text: Tensor, tile_size: int) -> Iterator[tuple
         yield rows, torch.mm(image[rows], text.T, out=buffer[: rows.stop - start])
 
 
-def _contract(
+def contract(
     g: Tensor, rows: slice, image: Tensor, text: Tensor, image_gradient: Tensor, text_gradient: Tensor
 ) -> None:
     """Add the part of one tile, `g = dloss / dlogits`, to the gradients, which still lack the factor `scale`."""
@@ -174,7 +174,7 @@ def _contract(
     text_gradient.addmm_(g.T, image[rows])
 
 
-def _weighted(
+def weighted(
     image: Tensor, scale: Tensor, image_gradient: Tensor, text_gradient: Tensor, weight: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of image, text and scale for a loss of `weight` times the sum that was differentiated.
@@ -186,6 +186,6 @@ def _weighted(
     return image_gradient.mul_(weight * scale), text_gradient.mul_(weight * scale), scale_gradient
 
 
-def _sum_over_ranks(values: Tensor, exchange: Gathered | Ring) -> Tensor:
+def sum_over_ranks(values: Tensor, exchange: Gathered | Ring) -> Tensor:
     """The sum of all ranks' `values`, added up in the same order everywhere: the same bits on every rank."""
     return exchange.ranks.gather(values.sum()).sum()

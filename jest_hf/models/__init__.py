@@ -13,6 +13,7 @@ from jest_hf.models.dual_encoder import (
     family_of,
     has_logit_bias,
 )
+from jest_hf.models.load import load_model
 from jest_hf.models.resize import resize_patch_kernel
 from jest_hf.models.towers import accept_views
 from jest_hf.models.views import View
@@ -34,5 +35,6 @@ __all__ = [
     "family_of",
     "has_adapter",
     "has_logit_bias",
+    "load_model",
     "resize_patch_kernel",
 ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -53,15 +54,15 @@ def add_adapter(model: nn.Module, peft_config: Any) -> nn.Module:
     return get_peft_model(model, peft_config)
 
 
-def add_reference_adapter(model: nn.Module, adapter: str | None, revision: str | None = None) -> None:
+def add_reference_adapter(model: nn.Module, folder: str | Path | None, revision: str | None = None) -> None:
     """
     Make the backbone of `model` serve as the reference.
 
     Args:
         model (`peft.PeftModel`): The learner.
-        adapter (`str`, *optional*): Hub id or path of the reference's adapter, loaded beside the learner's and frozen.
-            `None`: the backbone alone is the reference.
-        revision (`str`, *optional*): Branch, tag or commit of `adapter`.
+        folder (`str` or `Path`, *optional*): Where the reference's adapter lies, which is loaded beside the learner's
+            and frozen; [`~jest_hf.reference.locate_adapter`] brings it from the Hub. `None`: the backbone alone is the
+            reference.
 
     Raises:
         ValueError: if the model has no adapter: then it would be compared with itself.
@@ -71,8 +72,8 @@ def add_reference_adapter(model: nn.Module, adapter: str | None, revision: str |
             "reference='adapter' needs a learner that trains an adapter: pass peft_config, or a peft model; with "
             "reference='model' the reference is a model of its own."
         )
-    if adapter is not None:
-        model.load_adapter(adapter, REFERENCE_ADAPTER, is_trainable=False, revision=revision)
+    if folder is not None:
+        model.load_adapter(str(folder), REFERENCE_ADAPTER, is_trainable=False, revision=revision)
 
 
 @contextmanager

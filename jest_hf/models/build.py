@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, SiglipConfig, SiglipModel
 
 # Per tower: width, layers, heads, MLP width. `small` and `base` are ViT-S and ViT-B (arXiv 2010.11929).
 SIZES = {
+    "micro": (48, 2, 2, 192),
     "tiny": (96, 4, 4, 384),
     "small": (384, 12, 6, 1536),
     "base": (768, 12, 12, 3072),

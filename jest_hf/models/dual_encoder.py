@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from jest_hf.models.normalisation import Normalisation
 from jest_hf.models.views import View
 from jest_hf.selection import ContrastiveEmbeddings
 
@@ -67,6 +68,16 @@ class DualEncoderOutput(ModelOutput):
     image_embeds: Tensor | None = None
     logit_scale: Tensor | None = None
     logit_bias: Tensor | None = None
+
+    @classmethod
+    def of(cls, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None) -> DualEncoderOutput:
+        """What a loss needs of an output, put together from its parts."""
+        return cls(image_embeds=image, text_embeds=text, logit_scale=scale, logit_bias=bias)
+
+
+def is_dual_encoder(model: PreTrainedModel) -> bool:
+    """Whether this is a model of both towers, and no classifier that was made of one of them."""
+    return model.config.model_type in FAMILIES and hasattr(model, "logit_scale")
 
 
 def family_of(config: Any) -> Family:
@@ -126,13 +137,7 @@ class DualEncoder:
         self.family = family_of(config)
         self.vision_config = config.vision_config
         self.prefix = prefix
-        image_processor = processor.image_processor
-        scale = image_processor.rescale_factor if image_processor.do_rescale else 1.0
-        mean, std = (0.0, 1.0)
-        if image_processor.do_normalize:
-            mean, std = image_processor.image_mean, image_processor.image_std
-        self._mean = torch.as_tensor(mean, dtype=torch.float32).expand(3) / scale
-        self._std = torch.as_tensor(std, dtype=torch.float32).expand(3) / scale
+        self.normalise = Normalisation(processor.image_processor)
 
     def inputs(
         self,
@@ -170,9 +175,7 @@ class DualEncoder:
 
     def _images(self, batch: Mapping[str, Tensor], rows: slice, prefix: str = "") -> dict[str, Tensor]:
         images = self._pick(batch, IMAGE_KEYS, rows, prefix)
-        if images["pixel_values"].dtype == torch.uint8:
-            images["pixel_values"] = self._normalise(images["pixel_values"])
-        return images
+        return images | {"pixel_values": self.normalise(images["pixel_values"])}
 
     def _images_at(self, view: View, batch: Mapping[str, Tensor], rows: slice) -> dict[str, Any]:
         made = VIEW_PREFIX + self.prefix + IMAGE_KEYS[0] in batch
@@ -185,14 +188,6 @@ class DualEncoder:
         own = prefix + self.prefix
         prefix = own if own + keys[0] in batch else prefix
         return {key: batch[prefix + key][rows] for key in keys if prefix + key in batch}
-
-    def _normalise(self, pixels: Tensor) -> Tensor:
-        mean, std = self._mean.to(pixels.device), self._std.to(pixels.device)
-        if pixels.dim() == 4:  # [b, 3, H, W]
-            return (pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-        # Flat patches [b, P, p * p * 3], channels last: the three channels alternate.
-        repeats = pixels.shape[-1] // 3
-        return (pixels - mean.repeat(repeats)) / std.repeat(repeats)
 
     def __call__(
         self,

@@ -3,9 +3,9 @@
 """The frozen model that says which examples can be learned, and a cache of what it says."""
 
 from jest_hf.reference.cache import write_cache
-from jest_hf.reference.fingerprint import describe_data, describe_reading, identify_reference
+from jest_hf.reference.fingerprint import describe_data, describe_reading, describe_reference, identify_reference
 from jest_hf.reference.hub import open_cache, push_reference_cache
-from jest_hf.reference.load import load_reference
+from jest_hf.reference.load import load_reference, locate_adapter, locate_reference
 from jest_hf.reference.place import place_reference
 from jest_hf.reference.reference import CachedReference, Reference
 from jest_hf.reference.store import ReferenceCache
@@ -17,8 +17,11 @@ __all__ = [
     "ReferenceCache",
     "describe_data",
     "describe_reading",
+    "describe_reference",
     "identify_reference",
     "load_reference",
+    "locate_adapter",
+    "locate_reference",
     "open_cache",
     "place_reference",
     "push_reference_cache",

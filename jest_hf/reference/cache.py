@@ -61,7 +61,7 @@ def write_cache(
     rows: Rows,
     collator: JESTDataCollator,
     *,
-    reference: Mapping[str, str],
+    reference: Mapping[str, Any],
     batch_size: int,
     dtype: str = "float16",
     shard_rows: int = SHARD_ROWS,

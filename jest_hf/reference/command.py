@@ -67,8 +67,9 @@ def run(options: argparse.Namespace) -> ReferenceCache:
         where=options.dataset_where,
         max_rows=options.max_train_rows,
     )
-    model, processor = load_reference(options.ref_model, options.ref_model_revision)
-    identity = identify_reference(options.ref_model, options.ref_model_revision)
+    ranks, device = Ranks.world(), accelerator.device
+    model, processor = load_reference(options.ref_model, options.ref_model_revision, ranks=ranks, device=device)
+    identity = identify_reference(options.ref_model, model.config._commit_hash)  # of the commit that was loaded
     if "commit" in identity:  # a copy of it on a disk is the same reference
         identity = identify_reference(model) | identity
     model = place_reference(model, accelerator)
@@ -91,10 +92,10 @@ def run(options: argparse.Namespace) -> ReferenceCache:
             dtype=options.dtype,
             shard_rows=options.shard_rows,
             precision=accelerator.mixed_precision,
-            device=accelerator.device,
+            device=device,
             num_workers=options.dataloader_num_workers,
             disable_tqdm=options.disable_tqdm,
-            ranks=Ranks.world(),
+            ranks=ranks,
         )
     if accelerator.is_main_process:
         print(summary(cache.manifest, options.output_dir, time.perf_counter() - start))

@@ -26,27 +26,33 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, AutoProcessor, PretrainedConfig, PreTrainedModel
 
-from jest_hf.collator import CAPTION_COLUMNS, BrokenCaption, JESTDataCollator, usable_captions
-from jest_hf.collator import _definition as tokenizer_definition
+from jest_hf.collator import (
+    CAPTION_COLUMNS,
+    BrokenCaption,
+    JESTDataCollator,
+    tokenizer_definition,
+    usable_captions,
+)
 from jest_hf.data.images import BrokenImage, decode_image
 from jest_hf.data.rows import Rows
+from jest_hf.hub.pull import Snapshot
 from jest_hf.models import base_model, has_adapter
-from jest_hf.reference.load import ADAPTER_CONFIG
+from jest_hf.reference.load import ADAPTER_CONFIG, locate_base, locate_reference
 
 
 SAMPLED_ROWS = 256
 KEY_COLUMN = "example_id"
 FULL_VIEW = "full"
+SAME_MODEL = ("reference.weights", "reference.config")
 # Of a configuration: what says where it came from, and not what the model computes.
 _PROVENANCE = ("architectures", "dtype", "torch_dtype", "transformers_version")
 
 
-def identify_reference(ref_model: str | nn.Module, revision: str | None = None) -> dict[str, str]:
+def identify_reference(ref_model: str | nn.Module, revision: str | None = None) -> dict[str, Any]:
     """
     Which reference this is.
 
@@ -56,39 +62,75 @@ def identify_reference(ref_model: str | nn.Module, revision: str | None = None) 
         revision (`str`, *optional*): Branch, tag or commit of a Hub id.
 
     Returns:
-        `repo` and `commit` of a Hub id (as it lies in the local cache where `HF_HUB_OFFLINE` is set); `weights` and
-        `config`, two sha256, of a path or a model. The same model gives the same two either way, but for a path to an
-        adapter, which is known by its own weights and by its base.
+        `repo` and `commit` of a Hub id (as it lies in the local cache where `HF_HUB_OFFLINE` is set), and of an
+        adapter its `base`, identified in the same way; `weights` and `config`, two sha256, of a path or a model. The
+        same model gives the same two either way, but for a path to an adapter, which is known by its own weights and
+        by its base.
 
     Raises:
         ValueError: for a model whose weights an engine has partitioned, and a path without safetensors.
+        OSError: for a Hub id that cannot be pulled.
     """
-    if isinstance(ref_model, nn.Module):
-        weights = dict(ref_model.named_parameters())
-        if has_adapter(ref_model):
-            weights = {name: weight for name, weight in weights.items() if not weight.requires_grad}
-        if any(weight.numel() == 0 for weight in weights.values()):
-            raise ValueError(
-                "the reference's weights are partitioned, so they cannot be told from others; identify it before it "
-                "is sharded, or pass its id or path as ref_model."
-            )
-        config = base_model(ref_model).config
-        return {"weights": _hash_weights(sorted(weights.items())), "config": _hash_config(config)}
-    folder = Path(ref_model)
-    if not folder.is_dir():
-        # Its smallest file: where a snapshot lies says which commit it is of, with a network and without.
-        snapshot = snapshot_download(ref_model, revision=revision, allow_patterns=["config.json", ADAPTER_CONFIG])
-        return {"repo": ref_model, "commit": Path(snapshot).name}
-    files = sorted(folder.glob("*.safetensors"))
+    if isinstance(ref_model, str):
+        return _identify(locate_reference(ref_model, revision, weights=False))
+    weights = dict(ref_model.named_parameters())
+    if has_adapter(ref_model):
+        weights = {name: weight for name, weight in weights.items() if not weight.requires_grad}
+    if any(weight.numel() == 0 for weight in weights.values()):
+        raise ValueError(
+            "the reference's weights are partitioned, so they cannot be told from others; identify it before it "
+            "is sharded, or pass its id or path as ref_model."
+        )
+    config = base_model(ref_model).config
+    return {"weights": _hash_weights(sorted(weights.items())), "config": _hash_config(config)}
+
+
+def _identify(snapshot: Snapshot) -> dict[str, Any]:
+    is_adapter = (snapshot.folder / ADAPTER_CONFIG).is_file()
+    base = {"base": _identify(locate_base(snapshot.folder, weights=False))} if is_adapter else {}
+    if snapshot.commit is not None:
+        return {"repo": snapshot.name, "commit": snapshot.commit, **base}
+    files = sorted(snapshot.folder.glob("*.safetensors"))
     if not files:
-        raise ValueError(f"no .safetensors is in {ref_model}; save the reference with save_pretrained.")
-    if (folder / ADAPTER_CONFIG).is_file():
-        about = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        base = identify_reference(about["base_model_name_or_path"], about.get("revision"))
+        raise ValueError(f"no .safetensors is in {snapshot.name}; save the reference with save_pretrained.")
+    if is_adapter:
+        about = json.loads((snapshot.folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         config = hashlib.sha256(json.dumps([about, base], sort_keys=True).encode()).hexdigest()
     else:
-        config = _hash_config(AutoConfig.from_pretrained(ref_model))
+        config = _hash_config(AutoConfig.from_pretrained(snapshot.folder))
     return {"weights": _hash_weights(_tensors(files)), "config": config}
+
+
+def describe_reference(
+    ref_model: str | PreTrainedModel | None,
+    revision: str | None,
+    ref_processor: Any | None,
+    collator: JESTDataCollator,
+) -> dict[str, dict[str, Any]]:
+    """
+    What a run that is given a cache says of its reference, which it does not load.
+
+    Args:
+        ref_model (`str` or [`~transformers.PreTrainedModel`], *optional*): As of [`load_reference`].
+        revision (`str`, *optional*): Branch, tag or commit of a Hub id.
+        ref_processor (*optional*): The reference's processor. Default: as without a cache that of the collator, the
+            one stored with a Hub id or path, or the learner's.
+        collator ([`JESTDataCollator`]): That of the run.
+
+    Returns:
+        Sections for [`ReferenceCache.check`]: `reading`, and `reference` where `ref_model` is given.
+    """
+    known = {}
+    if isinstance(ref_model, str):
+        snapshot = locate_reference(ref_model, revision, weights=False)
+        known["reference"] = _identify(snapshot)
+        if ref_processor is None and collator.ref_processor is None:
+            ref_processor = AutoProcessor.from_pretrained(snapshot.folder)
+    elif ref_model is not None:
+        known["reference"] = identify_reference(ref_model)
+    if collator.ref_processor is None:
+        collator = collator.with_reference(ref_processor)
+    return {**known, "reading": describe_reading(collator)}
 
 
 def describe_reading(collator: JESTDataCollator) -> dict[str, Any]:
@@ -157,6 +199,7 @@ def own_key(row: Mapping[str, Any]) -> int | None:
 def difference(cached: Mapping[str, Any], present: Mapping[str, Mapping[str, Any]]) -> str | None:
     """
     The first thing that both descriptions name and do not agree about, as a part of a sentence; `None` if they agree.
+    References with the same weights are the same, under whatever name and commit.
 
     Args:
         cached (`Mapping`): A manifest.
@@ -167,6 +210,8 @@ def difference(cached: Mapping[str, Any], present: Mapping[str, Mapping[str, Any
         common = [name for name in ours if name in theirs]
         if section == "reference" and not common:
             return f"its reference is {_named(cached[section])}, and here it is {_named(fields)}"
+        if all(name in common and ours[name] == theirs[name] for name in SAME_MODEL):
+            continue  # whichever commits it is of
         for name in common:
             if ours[name] != theirs[name]:
                 return f"{name} is {theirs[name]!r} there, and here it is {ours[name]!r}"
@@ -181,7 +226,7 @@ def _flat(fields: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}.{name}", value
 
 
-def _named(reference: Mapping[str, str]) -> str:
+def _named(reference: Mapping[str, Any]) -> str:
     if "commit" in reference:
         return f"{reference['repo']}@{reference['commit']}"
     return f"a model whose weights have the sha256 {reference['weights']}"
@@ -252,7 +297,8 @@ def _hash_config(config: PretrainedConfig) -> str:
     def computing(values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        kept = {name: value for name, value in values.items() if not (name in _PROVENANCE or name.startswith("_"))}
+        named = {str(name): value for name, value in values.items()}  # classes are keyed by numbers
+        kept = {name: value for name, value in named.items() if not (name in _PROVENANCE or name.startswith("_"))}
         return {name: computing(value) for name, value in kept.items()}
 
     return hashlib.sha256(json.dumps(computing(config.to_diff_dict()), sort_keys=True).encode()).hexdigest()
@@ -266,6 +312,7 @@ def _hash_tokenizer(tokenizer: Any) -> str:
 __all__ = [
     "describe_data",
     "describe_reading",
+    "describe_reference",
     "describe_row",
     "difference",
     "identify_reference",

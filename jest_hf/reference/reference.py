@@ -17,11 +17,12 @@ from transformers import PretrainedConfig
 from jest_hf.collator import JESTDataCollator
 from jest_hf.data.rows import Rows, undecoded
 from jest_hf.data.stream import is_stream
+from jest_hf.hub.pull import Snapshot
 from jest_hf.models import DualEncoder, as_reference, base_model
 from jest_hf.reference.cache import write_cache
 from jest_hf.reference.fingerprint import describe_data, describe_row, own_key
 from jest_hf.reference.store import ReferenceCache
-from jest_hf.selection import ContrastiveEmbeddings
+from jest_hf.selection import ContrastiveEmbeddings, Scored
 
 
 class Reference:
@@ -33,34 +34,60 @@ class Reference:
         model (`torch.nn.Module`): A frozen model of its own; or, with `shared`, the learner (a `peft.PeftModel`).
         shared (`bool`): Whether the reference is the learner's backbone (`reference="adapter"`). It is then asked
             through the wrapped learner, in which engines gather their parameters.
+        adapter ([`~jest_hf.hub.pull.Snapshot`], *optional*): Where the adapter came from that makes a shared model the
+            reference; `None` for the backbone alone.
     """
 
-    def __init__(self, view: DualEncoder, model: nn.Module, shared: bool = False) -> None:
+    def __init__(
+        self, view: DualEncoder, model: nn.Module, shared: bool = False, adapter: Snapshot | None = None
+    ) -> None:
         self.view = view
         self.model = model
         self.shared = shared
+        self.adapter = adapter
 
     @property
     def name(self) -> str | None:
-        """Hub id or path that the model came from."""
+        """Hub id or path that the model, or its adapter, came from."""
+        if self.adapter is not None:
+            return self.adapter.name
         return base_model(self.model).config._name_or_path or None
 
     @property
     def commit(self) -> str | None:
-        """Commit of a model from the Hub."""
+        """Commit of a model or an adapter from the Hub."""
+        if self.adapter is not None:
+            return self.adapter.commit
         return getattr(base_model(self.model).config, "_commit_hash", None)  # set by from_pretrained alone
 
-    def score(self, learner: nn.Module, batch: Mapping[str, Tensor], batch_size: int) -> ContrastiveEmbeddings:
-        """The reference's embeddings of a super-batch, on its device; `learner` is the wrapped one of the step."""
+    def readable(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Which examples of a super-batch it can be asked about, bool `[B]`: all that can be read."""
+        return batch["valid"]
+
+    def score(self, learner: nn.Module, batch: Mapping[str, Tensor], batch_size: int) -> Scored:
+        """What the reference says of a super-batch, on its device; `learner` is the wrapped one of the step."""
         if not self.shared:
             return self.view.score(self.model, batch, batch_size)
         with as_reference(self.model):
             return self.view.score(learner, batch, batch_size)
 
     def write_cache(
-        self, folder: str | Path, config: PretrainedConfig, rows: Rows, collator: JESTDataCollator, **options: Any
+        self,
+        folder: str | Path,
+        config: PretrainedConfig,
+        rows: Rows,
+        collator: JESTDataCollator,
+        *,
+        reference: Mapping[str, Any],
+        **options: Any,
     ) -> CachedReference:
-        """Embed the rows once, and answer from the disk from then on; arguments as those of [`write_cache`]."""
+        """
+        Embed the rows once, and answer from the disk from then on; arguments as those of [`write_cache`]. To what
+        `reference` says is added which repository and commit it is of.
+        """
+        if self.commit is not None:
+            reference = {**reference, "repo": self.name, "commit": self.commit}
+        options["reference"] = reference
         with as_reference(self.model) if self.shared else nullcontext():
             return CachedReference(write_cache(folder, self.view, self.model, config, rows, collator, **options))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from jest_hf.report.flops import StepFlops, forward_flops, step_flops
 from jest_hf.report.ledger import SelectionLedger, read_selections
 from jest_hf.report.metrics import RunStatistics, compare_selected
-from jest_hf.report.plots import QualityPoint, first_reaching, plot_quality
+from jest_hf.report.plots import QualityPoint, first_reaching, plot_quality, plot_selection
 from jest_hf.report.table import format_table
 
 
@@ -21,6 +21,7 @@ __all__ = [
     "format_table",
     "forward_flops",
     "plot_quality",
+    "plot_selection",
     "read_selections",
     "step_flops",
 ]

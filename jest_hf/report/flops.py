@@ -15,16 +15,17 @@ every way to select, are left out, and so is making the images of a view (0.02 %
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 
-from jest_hf.models import View, accept_views, embedding_width
+from jest_hf.models import View, accept_views
 from jest_hf.models.sharding import built_whole
 
 
@@ -99,13 +100,39 @@ def forward_flops(
         }
 
 
+def forward_flops_of(architecture: type[PreTrainedModel], config: PretrainedConfig, inputs: Mapping[str, Any]) -> int:
+    """
+    Counts the forward FLOPs of ONE example of any model.
+
+    Args:
+        architecture (`type[PreTrainedModel]`): Its class, such as `ViTForImageClassification`.
+        config (`PretrainedConfig`): Its configuration.
+        inputs (`dict`): What its `forward` gets, for any number of examples: shapes and dtypes of the tensors count.
+
+    Returns:
+        `int`: the F of [`step_flops`]; padding counts like text, of which a model computes as much.
+
+    Raises:
+        RuntimeError: for a model that cannot be run without values (a mixture of experts).
+    """
+    config = copy.deepcopy(config)
+    config._attn_implementation = "eager"  # as in `forward_flops`
+    # Fake tensors too: of these transformers knows that there are no values (of a mask, say) to look at.
+    with built_whole(), FakeTensorMode(allow_non_fake_inputs=True), torch.device("meta"):
+        one = {
+            name: torch.empty((1, *value.shape[1:]), dtype=value.dtype) if isinstance(value, Tensor) else value
+            for name, value in inputs.items()
+        }
+        return _count(architecture(config).eval(), one)
+
+
 def _shapes_of(view: View, shape: torch.Size, vision: Any) -> dict[str, Any]:
     """What the tower gets at a view, for its shapes: the resizes themselves do not run without values."""
     images = view.images({"pixel_values": torch.zeros(shape, device="cpu")}, vision)
     return {name: value.to("meta") if isinstance(value, Tensor) else value for name, value in images.items()}
 
 
-def _count(function: nn.Module, inputs: dict) -> int:
+def _count(function: Callable[..., Any], inputs: Mapping[str, Any]) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         function(**inputs)
     return counter.get_total_flops()
@@ -121,6 +148,7 @@ class StepFlops:
         scoring (`float`, *optional*, defaults to `0.0`): the learner's forward of the super-batch.
         reference (`float`, *optional*, defaults to `0.0`): the reference model's forward of the super-batch.
         selection (`float`, *optional*, defaults to `0.0`): drawing the sub-batch.
+        beside (`float`, *optional*, defaults to `0.0`): training a proxy or an online reference beside the learner.
         training_saved (`float`, *optional*, defaults to `0.0`):
             what training would have cost more if all of the sub-batch were seen at full resolution.
     """
@@ -129,12 +157,19 @@ class StepFlops:
     scoring: float = 0.0
     reference: float = 0.0
     selection: float = 0.0
+    beside: float = 0.0
     training_saved: float = 0.0
 
     @property
     def total(self) -> float:
-        """What is spent: training, scoring, reference and selection."""
-        return self.training + self.scoring + self.reference + self.selection
+        """What is spent: training, scoring, reference, selection, and training other models beside the learner."""
+        return self.training + self.scoring + self.reference + self.selection + self.beside
+
+    def times(self, steps: float, scored: float | None = None) -> StepFlops:
+        """FLOPs of so many steps, of which `scored` (default: all) have scored a whole super-batch."""
+        scored = steps if scored is None else scored
+        times = {"scoring": scored, "reference": scored, "selection": scored}
+        return StepFlops(**{one.name: times.get(one.name, steps) * getattr(self, one.name) for one in fields(self)})
 
     @property
     def relative_to_iid(self) -> float:
@@ -216,12 +251,7 @@ def step_flops(
 
 
 def flops_of_run(
-    args: Any,
-    configs: Mapping[str, Any],
-    inputs: Mapping[str, Mapping[str, Tensor]],
-    n_rows: int | None,
-    view: View | None = None,
-    cached_width: int | None = None,
+    args: Any, forward: Mapping[str, float], widths: Mapping[str, int], n_rows: int | None
 ) -> tuple[StepFlops, float]:
     """
     FLOPs of one step of a [`~jest_hf.JESTTrainer`], over all its devices, plain convention, and of caching the
@@ -229,35 +259,28 @@ def flops_of_run(
 
     Args:
         args ([`~jest_hf.JESTConfig`]): the sizes.
-        configs (`dict`): the models' configurations by the same names.
-        inputs (`dict`): what each model's `forward` gets at full resolution, for any number of examples: their shapes
-            count.
+        forward (`dict`): forward FLOPs of one example by model, `"learner"`, `"proxy"` and `"reference"` (none where
+            it is read from a cache), and `"learner_at_view"`, where the super-batch is scored and
+            `args.low_resolution_fraction` of the sub-batch is trained at a cheaper view.
+        widths (`dict`): embedding width of the models that score.
         n_rows (`int`, *optional*): rows of the training data, each embedded once with `cache_reference`; `None` for a
             stream.
-        view ([`~jest_hf.models.View`], *optional*): at which the learner scores the super-batch, and at which
-            `args.low_resolution_fraction` of the sub-batch is trained on; default: all in full.
-        cached_width (`int`, *optional*): embedding width of a reference whose embeddings are read from a cache.
     """
-    widths = {name: embedding_width(config) for name, config in configs.items()}
-    if cached_width is not None:
-        widths["reference"] = cached_width
-    forward = {"reference": 0}
-    for name, one in inputs.items():
-        pixels, text_length = one["pixel_values"], one["input_ids"].shape[1]
-        size = {"num_patches": pixels.shape[1]} if pixels.dim() == 3 else {"image_size": pixels.shape[-1]}
-        forward[name] = sum(forward_flops(configs[name], text_length=text_length, **size).values())
-    at_view = forward["learner"]
-    if view is not None:
-        text_length = inputs["learner"]["input_ids"].shape[1]
-        at_view = sum(forward_flops(configs["learner"], text_length=text_length, view=view).values())
+    scores, b, n_scored = args.scored_models, args.sub_batch_size, args.super_batch_size
+    reference, proxy = forward.get("reference", 0.0), forward.get("proxy", 0.0)
+    at_view = forward.get("learner_at_view")
     step = step_flops(
         forward["learner"],
-        sub_batch=args.sub_batch_size,
-        super_batch=args.super_batch_size,
-        scoring_forward=at_view if "learner" in args.scored_models else 0.0,
+        sub_batch=b,
+        super_batch=n_scored,
+        scoring_forward=(proxy or at_view) if "learner" in scores else 0.0,
         low_resolution_forward=at_view,
-        low_resolution_fraction=args.low_resolution_fraction if view is not None else 0.0,
-        reference_forward=0.0 if args.cache_reference else forward["reference"],
-        selection_widths=[widths[name] for name in args.scored_models] if args.selection == "joint" else [],
+        low_resolution_fraction=args.low_resolution_fraction if at_view is not None else 0.0,
+        reference_forward=reference if "reference" in scores and not args.cache_reference else 0.0,
+        selection_widths=[widths[name] for name in scores] if args.selection == "joint" else [],
     )
-    return step, float(n_rows * forward["reference"]) if args.cache_reference else 0.0
+    if "reference" not in scores and args.distillation_weight and not args.cache_reference:  # of the sub-batch alone
+        step = replace(step, reference=reference * b)
+    online = 3.0 * reference * n_scored if args.reference == "online" else 0.0
+    step = replace(step, beside=3.0 * proxy * b + online)
+    return step, float(n_rows * reference) if args.cache_reference else 0.0

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
 from jest_hf.distributed import Ranks
-from jest_hf.losses import LOSSES
-from jest_hf.selection import ContrastiveEmbeddings
+from jest_hf.selection import Scored, batch_loss
 
 
 logger = logging.get_logger(__name__)
@@ -31,15 +30,15 @@ logger = logging.get_logger(__name__)
 
 @torch.no_grad()
 def compare_selected(
-    parts: Mapping[str, Mapping[str, ContrastiveEmbeddings]], loss: str, ranks: Ranks | None = None
+    parts: Mapping[str, Mapping[str, Scored]], loss: str, ranks: Ranks | None = None
 ) -> dict[str, float]:
     """
-    Contrastive losses of the sub-batch and of as many rejected examples, each taken as one batch.
+    Losses of the sub-batch and of as many rejected examples, each taken as one batch.
 
     Args:
         parts (`dict`): by `"selected"` and `"rejected"`, this rank's rows of either under `"learner"` and
             `"reference"`, or under the one that was scored.
-        loss (`str`): `"sigmoid"` or `"softmax"`.
+        loss (`str`): `"sigmoid"` or `"softmax"`, of embeddings; the losses of single examples are averaged.
         ranks ([`~jest_hf.distributed.Ranks`], *optional*): over whom the batches are spread.
 
     Returns:
@@ -49,8 +48,7 @@ def compare_selected(
     metrics = {}
     for part, models in parts.items():
         for name, batch in models.items():
-            value = LOSSES[loss](batch.image, batch.text, batch.logit_scale, batch.logit_bias, ranks=ranks)
-            metrics[f"{part}/{name}_loss"] = value.item()
+            metrics[f"{part}/{name}_loss"] = batch_loss(batch, loss, ranks)
         if len(models) == 2:
             metrics[f"{part}/learnability"] = metrics[f"{part}/learner_loss"] - metrics[f"{part}/reference_loss"]
     return metrics
@@ -63,16 +61,20 @@ class RunStatistics(TrainerCallback, ExportableState):
     Args:
         n_examples (`int`, *optional*): rows of the training data; one bit of each is kept (for the unique share).
             `None` for a stream, of which nothing is kept.
+        source_names (sequence of `str`, *optional*): sources of the data, whose selection rates are counted.
         settings (`dict`): what decides the selection. A run that is resumed with other settings is told so.
     """
 
-    def __init__(self, n_examples: int | None, settings: dict[str, Any]) -> None:
+    def __init__(self, n_examples: int | None, settings: dict[str, Any], source_names: Sequence[str] = ()) -> None:
         self.n_examples = n_examples
         self.settings = settings
+        self.source_names = source_names
         self._start_afresh()
 
     def _start_afresh(self) -> None:
         self.seen = self.trained = self.skipped = 0
+        # By source: examples trained on, and seen.
+        self.sources = dict.fromkeys(self.source_names, (0, 0))
         self._ever_trained = np.zeros(self.n_examples or 0, dtype=bool)
         self._window: dict[str, list[float]] = defaultdict(list)
 
@@ -90,6 +92,12 @@ class RunStatistics(TrainerCallback, ExportableState):
         self.trained += len(trained_ids)
         if self.n_examples is not None:
             self._ever_trained[trained_ids.numpy()] = True
+
+    def count_sources(self, trained: Tensor, seen: Tensor) -> None:
+        """Add one step: by source, in the order of `source_names`, examples trained on and seen, int64."""
+        for name, more_trained, more_seen in zip(self.source_names, trained.tolist(), seen.tolist(), strict=True):
+            so_far, seen_so_far = self.sources[name]
+            self.sources[name] = (so_far + more_trained, seen_so_far + more_seen)
 
     def add(self, metrics: Mapping[str, float]) -> None:
         """Add one step's metrics to the window."""
@@ -110,6 +118,7 @@ class RunStatistics(TrainerCallback, ExportableState):
             "examples_skipped": self.skipped,
             "unique_share": self.unique_share,
         }
+        totals |= {f"selection_rate/{name}": m / n for name, (m, n) in self.sources.items() if n > 0}
         return {name: value for name, value in totals.items() if value is not None}
 
     def state(self) -> dict[str, Any]:
@@ -117,7 +126,11 @@ class RunStatistics(TrainerCallback, ExportableState):
         counts = {"seen": self.seen, "trained": self.trained, "skipped": self.skipped}
         return {
             "args": {"n_examples": self.n_examples, "settings": self.settings},
-            "attributes": {"counts": counts, "ever_trained": base64.b64encode(bits).decode("ascii")},
+            "attributes": {
+                "counts": counts,
+                "ever_trained": base64.b64encode(bits).decode("ascii"),
+                "sources": self.sources,
+            },
         }
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -137,6 +150,8 @@ class RunStatistics(TrainerCallback, ExportableState):
             self.seen, self.trained, self.skipped = (
                 saved["attributes"]["counts"][name] for name in ("seen", "trained", "skipped")
             )
+            saved_sources = saved["attributes"].get("sources", {})
+            self.sources |= {name: tuple(counts) for name, counts in saved_sources.items() if name in self.sources}
             bits = zlib.decompress(base64.b64decode(saved["attributes"]["ever_trained"]))
             bits = np.unpackbits(np.frombuffer(bits, np.uint8), count=len(self._ever_trained))
             self._ever_trained = bits.astype(bool)

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Quality against what it cost: the one plot that says whether selecting data was worth it."""
+"""Two plots: quality against what it cost, which says whether selecting was worth it, and what was selected."""
 
 from __future__ import annotations
 
@@ -90,6 +90,37 @@ def plot_quality(
     for axes in (left, right):
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=len(curves), frameon=False)
+    figure.savefig(path)
+
+
+def plot_selection(
+    parts: Mapping[str, Sequence[tuple[int, float]]], path: str | os.PathLike[str], metric_name: str
+) -> None:
+    """
+    Draws what selected and rejected examples of a run were like, by step.
+
+    Args:
+        parts (`dict` of name to sequence of `(int, float)`):
+            By `"selected"` and `"rejected"`, steps and values; a part without any is left out.
+        path (`str` or `os.PathLike`):
+            The image file; its suffix says which format.
+        metric_name (`str`):
+            What the value is, as the label of the axis.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for (name, points), colour, marker in zip(parts.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
+        if points:
+            axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=4, label=name)
+    axes.set_xlabel("step")
+    axes.set_ylabel(metric_name)
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
     figure.savefig(path)
 
 

@@ -58,10 +58,14 @@ class Candidates:
     """
 
     def __init__(self, available: Tensor, sizes: list[int], ranks: Ranks) -> None:
-        told = torch.tensor([len(available), int(available.sum()), sum(sizes), len(sizes)], device=available.device)
-        lengths, n_available, wanted, n_draws = ranks.gather(told).T.tolist()
-        if len(set(wanted)) > 1 or len(set(n_draws)) > 1:
-            raise ValueError(f"size and n_chunks must be the same on all ranks, got {wanted} in {n_draws} chunks.")
+        told = [len(available), int(available.sum()), sum(sizes), len(sizes), sizes[0]]
+        told = ranks.gather(torch.tensor(told, device=available.device)).T.tolist()
+        lengths, n_available, wanted, n_draws, first = told
+        if len({*zip(wanted, n_draws, first, strict=True)}) > 1:
+            raise ValueError(
+                f"size, n_chunks and uniform_size must be the same on all ranks, got {wanted} in {n_draws} chunks, of "
+                f"which the first have {first}."
+            )
         self._available, self._ranks = available, ranks
         self._longest_share = max(lengths)
         self._n_left = sum(n_available)

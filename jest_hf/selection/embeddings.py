@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,6 +55,11 @@ class ContrastiveEmbeddings:
     def __len__(self) -> int:
         return self.image.shape[0]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings are."""
+        return self.image.device
+
     def take(self, indices: Tensor) -> ContrastiveEmbeddings:
         """Return the embeddings of the examples at `indices` (int64 `[n]`), in that order."""
         return ContrastiveEmbeddings(self.image[indices], self.text[indices], self.logit_scale, self.logit_bias)
@@ -61,6 +67,14 @@ class ContrastiveEmbeddings:
     def to(self, device: torch.device | str) -> ContrastiveEmbeddings:
         """Return the same embeddings on `device`."""
         return ContrastiveEmbeddings(self.image.to(device), self.text.to(device), self.logit_scale, self.logit_bias)
+
+    def columns(self) -> dict[str, Tensor]:
+        """Return what is known of each example, as tensors of B rows: `image` and `text`."""
+        return {"image": self.image, "text": self.text}
+
+    def with_columns(self, columns: Mapping[str, Tensor]) -> ContrastiveEmbeddings:
+        """Return what the same model says of other examples: those of which `columns` holds the rows."""
+        return replace(self, **columns)
 
 
 def _as_float(name: str, value: float | Tensor) -> float:

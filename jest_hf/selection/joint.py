@@ -63,6 +63,7 @@ def draw_chunks(
     noise: Tensor | None = None,
     eligible: Tensor | None = None,
     ranks: Ranks | None = None,
+    uniform_size: int = 0,
 ) -> Iterator[Chunk]:
     """Yield the chunks of a joint draw, one by one: [`select_jointly`] with what there is to log about each chunk.
 
@@ -74,10 +75,12 @@ def draw_chunks(
     device = diagonal.device
     with raised_on_all(ranks, device):
         check_draw(size, gain)
-        sizes = chunk_sizes(size, n_chunks)
+        if not 0 <= uniform_size <= size:
+            raise ValueError(f"uniform_size must be at least 0 and at most size={size}, got {uniform_size}.")
+        sizes = [uniform_size] * (uniform_size > 0) + chunk_sizes(size - uniform_size, n_chunks)
         available = check_eligible(eligible, len(scores), device)
         if noise is not None:
-            noise = check_noise(noise, (n_chunks, len(scores)), device)
+            noise = check_noise(noise, (n_chunks + (uniform_size > 0), len(scores)), device)
         if ranks.size > 1 and not scores.divisible:
             raise ValueError(
                 f"a score matrix cannot be divided among {ranks.size} ranks, as each would need all of its columns: "
@@ -92,11 +95,14 @@ def draw_chunks(
 
     running = scores.start()
     drawn = None
-    for chunk, chunk_size in enumerate(sizes):
+    # Chunk -1 is the uniform one, and row -1 of the noise the last.
+    for chunk, chunk_size in enumerate(sizes, start=-1 if uniform_size else 0):
         # Here and not after the draw: nobody is left to ask what the last chunk would add.
         if drawn is not None:
             running.add(candidates.collect(drawn, scores.take))
-        drawn = candidates.draw(gain * (diagonal + running.total()), noise[chunk], chunk_size)
+        # Weights that are all equal still show which score is broken.
+        log_weights = gain * (diagonal + running.total()) if chunk >= 0 else 0 * diagonal
+        drawn = candidates.draw(log_weights, noise[chunk], chunk_size)
         yield Chunk(drawn.indices, drawn.effective_sample_size)
 
 
@@ -108,6 +114,7 @@ def select_jointly(
     noise: Tensor | None = None,
     eligible: Tensor | None = None,
     ranks: Ranks | None = None,
+    uniform_size: int = 0,
 ) -> Tensor:
     """Draw a sub-batch jointly: Algorithm 1 of JEST (arXiv 2406.17711), in O(B b D) time and O(B) memory.
 
@@ -124,6 +131,8 @@ def select_jointly(
         ranks ([`~jest_hf.distributed.Ranks`], *optional*): Who draws together; by default this process alone. Then
             `scores`, `noise` and `eligible` are this rank's share of the super-batch, which the shares make up in the
             order of the ranks; all else, `size` and the indices too, is about the whole and the same on every rank.
+        uniform_size (`int`, *optional*, defaults to 0): So many of the `size` examples are drawn first and uniformly,
+            in a chunk before the others, which are drawn given these. `noise` then has a row more, the last, for it.
 
     Returns:
         `torch.Tensor`: Positions in the super-batch, int64 `[size]`, distinct, in order of drawing. Of equal keys the
@@ -131,10 +140,12 @@ def select_jointly(
 
     Raises:
         ValueError: if `size` is below 1 or above the number of eligible examples, `n_chunks` is below 1, `gain` is not
-            positive and finite, `noise` or `eligible` has the wrong shape, or a score is NaN or infinite. Also if
-            several ranks are to share a score matrix. Whatever is wrong on one rank is raised on all.
+            positive and finite, `noise` or `eligible` has the wrong shape, `uniform_size` is below 0 or above `size`,
+            or a score is NaN or infinite. Also if several ranks are to share a score matrix. Whatever is wrong on one
+            rank is raised on all.
     """
-    return torch.cat([chunk.indices for chunk in draw_chunks(scores, size, n_chunks, gain, noise, eligible, ranks)])
+    chunks = draw_chunks(scores, size, n_chunks, gain, noise, eligible, ranks, uniform_size)
+    return torch.cat([chunk.indices for chunk in chunks])
 
 
 __all__ = ["Chunk", "chunk_sizes", "draw_chunks", "select_jointly"]

@@ -20,6 +20,7 @@ def gumbel_noise(
     n_chunks: int,
     size: int,
     *,
+    first_chunk: int = 0,
     start: int = 0,
     stop: int | None = None,
     device: torch.device | str = "cpu",
@@ -33,6 +34,7 @@ def gumbel_noise(
         step (`int`): The training step, 0 <= step < 2**63.
         n_chunks (`int`): Number of chunks: one row of noise each.
         size (`int`): Number of candidates in the global super-batch (B).
+        first_chunk (`int`, *optional*, defaults to 0): Chunk that the first row is of.
         start (`int`, *optional*, defaults to 0): First position of the global super-batch to return.
         stop (`int`, *optional*, defaults to `size`): End of the positions to return.
         device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where to compute it.
@@ -52,7 +54,7 @@ def gumbel_noise(
     if not 0 <= start <= stop <= size:
         raise ValueError(f"start and stop must satisfy 0 <= start <= stop <= {size}, got {start} and {stop}.")
 
-    chunks = torch.arange(n_chunks, device=device)[:, None]
+    chunks = torch.arange(first_chunk, first_chunk + n_chunks, device=device)[:, None]
     positions = torch.arange(start, stop, device=device)
     state = torch.zeros((), dtype=torch.int64, device=device)
     for word in (seed, step, chunks, positions):

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pairwise scores of a super-batch: how much a sub-batch would teach, as a sum over its pairs.
 
+Examples that make no pairs are the simple case: their conditional term is 0.
+
 A score is the learner's loss minus the reference's (JEST, arXiv 2406.17711, section 3.1), or either of the two alone.
 The sampler of Algorithm 1 sees only the two things it needs, the term of each candidate's own pair and the running
 conditional term given the examples drawn so far, and does not know which loss, model or matrix they come from.
@@ -15,14 +17,15 @@ import torch
 from torch import Tensor
 
 from jest_hf.selection.embeddings import ContrastiveEmbeddings
-from jest_hf.selection.parts import PAIR_LOSSES, MatrixPart, ModelPart, Part, Running
+from jest_hf.selection.parts import PAIR_LOSSES, MatrixPart, Part, PointwisePart, Running, model_part
+from jest_hf.selection.pointwise import Scored
 
 
 # The signs with which the learner's and the reference's loss enter the score.
 _SIGNS = {"learnability": (1, -1), "easy_reference": (0, -1), "hard_learner": (1, 0)}
 
 CRITERIA = tuple(_SIGNS)
-LOSSES = tuple(PAIR_LOSSES)
+LOSSES = (*PAIR_LOSSES, "similarity")
 
 
 class PairwiseScores:
@@ -42,45 +45,53 @@ class PairwiseScores:
     @classmethod
     def from_embeddings(
         cls,
-        learner: ContrastiveEmbeddings | None = None,
-        reference: ContrastiveEmbeddings | None = None,
+        learner: Scored | None = None,
+        reference: Scored | None = None,
         criterion: str = "learnability",
-        loss: str = "sigmoid",
+        loss: str | None = "sigmoid",
     ) -> PairwiseScores:
-        """Score by the contrastive losses of a learner and a reference, without ever forming their `[B, B]` matrices.
+        """Score by the losses of a learner and a reference; contrastive ones without ever forming `[B, B]` matrices.
 
         Args:
-            learner ([`ContrastiveEmbeddings`], *optional*): The learner's; not needed for `"easy_reference"`.
-            reference ([`ContrastiveEmbeddings`], *optional*): The reference's, of the same B examples in the same
-                order; width, dtype, scale and bias are its own. Not needed for `"hard_learner"`.
+            learner ([`ContrastiveEmbeddings`] or [`PointwiseLosses`], *optional*): The learner's; not needed for
+                `"easy_reference"`.
+            reference ([`ContrastiveEmbeddings`] or [`PointwiseLosses`], *optional*): The reference's, of the same B
+                examples in the same order; width, dtype, scale and bias are its own. Not needed for `"hard_learner"`.
             criterion (`str`, *optional*, defaults to `"learnability"`): `"learnability"` (learner's loss minus
                 reference's), `"easy_reference"` (minus the reference's loss) or `"hard_learner"` (the learner's).
-            loss (`str`, *optional*, defaults to `"sigmoid"`): `"sigmoid"` (SigLIP) or `"softmax"` (CLIP).
+            loss (`str`, *optional*, defaults to `"sigmoid"`): What embeddings are scored by: `"sigmoid"` (SigLIP) or
+                `"softmax"` (CLIP), or `"similarity"`, minus the product of a pair's embeddings, which knows no
+                negatives (ActiveCLIP, arXiv 2312.05328). [`PointwiseLosses`] need none.
 
         Raises:
             ValueError: for an unknown criterion or loss, a model that the criterion needs and that is missing, or
-                learner and reference of different length or on different devices.
+                learner and reference of different kinds, of different length or on different devices.
         """
         if criterion not in CRITERIA:
             raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}.")
-        if loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}.")
         models = {"learner": learner, "reference": reference}
+        if loss not in LOSSES and any(isinstance(model, ContrastiveEmbeddings) for model in models.values()):
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}.")
         signs = {name: sign for name, sign in zip(models, _SIGNS[criterion], strict=True) if sign}
         for name in signs:
             if models[name] is None:
                 raise ValueError(f"criterion {criterion!r} needs the {name}'s embeddings: pass {name}=.")
         if len(signs) == 2:
+            if type(learner) is not type(reference):
+                raise ValueError(
+                    "learner and reference must both embed pairs or both have losses, got "
+                    f"{type(learner).__name__} and {type(reference).__name__}."
+                )
             if len(learner) != len(reference):
                 raise ValueError(
                     f"learner and reference must embed the same examples, got {len(learner)} and {len(reference)}."
                 )
-            if learner.image.device != reference.image.device:
+            if learner.device != reference.device:
                 raise ValueError(
                     "learner and reference embeddings must be on one device, got "
-                    f"{learner.image.device} and {reference.image.device}: move one of them."
+                    f"{learner.device} and {reference.device}: move one of them."
                 )
-        return cls([(sign, ModelPart(models[name], PAIR_LOSSES[loss])) for name, sign in signs.items()])
+        return cls([(sign, model_part(models[name], loss)) for name, sign in signs.items()])
 
     @classmethod
     def from_matrix(cls, matrix: Tensor) -> PairwiseScores:
@@ -92,6 +103,11 @@ class PairwiseScores:
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"a score matrix must be square, [B, B], got {list(matrix.shape)}.")
         return cls([(1, MatrixPart(matrix))])
+
+    @classmethod
+    def from_pointwise(cls, scores: Tensor) -> PairwiseScores:
+        """Score each example alone, by a tensor `[B]`: pairs of different examples count nothing."""
+        return cls([(1, PointwisePart(scores))])
 
     def __len__(self) -> int:
         return len(self._parts[0][1])

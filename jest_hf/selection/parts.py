@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The parts that a pairwise score is a signed sum of: the loss of one model, or a matrix that was handed in.
+"""The parts that a score is a signed sum of: the loss of one model, over pairs or not, or a matrix that was handed in.
 
 Every part answers two questions about the candidates of a super-batch: the term of its own pair (`diagonal`), and the
 conditional term given the examples drawn so far (`start`, then `add` and `total`). The second is a running reduction:
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jest_hf.selection.embeddings import ContrastiveEmbeddings
+from jest_hf.selection.pointwise import PointwiseLosses, Scored
 
 
 # A tile of logits should stay in a CPU's cache between the product and the softplus (measured: 1.8x faster than one
@@ -140,10 +141,7 @@ class ModelPart:
         return len(self.embeddings)
 
     def diagonal(self) -> Tensor:
-        image, text = self.embeddings.image.detach(), self.embeddings.text.detach()
-        step = _tile_rows(image.device)
-        tiles = zip(image.split(step), text.split(step), strict=True)
-        products = torch.cat([(i.float() * t.float()).sum(dim=1) for i, t in tiles])
+        products = _own_products(self.embeddings)
         return self.loss.positive(self.embeddings.logit_scale * products + self.embeddings.logit_bias)
 
     def take(self, indices: Tensor) -> Tensor:
@@ -201,8 +199,63 @@ def _logit_tiles(candidates: Tensor, drawn: Tensor, scale: float, bias: float) -
         yield torch.addmm(offset, drawn, tile.float().T, out=logits)
 
 
+def _own_products(embeddings: ContrastiveEmbeddings) -> Tensor:
+    """The product of each image with its own text, float32 `[B]`, upcast a tile at a time."""
+    image, text = embeddings.image.detach(), embeddings.text.detach()
+    step = _tile_rows(image.device)
+    tiles = zip(image.split(step), text.split(step), strict=True)
+    return torch.cat([(i.float() * t.float()).sum(dim=1) for i, t in tiles])
+
+
 def _tile_rows(device: torch.device) -> int:
     return _TILE_ROWS_CPU if device.type == "cpu" else _TILE_ROWS_GPU
+
+
+@dataclass(frozen=True)
+class PointwisePart:
+    """Losses `[B]` of examples that stand alone: nothing that is drawn changes what the others are worth."""
+
+    divisible: ClassVar[bool] = True
+    width: ClassVar[int] = 0
+    losses: Tensor
+
+    def __len__(self) -> int:
+        return len(self.losses)
+
+    def diagonal(self) -> Tensor:
+        return self.losses.detach()
+
+    def take(self, indices: Tensor) -> Tensor:
+        return self.losses.new_empty(len(indices), 0)
+
+    def start(self) -> Running:
+        return _RunningNothing(torch.zeros_like(self.losses, dtype=torch.float64))
+
+
+class _RunningNothing:
+    def __init__(self, zeros: Tensor) -> None:
+        self._zeros = zeros
+
+    def add(self, drawn: Tensor) -> None:
+        pass
+
+    def total(self) -> Tensor:
+        return self._zeros
+
+
+def model_part(scored: Scored, loss: str) -> Part:
+    """The loss of one model.
+
+    Args:
+        scored ([`ContrastiveEmbeddings`] or [`PointwiseLosses`]): What the model says; of losses, `loss` is ignored.
+        loss (`str`): One of `PAIR_LOSSES`, or `"similarity"`: minus the product of the two embeddings of a pair,
+            without scale and bias, and no word about other pairs (ActiveCLIP, arXiv 2312.05328).
+    """
+    if isinstance(scored, PointwiseLosses):
+        return PointwisePart(scored.losses)
+    if loss == "similarity":
+        return PointwisePart(-_own_products(scored))
+    return ModelPart(scored, PAIR_LOSSES[loss])
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from transformers import AutoModel
 
 from jest_hf import JESTConfig, JESTTrainer
 from jest_hf.distributed import Ranks
-from jest_hf.losses import sigmoid_contrastive_loss
-from jest_hf.models import DualEncoder, expose_temperature
+from jest_hf.losses import backward_in_chunks, sigmoid_contrastive_loss
+from jest_hf.models import DualEncoder, View, accept_views, expose_temperature
+from jest_hf.models.mixture import chunks_by_view, rows_at_view
 from jest_hf.models.sharding import prepare_for_fsdp2
 from jest_hf.reference import place_reference
 from jest_hf.report.ledger import read_selections
@@ -42,6 +43,8 @@ ENGINES = {
     "zero3": ("zero3", "zero3"),
     "zero3_offload": ("zero3", "zero3_offload"),
 }
+# Half of the sub-batch of each process is trained on at the view, in the forward of the other half.
+VIEWS = {"scoring_view": "image:8", "low_resolution_fraction": 0.5}
 STAGES = {"ddp": None, "zero1": 1, "zero2": 2, "zero3": 3, "zero3_offload": 3}
 
 
@@ -84,9 +87,12 @@ class Runs:
     @functools.cached_property
     def alone(self):
         """One process that trains on as many examples a step as the others together."""
-        settings = self.settings("alone", use_cpu=True, ddp_backend=None, per_device_train_batch_size=8)
+        return self.train_alone(JESTTrainer, "alone")
+
+    def train_alone(self, trainer_class, name, **more):
+        settings = self.settings(name, use_cpu=True, ddp_backend=None, per_device_train_batch_size=8, **more)
         learner, reference = (AutoModel.from_pretrained(self.folder / name) for name in ("learner", "reference"))
-        trainer = JESTTrainer(
+        trainer = trainer_class(
             model=learner,
             args=JESTConfig(**settings),
             train_dataset=random_rows(96, seed=5),
@@ -108,6 +114,7 @@ class Runs:
         runs[f"{preset}_lora"] = self.run(
             f"{preset}_lora", ENGINES[preset][1], lora=True, reference="adapter", max_steps=3, learning_rate=1e-2
         )
+        runs[f"{preset}_views"] = self.run(f"{preset}_views", ENGINES[preset][1], **VIEWS)
         runs[f"{preset}_bf16"] = self.run(f"{preset}_bf16", ENGINES[preset][1], bf16=True, max_steps=2)
         reported = launch(preset, self.folder / f"{preset}_reports", list(runs.values()))
         self.reports |= dict(zip(runs, reported, strict=True))
@@ -206,6 +213,39 @@ def test_a_sharded_reference_says_the_same(runs, zero3):
         assert (report["reference"], report["reference_stage"]) == ("DeepSpeedEngine", 3)
     assert runs.selections("zero3_sharded") == runs.selections("zero3")
     assert_same_weights(runs.checkpoint("zero3_sharded"), runs.checkpoint("zero3"))
+
+
+@pytest.mark.parametrize("preset", ["ddp", "zero2", "zero3"])
+def test_views_are_mixed_in_one_forward_as_in_one_process(runs, request, preset):
+    """Each rank draws which of its examples are trained on at the view; one process that does as they do is equal."""
+    request.getfixturevalue(preset)
+    name = f"{preset}_views"
+    ranks = [report["learned"] for report in runs.reports[name]]
+    assert {len(ids) for learned in ranks for ids in learned} == {4}
+
+    class Following(JESTTrainer):
+        """First the half of each rank that was seen at the view, then the other halves."""
+
+        def learn(self, model, sub_batch, *more):
+            learned = [of_rank[self.state.global_step] for of_rank in ranks]
+            order = [example for ids in learned for example in ids[:2]]
+            order += [example for ids in learned for example in ids[2:]]
+            places = sub_batch["example_id"].tolist()
+            rows = torch.tensor(
+                [places.index(example) for example in order]
+            )  # a ValueError, if it is not the same one
+            return super().learn(model, {key: value[rows] for key, value in sub_batch.items()}, *more)
+
+    alone = runs.train_alone(Following, f"alone_{name}", **VIEWS)
+    assert {step: set(ids) for step, ids in runs.selections(name).items()} == {
+        step: set(ids) for step, ids in runs.selections(f"alone_{name}").items()
+    }
+    assert_same_weights(runs.checkpoint(name), alone.model)
+    full = runs.checkpoint(preset).state_dict()
+    assert any((weight - full[key]).abs().max() > 1e-3 for key, weight in alone.model.state_dict().items())
+    for report in runs.reports[name]:
+        assert report["engine"] == ("DistributedDataParallel" if preset == "ddp" else "DeepSpeedEngine")
+        assert report["zero_stage"] == STAGES[preset]
 
 
 @pytest.mark.parametrize("preset", ["ddp", "zero2", "zero3"])
@@ -345,3 +385,60 @@ def test_fsdp2_scores_and_learns_as_one_process_does():
     alone = run(1, scored_and_learned, False)[0]
     for sharded in run(WORLD_SIZE, scored_and_learned, True):
         torch.testing.assert_close(sharded, alone, atol=1e-5, rtol=1e-5)
+
+
+def learned_at_views(fully_sharded, shares, fraction, n_chunks):
+    """Gradients over unequal numbers of rows, in chunks or not; and how many of them this rank had at the view."""
+    ranks, view = Ranks.world(), View.parse("image:8")
+    learner = tiny_siglip(0)
+    expose_temperature(learner)
+    accept_views(learner)
+    if fully_sharded:
+        from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+        prepare_for_fsdp2(learner)
+        fsdp2_prepare_model(fsdp2_accelerator(), learner)
+    generator = torch.Generator().manual_seed(3)
+    batch = {
+        "pixel_values": torch.randint(0, 256, (sum(shares), 3, 16, 16), dtype=torch.uint8, generator=generator),
+        "input_ids": torch.randint(3, 14, (sum(shares), 8), generator=generator),
+    }
+    counts = [rows_at_view(fraction, n_rows, min(shares)) for n_rows in shares]
+    parts = [
+        part.split([m, n - m])
+        for part, m, n in zip(torch.arange(sum(shares)).split(shares), counts, shares, strict=True)
+    ]
+    own = range(len(shares)) if ranks.size == 1 else [ranks.rank]  # one process has the rows of all
+    order = torch.cat([parts[rank][full] for full in (0, 1) for rank in own])
+    batch, n_at_view = {name: value[order] for name, value in batch.items()}, sum(counts[rank] for rank in own)
+    read = DualEncoder(learner.config, tiny_siglip_processor())
+    chunks = [slice(0, len(order))]
+    if n_chunks is not None and ranks.size > 1:
+        chunks = chunks_by_view(fraction, len(order), min(shares), n_chunks)
+    loss = backward_in_chunks(
+        lambda rows: read(learner, batch, rows, view, n_at_view),
+        len(order),
+        chunks,
+        loss=functools.partial(sigmoid_contrastive_loss, ranks=ranks),
+    )
+    gradients = [weight.grad.full_tensor() if fully_sharded else weight.grad for weight in learner.parameters()]
+    return loss, gradients, (n_at_view, len(order) - n_at_view)
+
+
+# By themselves ranks of 6 and 5 rows would have 1 and 0 of them at the view, those of 5 and 4 rows 1 and 0 in full.
+@pytest.mark.parametrize("n_chunks", [None, 2])
+@pytest.mark.parametrize(
+    ("shares", "fraction", "made"),
+    [
+        ([7, 6], 0.5, [(4, 3), (3, 3)]),
+        ([4, 3], 0.5, [(2, 2), (2, 1)]),
+        ([6, 5], 0.1, [(0, 6), (0, 5)]),
+        ([5, 4], 0.9, [(5, 0), (4, 0)]),
+    ],
+)
+def test_fsdp2_learns_at_views_from_unequal_numbers_of_rows(shares, fraction, made, n_chunks):
+    loss, gradients, _ = run(1, learned_at_views, False, shares, fraction, n_chunks)[0]
+    sharded = run(WORLD_SIZE, learned_at_views, True, shares, fraction, n_chunks)
+    assert [counts for _, _, counts in sharded] == made
+    for rank in sharded:
+        torch.testing.assert_close(rank[:2], (loss, gradients), atol=1e-5, rtol=1e-4)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from jest_hf.distributed import Ranks, gather, gather_objects, gather_to_cpu
+from jest_hf.distributed import Ranks, ask_first_rank, gather, gather_objects, gather_to_cpu
 from tests.distributed.processes import run
 
 
@@ -25,6 +25,26 @@ def test_objects_and_rows_of_any_number(counts: list[int]) -> None:
     for objects, rows in run(len(counts), _gather, counts):
         assert objects == [{"rank": rank, "words": ["x"] * rank} for rank in range(len(counts))]
         assert torch.equal(rows, expected)
+
+
+def _ask(fails: bool) -> Any:
+    ranks = Ranks.world()
+
+    def question() -> int:
+        if fails:
+            raise OSError(f"said by {ranks.rank}")
+        return ranks.rank + 7
+
+    try:
+        return ask_first_rank(ranks, question)
+    except (OSError, RuntimeError) as error:
+        return type(error).__name__, str(error)
+
+
+def test_one_rank_answers_for_all_and_fails_for_all() -> None:
+    assert run(3, _ask, False) == [7, 7, 7]
+    assert run(3, _ask, True) == [("OSError", "said by 0"), *[("RuntimeError", "rank 0 says: said by 0")] * 2]
+    assert _ask(False) == 7 and _ask(True) == ("OSError", "said by 0")
 
 
 def test_alone_both_give_back_what_they_got() -> None:

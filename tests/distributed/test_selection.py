@@ -26,6 +26,7 @@ from jest_hf.selection import (
     select_jointly,
 )
 from jest_hf.selection.draw import Candidates
+from jest_hf.selection.parts import PAIR_LOSSES
 from tests.distributed.processes import run
 from tests.selection.models import learner_and_reference
 
@@ -180,7 +181,7 @@ def measure(case: Case) -> tuple[list[int], int, int]:
 
 
 @pytest.mark.parametrize("shares", [(300,) * 4, (200, 400, 100, 500)])
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", PAIR_LOSSES)
 def test_little_is_received_and_less_is_held(shares: tuple[int, ...], loss: str) -> None:
     case = Case("clusters", "learnability", loss, shares, 256, 8, 1.0, None)
     m, embedding_numbers = 32, 2 * (24 + 16)

@@ -25,11 +25,15 @@ from tests.helpers import random_rows
 
 
 class ReportingTrainer(JESTTrainer):
-    """Remembers which examples of each super-batch reached this rank."""
+    """Remembers which examples of each super-batch reached this rank, and which it learned from, in what order."""
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any) -> Tensor:
         self.seen.append(inputs["example_id"].tolist())
         return super().training_step(model, inputs, *args)
+
+    def learn(self, model: nn.Module, sub_batch: dict[str, Tensor], *args: Any) -> Tensor:
+        self.learned.append(sub_batch["example_id"].tolist())
+        return super().learn(model, sub_batch, *args)
 
 
 class Death(TrainerCallback):
@@ -81,7 +85,7 @@ def train(
         processing_class=processor,
         callbacks=[] if dies_after is None else [Death(dies_after)],
     )
-    trainer.seen = []
+    trainer.seen, trainer.learned = [], []
     trainer.train(resume_from_checkpoint=resume_from)
     placed = trainer.reference.model if trainer.reference else None
     return {
@@ -93,6 +97,7 @@ def train(
         "num_processes": trainer.accelerator.num_processes,
         "process_index": trainer.accelerator.process_index,
         "seen": trainer.seen,
+        "learned": trainer.learned,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "weights": sums_of_weights(trainer.model),
     }

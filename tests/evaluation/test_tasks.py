@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from jest_hf import JESTDataCollator
 from jest_hf.data.rows import Rows
 from jest_hf.evaluation.tasks import CaptionCollator, embed_dataset
 from jest_hf.losses import sigmoid_contrastive_loss
-from jest_hf.models import DualEncoder, expose_temperature
+from jest_hf.models import DualEncoder, View, accept_views, expose_temperature
 from tests.helpers import random_rows, tiny_clip, tiny_clip_processor, tiny_siglip, tiny_siglip_processor
 
 
@@ -57,6 +59,23 @@ def test_a_batch_without_a_usable_row_can_still_go_through_a_model(rows):
     assert (batch["groups"], batch["skipped"], len(batch["caption_of"])) == ([], len(rows), 0)
     tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
     assert DualEncoder(model.config, processor)(model, tensors).text_embeds.shape == (1, 24)
+
+
+def test_images_at_the_view_come_along():
+    view, model, processor = View.parse("image:8"), tiny_siglip(0), tiny_siglip_processor()
+    expose_temperature(model)
+    accept_views(model)
+    rows = random_rows(5, size=40)
+    rows[1]["image"] = None
+    collator = JESTDataCollator(processor).at_view(view)
+    loader = DataLoader(Rows(rows), batch_size=2, collate_fn=CaptionCollator(collator))
+    read = DualEncoder(model.config, processor)
+    found = embed_dataset(partial(read, view=view), model, loader, torch.device("cpu"), "sigmoid")
+    small = {name.removeprefix("view_"): value for name, value in collator.view_alone()(rows).items()}
+    expected = read.score(model, {name: value[[0, 2, 3, 4]] for name, value in small.items()}, 4, view)
+    torch.testing.assert_close(found.image, expected.image)
+    full = embed_dataset(read, model, loader, torch.device("cpu"), "sigmoid")
+    assert not torch.allclose(full.image, found.image, atol=1e-3)
 
 
 def test_groups_are_the_values_of_the_column():

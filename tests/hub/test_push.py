@@ -76,6 +76,7 @@ def use_elsewhere(folder, repo, commit):
     with torch.no_grad():
         scores = model.eval()(**inputs).logits_per_image.sigmoid()[0]
     used["by hand"] = dict(zip(LABELS, scores.tolist(), strict=True))
+    used["by embeddings"] = dict(zip(LABELS, scores_of_embeddings(model, inputs).tolist(), strict=True))
     used["evaluation"] = metrics(make(folder, model=model, processor=processor))
     trainer = make(folder, reference=repo, processor=processor, ref_model_revision=commit)
     trainer.train()
@@ -85,6 +86,15 @@ def use_elsewhere(folder, repo, commit):
         "steps": trainer.state.global_step,
     }
     return used
+
+
+def scores_of_embeddings(model, inputs):
+    """As libraries of embeddings use a model: one tower at a time, vectors of length 1, and a dot product."""
+    with torch.no_grad():
+        image = model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output
+        text = model.get_text_features(input_ids=inputs["input_ids"]).pooler_output
+        cosine = torch.nn.functional.normalize(image) @ torch.nn.functional.normalize(text).T
+        return (cosine[0] * model.logit_scale.exp() + model.logit_bias).sigmoid()
 
 
 def tiny_image():
@@ -117,6 +127,7 @@ def test_round_trip(hub, client, tmp_path):
     assert same(used["state"], pushed["state"])
     assert used["evaluation"] == pushed["evaluation"]
     assert used["pipeline"] == pytest.approx(used["by hand"])
+    assert used["by embeddings"] == pytest.approx(used["by hand"])
     assert (used["as reference"]["commit"], used["as reference"]["steps"]) == (pushed["commit"], 3)
     assert same(used["as reference"]["state"], pushed["state"])
 
@@ -139,6 +150,7 @@ def test_round_trip_of_an_adapter(hub, client, tmp_path):
     used = used.value
     assert used["evaluation"] == pushed["evaluation"]
     assert used["pipeline"] == pytest.approx(used["by hand"])
+    assert used["by embeddings"] == pytest.approx(used["by hand"])
     for state in (used["state"], used["as reference"]["state"]):
         trained = {name.split("base_model.model.")[-1]: value for name, value in pushed["state"].items()}
         assert same(state, trained)

@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
+from tests.hub_server.cards import problems
 from tests.hub_server.faults import GATED, REPO_NOT_FOUND
 from tests.hub_server.repos import Blob, Commit, Repo, XetBlob, stored_as_lfs, xet_files
 
@@ -138,12 +139,13 @@ class Api:
         return Answer(body={"url": url, "name": name})
 
     def validate_yaml(self, request: Request) -> Answer:
-        """The front matter of a card has to be YAML at least."""
-        content = json.loads(request.body)["content"]
-        found = re.match(r"---\r?\n(.*?)\r?\n---(\r?\n|$)", content, re.DOTALL)
+        """The front matter of a card has to be YAML, and what it says has to be what the Hub takes."""
+        asked = json.loads(request.body)
+        found = re.match(r"---\r?\n(.*?)\r?\n---(\r?\n|$)", asked["content"], re.DOTALL)
         try:
-            metadata = yaml.safe_load(found[1]) if found else {}
-            errors = [] if isinstance(metadata or {}, dict) else ["the metadata are no mapping"]
+            metadata = (yaml.safe_load(found[1]) if found else None) or {}
+            is_mapping = isinstance(metadata, dict)
+            errors = problems(metadata, asked["repoType"]) if is_mapping else ["the metadata are no mapping"]
         except yaml.YAMLError as error:
             errors = [f"the metadata are no YAML: {error}"]
         return Answer(400 if errors else 200, {"errors": [{"message": error} for error in errors], "warnings": []})

@@ -218,14 +218,14 @@ def test_a_run_at_a_view(tmp_path, criterion, scored):
         output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=4, filter_ratio=0.5, criterion=criterion,
     )  # fmt: skip
     config = SiglipConfig(vision_config={**VISION, "image_size": 32}, text_config=WORDS)
-    inputs = {name: {"pixel_values": torch.zeros(1, 3, 32, 32), "input_ids": torch.zeros(1, 7, dtype=torch.int64)}
-              for name in ("learner", "reference")}  # fmt: skip
-    configs = {"learner": config, "reference": config}
-    step, cached = flops_of_run(args, configs, inputs, 100, View.parse("patch:16"))
     full = sum(forward_flops(config, text_length=7).values())
     low = sum(forward_flops(config, text_length=7, view=View.parse("patch:16")).values())
+    forward = {"learner": full, "learner_at_view": low, "reference": full}
+    step, cached = flops_of_run(args, forward, {"learner": 8, "reference": 8}, 100)
+    selection = 4 * 8 * 4 * 8
+    assert step.selection == selection
     assert step.training == 3 * 4 * (full + low) / 2 and step.training_saved == 3 * 4 * (full - low) / 2
-    assert step.scoring == (8 * low if scored else 0) and step.reference == 8 * full and cached == 0
+    assert (step.scoring, step.reference) == ((8 * low, 0) if scored else (0, 8 * full)) and cached == 0
 
 
 def test_parts_of_a_step():

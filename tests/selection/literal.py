@@ -44,6 +44,19 @@ class SoftmaxLoss:
         return (self.logits[:, drawn].logsumexp(dim=1) + self.logits[drawn].logsumexp(dim=0)) / 2
 
 
+class Similarity:
+    """ActiveCLIP's: no temperature, and no word about other pairs."""
+
+    def __init__(self, embeddings: ContrastiveEmbeddings) -> None:
+        self.products = embeddings.image.double() @ embeddings.text.double().T
+
+    def positive(self) -> Tensor:
+        return -self.products.diagonal()
+
+    def conditional(self, drawn: Tensor) -> Tensor:
+        return torch.zeros(len(self.products), dtype=torch.float64)
+
+
 class Matrix:
     def __init__(self, matrix: Tensor) -> None:
         self.pairs = matrix.double()
@@ -55,7 +68,7 @@ class Matrix:
         return self.pairs[drawn].sum(dim=0) + self.pairs[:, drawn].sum(dim=1)
 
 
-LOSSES = {"sigmoid": SigmoidLoss, "softmax": SoftmaxLoss}
+LOSSES = {"sigmoid": SigmoidLoss, "softmax": SoftmaxLoss, "similarity": Similarity}
 
 
 def signed_losses(learner, reference, criterion: str, loss: str) -> list[tuple[int, object]]:
@@ -66,9 +79,17 @@ def signed_losses(learner, reference, criterion: str, loss: str) -> list[tuple[i
     return [(1, LOSSES[loss](learner))]
 
 
-def select_jointly(losses: list[tuple[int, object]], size: int, n_chunks: int, noise: Tensor, gain=1.0) -> list[int]:
+def select_jointly(
+    losses: list[tuple[int, object]],
+    size: int,
+    n_chunks: int,
+    noise: Tensor,
+    gain: float = 1.0,
+    given: tuple[int, ...] = (),
+) -> list[int]:
+    """Draw `size` examples after those that are `given`, and return these first."""
     d = sum(sign * loss.positive() for sign, loss in losses)
-    drawn: list[int] = []
+    drawn = list(given)
     for chunk in range(n_chunks):
         chunk_size = size // n_chunks + (1 if chunk < size % n_chunks else 0)
         if size < n_chunks:

@@ -135,7 +135,7 @@ def test_wrong_embeddings(image, text, scale, bias, message):
     ("arguments", "message"),
     [
         ({"criterion": "hardest"}, "criterion must be one of learnability, .* got 'hardest'"),
-        ({"loss": "hinge"}, "loss must be one of sigmoid, softmax, got 'hinge'"),
+        ({"loss": "hinge"}, "loss must be one of sigmoid, softmax, similarity, got 'hinge'"),
         ({"learner": None}, "'learnability' needs the learner's embeddings"),
         ({"reference": None}, "'learnability' needs the reference's embeddings"),
         ({"learner": None, "criterion": "hard_learner"}, "'hard_learner' needs the learner's"),

@@ -1,0 +1,93 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the cards of models and of data sets have in common: templates, tables, and names that may be told."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jinja2
+from huggingface_hub import CardData, RepoCard
+
+from jest_hf.report.table import format_table
+
+
+Card = TypeVar("Card", bound=RepoCard)
+
+
+def render_card(kind: type[Card], metadata: CardData, template: str, **values: Any) -> Card:
+    """
+    Fills a template of `model_cards/`.
+
+    Args:
+        kind (`type`): `ModelCard` or `DatasetCard`.
+        metadata (`CardData`): What goes above the text.
+        template (`str`): File name of the template, which may extend another one.
+        **values: What the template asks for.
+
+    Returns:
+        The card, of type `kind`.
+
+    Raises:
+        `jinja2.UndefinedError`: if the template asks for a value that is not given.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(read_template), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    text = environment.get_template(template).render(**values)
+    return kind(f"---\n{metadata.to_yaml()}\n---\n\n{text.strip()}\n")
+
+
+def read_template(name: str) -> str:
+    """Reads a Jinja template of `model_cards/` by its file name."""
+    try:
+        folder = resources.files("jest_hf.model_cards")
+    except ModuleNotFoundError:  # a source tree that is on the path without being installed
+        folder = Path(__file__).parents[2] / "model_cards"
+    return (folder / name).read_text(encoding="utf-8")
+
+
+def about_table(rows: Sequence[tuple[str, object]]) -> str:
+    """A table of names and values, without those that are `None`; an empty text where nothing is known."""
+    # As texts, since a column of numbers and words is no column of numbers.
+    known = [
+        (name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in rows if value is not None
+    ]
+    return format_table(["", "value"], known) if known else ""
+
+
+def percent(share: float | None) -> str | None:
+    """A share as a text."""
+    return None if share is None else f"{share:.1%}"
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Only `owner/name`: a bare name, or a relative path that exists, is more likely something on this machine."""
+    return name is not None and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not os.path.exists(name)
+
+
+def public_name(name: str | None) -> str | None:
+    """A Hub id as it is; of a path the last part, since the rest tells about the machine and not about the model."""
+    return name if name is None or is_hub_id(name) else os.path.basename(os.path.normpath(name))
+
+
+def at_revision(name: str | None, revision: str | None) -> str | None:
+    """`name@revision`, as far as they are known."""
+    name = public_name(name)
+    return f"{name}@{revision}" if name and revision else name
+
+
+__all__ = [
+    "about_table",
+    "at_revision",
+    "is_hub_id",
+    "percent",
+    "public_name",
+    "read_template",
+    "render_card",
+]

@@ -1,0 +1,289 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The objective of any Hugging Face model with labels: every example has a loss of its own, whatever the others are.
+
+Classifiers of images and of texts, and causal language models, through the forward that all of them have. It is called
+without labels: the loss that a model computes by itself is a mean over the batch, and here each example's own is
+wanted (ClassAct, arXiv 2312.05328; RHO-LOSS, arXiv 2206.07137).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from jest_hf.collator import REF_PREFIX
+from jest_hf.data.labelled import ImageLabelCollator, LabelledCollator, LanguageModelCollator, TextLabelCollator
+from jest_hf.distributed import Ranks
+from jest_hf.evaluation.pointwise import EvaluationCollator, LabelledResults, evaluate_labelled
+from jest_hf.losses.pointwise import mean_over_ranks, per_example_losses
+from jest_hf.models import View, base_model
+from jest_hf.models.normalisation import Normalisation
+from jest_hf.report.flops import forward_flops_of
+from jest_hf.selection import PointwiseLosses
+
+
+KINDS = ("classification", "language_model")
+NOT_INPUTS = ("labels", "example_id", "valid")  # of a super-batch
+IMAGES = "pixel_values"
+
+
+def kind_of(model: PreTrainedModel) -> str:
+    """`"language_model"` for a causal one (as `AutoModelForCausalLM` makes them), else `"classification"`."""
+    causal = type(base_model(model)).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    return "language_model" if causal else "classification"
+
+
+class PointwiseReader:
+    """
+    How one model reads a super-batch, and what it has to say about it; see [`~objectives.objective.Reader`].
+
+    Args:
+        causal (`bool`): Whether it is a causal language model.
+        normalisation ([`Normalisation`], *optional*): Of a model of images.
+        label_smoothing (`float`, *optional*, defaults to `0.0`): In the scores, as in the training loss.
+        prefix (`str`, *optional*, defaults to `""`): Of this model's own keys in the super-batch (`"ref_"` for a
+            reference). Where there is none it reads what the learner reads.
+    """
+
+    def __init__(
+        self,
+        causal: bool,
+        normalisation: Normalisation | None = None,
+        label_smoothing: float = 0.0,
+        prefix: str = "",
+    ) -> None:
+        self.causal = causal
+        self.normalisation = normalisation
+        self.label_smoothing = label_smoothing
+        self.prefix = prefix
+
+    def inputs(
+        self,
+        batch: Mapping[str, Tensor],
+        rows: slice = slice(None),
+        view: View | None = None,
+        n_at_view: int | None = None,
+    ) -> dict[str, Any]:
+        """
+        Arguments of the model's `forward` for some rows of a super-batch: everything in it but the labels and what is
+        not the model's, images normalised on their device.
+
+        Raises:
+            ValueError: for a view, which dual encoders alone have.
+        """
+        if view is not None:
+            raise ValueError(f"scoring_view='{view}' is for dual encoders, and this model has no views; leave it out.")
+        shared = {name: value for name, value in batch.items() if not name.startswith(REF_PREFIX)}
+        # A model with keys of its own must take all of them from there: never half from the learner's.
+        own = {name.removeprefix(self.prefix): batch[name] for name in batch if name.startswith(self.prefix)}
+        chosen = own if self.prefix and own else shared
+        inputs = {name: value[rows] for name, value in chosen.items() if name not in NOT_INPUTS}
+        if self.normalisation is not None:
+            inputs[IMAGES] = self.normalisation(inputs[IMAGES])
+        # Keys and values of past tokens serve generation, and would stay in memory as long as the output does.
+        return inputs | ({"use_cache": False} if self.causal else {})
+
+    def __call__(
+        self,
+        model: nn.Module,
+        batch: Mapping[str, Tensor],
+        rows: slice = slice(None),
+        view: View | None = None,
+        n_at_view: int | None = None,
+    ) -> Any:
+        """One forward of `model`, wrapped or not, over these rows, with its graph; its output has `logits`."""
+        return model(**self.inputs(batch, rows, view, n_at_view))
+
+    @torch.no_grad()
+    def score(
+        self, model: nn.Module, batch: Mapping[str, Tensor], batch_size: int, view: View | None = None
+    ) -> PointwiseLosses:
+        """
+        The losses of a whole super-batch without gradients, in eval mode, `batch_size` rows at a time; 0 for a row
+        without a label.
+
+        The model is left in eval mode: `Trainer.training_step` puts it back into train mode before it learns.
+        """
+        model.eval()
+        parts = []
+        for start in range(0, len(batch["labels"]), batch_size):
+            rows = slice(start, start + batch_size)
+            logits = self(model, batch, rows, view).logits
+            parts.append(self.losses(logits, batch["labels"][rows]))
+        return PointwiseLosses(torch.cat(parts).float())
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss of each example, `[b]`, of logits that this reader's forward gave; see [`per_example_losses`]."""
+        return per_example_losses(logits, labels, label_smoothing=self.label_smoothing, causal=self.causal)
+
+
+class PointwiseObjective:
+    """
+    See [`~objectives.objective.Objective`].
+
+    Args:
+        kind (`str`): `"classification"` (one label for each example, or one for each token) or `"language_model"`
+            (causal: the next token).
+        config ([`~transformers.PretrainedConfig`]): The learner's, for its classes.
+        label_smoothing (`float`, *optional*, defaults to `0.0`): Of training and scores; ClassAct's is 0.1. Evaluation
+            goes without.
+
+    Raises:
+        ValueError: for an unknown kind, a `label_smoothing` outside of [0, 1), or a model of regression or of several
+            labels at a time.
+    """
+
+    pairs = False
+    loss_kind = None
+
+    def __init__(self, kind: str, config: PretrainedConfig, label_smoothing: float = 0.0) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"objective={kind!r} has no labels; choose one of {', '.join(KINDS)}.")
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing_factor={label_smoothing} must be in [0, 1): 0.1 is usual.")
+        self.name = kind
+        self.config = config
+        self.label_smoothing = label_smoothing
+        self.causal = kind == "language_model"
+        if not self.causal and (config.num_labels < 2 or config.problem_type in _OTHER_PROBLEMS):
+            raise ValueError(
+                f"objective='classification' needs one of at least two classes for each example, and the model has "
+                f"num_labels={config.num_labels}, problem_type={config.problem_type!r}; load it with num_labels of "
+                "the data, and problem_type='single_label_classification'."
+            )
+        self._architectures: dict[type[PretrainedConfig], type[PreTrainedModel]] = {}
+
+    def collator(self, processor: Any, ref_processor: Any | None, seed: int) -> LabelledCollator:
+        """By what the processor reads: images or texts; `seed` is for captions, of which there are none."""
+        read = _tokenizer if self.causal or not _has_images(processor) else _image_processor
+        own, reference = read(processor), None if ref_processor is None else read(ref_processor)
+        if self.causal:
+            return LanguageModelCollator(own, reference)
+        make = ImageLabelCollator if read is _image_processor else TextLabelCollator
+        return make(own, self.config.label2id, reference)
+
+    def reader(self, model: PreTrainedModel, processor: Any, role: str, prefix: str = "") -> PointwiseReader:
+        """How `model` reads a super-batch, once it is known to have the learner's classes and the words it reads."""
+        model = base_model(model)
+        config = model.config
+        self._architectures[type(config)] = type(model)
+        if not self.causal:
+            self._check_classes(config.label2id, role)
+        normalisation = None
+        if not self.causal and _has_images(processor):
+            normalisation = Normalisation(_image_processor(processor))
+        else:
+            _check_vocabulary(_tokenizer(processor), config, role)
+        return PointwiseReader(self.causal, normalisation, self.label_smoothing, prefix)
+
+    def check_data(self, dataset: Any, collator: LabelledCollator) -> None:
+        """Labels that the model does not have."""
+        collator.check_labels(dataset)
+
+    def check(self, inputs: Mapping[str, Any], config: PretrainedConfig, role: str) -> None:
+        """Sizes and lengths, by the model's own words: only it knows which images it takes."""
+        way_out = f"give the {role} the processor that belongs to it"
+        longest = config.get_text_config().to_dict().get("max_position_embeddings")
+        if "input_ids" in inputs and longest is not None and inputs["input_ids"].shape[1] > longest:
+            raise ValueError(
+                f"texts are padded to {inputs['input_ids'].shape[1]} tokens, and the {role} has {longest} positions; "
+                f"set max_length={longest} in the collator, or {way_out}."
+            )
+        try:
+            self.forward_flops(config, inputs)
+        except ValueError as error:
+            raise ValueError(f"the {role} refuses what its processor makes ({error}); {way_out}.") from error
+
+    def _check_classes(self, label2id: Mapping[str, int], role: str) -> None:
+        own = self.config.label2id
+        if len(label2id) != len(own) or any(label2id.get(name, number) != number for name, number in own.items()):
+            raise ValueError(
+                f"the {role} has the classes {_some(label2id)}, and the learner {_some(own)}, so their losses of an "
+                "example are not of the same label; give both the same label2id."
+            )
+
+    def loss(self, output: Any, batch: Mapping[str, Tensor], ranks: Ranks, teacher: None = None) -> Tensor:
+        """Mean over the examples of all ranks, also for language models; see [`mean_over_ranks`]."""
+        losses = per_example_losses(
+            output.logits, batch["labels"], label_smoothing=self.label_smoothing, causal=self.causal
+        )
+        return mean_over_ranks(losses, ranks)
+
+    def forward_flops(self, config: PretrainedConfig, inputs: Mapping[str, Any], view: View | None = None) -> float:
+        """Of a model that has a reader: it is built once more, without weights, as what it was then."""
+        return float(forward_flops_of(self._architectures[type(config)], config, inputs))
+
+    def width(self, config: PretrainedConfig) -> int:
+        return 0
+
+    def eval_collator(self, collator: LabelledCollator) -> EvaluationCollator:
+        return EvaluationCollator(collator)
+
+    def evaluate(
+        self,
+        read: Callable[..., Any],
+        model: nn.Module,
+        batches: Iterable[Mapping[str, Any]],
+        device: torch.device,
+        ranks: Ranks,
+    ) -> LabelledResults:
+        """Loss with accuracy or perplexity; the predictions are logits, or the losses of a language model."""
+        return evaluate_labelled(read, model, batches, device, causal=self.causal, ranks=ranks)
+
+
+_OTHER_PROBLEMS = ("regression", "multi_label_classification")
+
+
+def _has_images(processor: Any) -> bool:
+    """Whether it reads images, among other things."""
+    return isinstance(_part(processor, "image_processor"), BaseImageProcessor)
+
+
+def _image_processor(processor: Any) -> BaseImageProcessor:
+    if not _has_images(processor):
+        raise ValueError(
+            f"the learner reads images, and a {type(processor).__name__} does not; give the reference its image "
+            "processor."
+        )
+    return _part(processor, "image_processor")
+
+
+def _tokenizer(processor: Any) -> PreTrainedTokenizerBase:
+    tokenizer = _part(processor, "tokenizer")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(
+            f"a {type(processor).__name__} does not read what this model does; pass the model's tokenizer, image "
+            "processor, or processor."
+        )
+    return tokenizer
+
+
+def _part(processor: Any, name: str) -> Any:
+    """A part of a processor of several, or the whole."""
+    return getattr(processor, name, None) if isinstance(processor, ProcessorMixin) else processor
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, role: str) -> None:
+    """A token beyond the model's vocabulary would be an index error in the middle of the run, or worse on a GPU."""
+    largest, known = max(tokenizer.get_vocab().values()), config.get_text_config().vocab_size
+    if largest >= known:
+        raise ValueError(
+            f"the tokenizer goes up to token {largest}, and the {role} knows {known} tokens; give the {role} the "
+            "tokenizer that belongs to it."
+        )
+
+
+def _some(label2id: Mapping[str, int]) -> str:
+    """The first few classes, and how many there are."""
+    shown = ", ".join(f"{name!r}: {number}" for name, number in list(label2id.items())[:3])
+    return f"{{{shown}{', ...' if len(label2id) > 3 else ''}}} ({len(label2id)})"
+
+
+__all__ = ["KINDS", "PointwiseObjective", "PointwiseReader", "kind_of"]

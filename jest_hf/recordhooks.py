@@ -1,0 +1,83 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the trainer writes down: counts and FLOPs in its logs, the ledger, the model card."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jest_hf.distributed import Exchanged
+from jest_hf.hub.run import write_run_card
+from jest_hf.report.flops import StepFlops
+
+
+class RecordHooks:
+    """A part of [`~jest_hf.JESTTrainer`], which it is mixed into."""
+
+    def record(self, taken: Exchanged, super_batch: dict[str, Tensor]) -> None:
+        """Count the step, and write down which examples every rank trains on, and when they were drawn."""
+        valid = super_batch["valid"]
+        seen, skipped = self.ranks.sum(torch.stack([torch.ones_like(valid).sum(), (~valid).sum()])).tolist()
+        columns = torch.stack([taken.batch["example_id"], taken.order], dim=1)
+        counts = self.ranks.gather_counts(len(columns), columns.device)
+        ids, order = self.ranks.gather_rows(columns, counts).cpu().T
+        if self.group.size > 1:
+            self.statistics.add({"exchange/examples": taken.moved, "exchange/bytes": taken.bytes_moved})
+        self.statistics.count(seen=seen, skipped=skipped, trained_ids=ids)
+        if self.sources is not None:
+            own = self.sources.count(super_batch["example_id"]).to(valid.device)
+            self.statistics.count_sources(self.sources.count(ids), self.ranks.sum(own).cpu())
+        if self.ledger is not None:
+            ranks = torch.arange(self.ranks.size).repeat_interleave(torch.tensor(counts))
+            self.ledger.record(self._step, ids, ranks, order)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Wall time of a verb, with the device's queue drained: the Trainer waits for the loss of each step anyway."""
+        start = time.perf_counter()
+        yield
+        if self.args.device.type == "cuda":
+            torch.cuda.synchronize(self.args.device)
+        self.statistics.add({name: time.perf_counter() - start})
+
+    def floating_point_ops(self, inputs: dict[str, Tensor]) -> float:
+        """FLOPs of one step, for `state.total_flos`: both towers, scoring, reference and selection."""
+        return self.step_flops.total / self.args.world_size  # the Trainer adds up what the ranks say
+
+    @property
+    def run_flops(self) -> StepFlops:
+        """FLOPs of the run so far, caching the reference included, plain convention."""
+        args, steps = self.args, self.state.global_step
+        sizes = (args.per_device_super_batch_size, args.per_device_train_batch_size)
+        scored = sum(self.schedule.scored(t, *sizes) for t in range(1, steps + 1) if self.schedule.selects(t))
+        run = self.step_flops.times(steps, scored / sizes[0])
+        return replace(run, reference=run.reference + self.cache_flops)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what the selections of the logging window looked like to a training log."""
+        if "loss" in logs:
+            logs.update(self.statistics.pop())
+        elif "train_runtime" in logs:
+            logs.update(self.statistics.totals())
+        super().log(logs, start_time)
+
+    def create_model_card(self, language: str | list[str] | None = None, **about: Any) -> None:
+        """Write the model card of this run to `output_dir/README.md`; the arguments are those of the Trainer's."""
+        if self.is_world_process_zero():
+            write_run_card(self, language=language, **about)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # First: a run killed in between resumes from the older checkpoint, whose ledger is a part of this one.
+        if self.ledger is not None:
+            self.ledger.flush()
+        super()._save_checkpoint(model, trial)
+
+
+__all__ = ["RecordHooks"]

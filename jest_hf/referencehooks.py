@@ -1,0 +1,119 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer's reference: found before the Trainer exists, placed after it, cached before the first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.trainer_utils import TrainOutput
+
+from jest_hf.config import JESTConfig
+from jest_hf.data.rows import Rows
+from jest_hf.models import add_reference_adapter, base_model
+from jest_hf.online import OnlineReference
+from jest_hf.reference import (
+    CachedReference,
+    Reference,
+    identify_reference,
+    load_reference,
+    open_cache,
+    place_reference,
+)
+from jest_hf.reference.losses import IrreducibleLosses
+from jest_hf.validation import check_loss
+
+
+class ReferenceHooks:
+    """A part of [`~jest_hf.JESTTrainer`], which it is mixed into."""
+
+    def find_reference(
+        self, args: JESTConfig, learner: nn.Module, ref_model: PreTrainedModel | str | None, processor: Any | None
+    ) -> Any | None:
+        """
+        Load what the run asks of a reference: `ref_model`, or `reference_cache`, or an adapter beside the learner's.
+
+        Returns:
+            The processor of a reference that has its own.
+        """
+        self.ref_model, self.reference_cache = None, None
+        if not args.uses_reference:
+            return None
+        if args.reference_cache is not None:
+            self.reference_cache = open_cache(args.reference_cache, args.reference_cache_revision)
+            if ref_model is not None:
+                self.reference_cache.check(reference=identify_reference(ref_model, args.ref_model_revision))
+        elif args.reference == "adapter":
+            add_reference_adapter(learner, ref_model, args.ref_model_revision)
+        elif ref_model is not None:
+            self.ref_model, processor = load_reference(ref_model, args.ref_model_revision, processor)
+            return processor
+        return None
+
+    def place_reference(self) -> Reference | CachedReference | OnlineReference | None:
+        """What a step asks, once the Trainer knows device and engine."""
+        data_collator = self.data_collator
+        if not self.args.uses_reference:
+            return None
+        if self.args.reference == "online":
+            self.make_online_reference()
+            return self.online_reference
+        if self.reference_cache is not None:
+            check_loss(self.objective.loss_kind, "reference cache", self.reference_cache.logit_bias is not None)
+            return CachedReference.of(self.reference_cache, self.train_dataset, data_collator)
+        if self.args.cache_reference:  # before the weights are spread or rounded
+            self.reference_identity = identify_reference(self.ref_model or self.model)
+        if self.args.reference == "adapter":
+            return Reference(self.learner_view, self.model, shared=True)
+        processor = data_collator.ref_processor or self.processing_class
+        view = self.objective.reader(self.ref_model, processor, "reference", prefix="ref_")
+        return Reference(view, place_reference(self.ref_model, self.accelerator, self.args.ref_placement))
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As [`~transformers.Trainer.train`], after caching the reference if `args.cache_reference`."""
+        if self.args.cache_reference and isinstance(self.reference, Reference):
+            with self.accelerator.autocast():
+                self._cache_reference()
+        return super().train(*args, **kwargs)
+
+    def _cache_reference(self) -> None:
+        if not self.objective.pairs:
+            self.reference = IrreducibleLosses.compute(
+                Path(self.args.output_dir) / "irreducible_losses.safetensors",
+                self.reference.view,
+                self.reference.model,
+                Rows(self.train_dataset, self.data_collator.image_column),
+                self.data_collator,
+                reference=self.reference_identity,
+                batch_size=self.args.scoring_batch_size or self.args.per_device_train_batch_size,
+                precision=self.accelerator.mixed_precision,
+                replace=True,
+                device=self.args.device,
+                num_workers=self.args.dataloader_num_workers,
+                disable_tqdm=self.args.disable_tqdm,
+                ranks=self.ranks,
+            )
+            self.ref_model = None
+            return
+        self.reference = self.reference.write_cache(
+            Path(self.args.output_dir) / "reference_cache",
+            base_model(self.ref_model or self.model).config,
+            Rows(self.train_dataset, self.data_collator.image_column),
+            self.data_collator,
+            reference=self.reference_identity,
+            batch_size=self.args.scoring_batch_size or self.args.per_device_train_batch_size,
+            dtype="float32",
+            precision=self.accelerator.mixed_precision,
+            replace=True,
+            device=self.args.device,
+            num_workers=self.args.dataloader_num_workers,
+            disable_tqdm=self.args.disable_tqdm,
+            ranks=self.ranks,
+        )
+        self.ref_model, self.cache_flops = None, self.reference.cache.flops
+
+
+__all__ = ["ReferenceHooks"]
