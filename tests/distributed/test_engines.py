@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""DDP, DeepSpeed ZeRO-1, 2 and 3 and FSDP2 for real, on CPUs: the same selections and the same weights everywhere.
+"""DDP and DeepSpeed ZeRO-1, 2 and 3 for real, on CPUs: the same selections and the same weights everywhere.
 
 Starting processes is what takes time, so each launch trains several times, and many tests look at one launch.
 """
@@ -9,24 +9,16 @@ from __future__ import annotations
 
 import functools
 import itertools
-from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from peft import PeftModel
 from transformers import AutoModel
 
 from jest_hf import JESTConfig, JESTTrainer
-from jest_hf.distributed import Ranks
-from jest_hf.losses import backward_in_chunks, sigmoid_contrastive_loss
-from jest_hf.models import DualEncoder, View, accept_views, expose_temperature
-from jest_hf.models.mixture import chunks_by_view, rows_at_view
-from jest_hf.models.sharding import prepare_for_fsdp2
-from jest_hf.reference import place_reference
 from jest_hf.report.ledger import read_selections
 from tests.distributed.launching import launch, preset_of, start, tail
-from tests.distributed.processes import run
+from tests.distributed.train_script import sums_of_weights
 from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
 
 
@@ -45,6 +37,8 @@ ENGINES = {
 }
 # Half of the sub-batch of each process is trained on at the view, in the forward of the other half.
 VIEWS = {"scoring_view": "image:8", "low_resolution_fraction": 0.5}
+# A proxy scores, and the reference learns: two models beside the engine's own.
+BESIDE = {"scoring": "proxy", "reference": "online", "max_steps": 4}
 STAGES = {"ddp": None, "zero1": 1, "zero2": 2, "zero3": 3, "zero3_offload": 3}
 
 
@@ -89,6 +83,11 @@ class Runs:
         """One process that trains on as many examples a step as the others together."""
         return self.train_alone(JESTTrainer, "alone")
 
+    @functools.cached_property
+    def alone_beside(self):
+        """The same with a proxy and an online reference."""
+        return self.train_alone(JESTTrainer, "alone_beside", **BESIDE)
+
     def train_alone(self, trainer_class, name, **more):
         settings = self.settings(name, use_cpu=True, ddp_backend=None, per_device_train_batch_size=8, **more)
         learner, reference = (AutoModel.from_pretrained(self.folder / name) for name in ("learner", "reference"))
@@ -115,6 +114,11 @@ class Runs:
             f"{preset}_lora", ENGINES[preset][1], lora=True, reference="adapter", max_steps=3, learning_rate=1e-2
         )
         runs[f"{preset}_views"] = self.run(f"{preset}_views", ENGINES[preset][1], **VIEWS)
+        runs[f"{preset}_beside"] = self.run(f"{preset}_beside", ENGINES[preset][1], **BESIDE)
+        checkpoint = str(self.folder / f"{preset}_beside" / "checkpoint-2")
+        runs[f"{preset}_beside_resumed"] = self.run(
+            f"{preset}_beside_resumed", ENGINES[preset][1], resume_from=checkpoint, **BESIDE
+        )
         runs[f"{preset}_bf16"] = self.run(f"{preset}_bf16", ENGINES[preset][1], bf16=True, max_steps=2)
         reported = launch(preset, self.folder / f"{preset}_reports", list(runs.values()))
         self.reports |= dict(zip(runs, reported, strict=True))
@@ -249,6 +253,25 @@ def test_views_are_mixed_in_one_forward_as_in_one_process(runs, request, preset)
 
 
 @pytest.mark.parametrize("preset", ["ddp", "zero2", "zero3"])
+def test_models_beside_the_learner_are_those_of_one_process(runs, request, preset):
+    request.getfixturevalue(preset)
+    name, alone = f"{preset}_beside", runs.alone_beside
+    assert {step: set(ids) for step, ids in runs.selections(name).items()} == {
+        step: set(ids) for step, ids in runs.selections("alone_beside").items()
+    }
+    assert_same_weights(runs.checkpoint(name, step=4), alone.model)
+    first, second = runs.reports[name]
+    assert first["beside"] == second["beside"]  # bit by bit: nothing but these ranks keeps them together
+    expected = [sums_of_weights(one.model) for one in alone.online_models]
+    for found, sums in zip(first["beside"], expected, strict=True):
+        assert found == pytest.approx(sums, abs=1e-3)
+    # And a resumed run ends as they do.
+    for report in runs.reports[f"{name}_resumed"]:
+        for found, sums in zip(report["beside"], first["beside"], strict=True):
+            assert found == pytest.approx(sums, abs=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["ddp", "zero2", "zero3"])
 def test_bfloat16(runs, request, preset):
     request.getfixturevalue(preset)
     # DDP keeps the weights in float32. A replica beside DeepSpeed keeps its temperature, its first parameter, so.
@@ -316,129 +339,3 @@ def assert_resumed(runs, engine, name, resumed, checkpoint):
         assert report["seen"] == uninterrupted["seen"][checkpoint:]
         assert report["losses"] == pytest.approx(uninterrupted["losses"], abs=1e-5)
     assert_same_weights(runs.checkpoint(name), runs.checkpoint(engine))
-
-
-# ---- FSDP2, which accelerate does not launch on CPUs: its own sharding, called directly ----
-
-
-def fsdp2_accelerator():
-    """What accelerate's FSDP2 reads of an Accelerator, with the settings of the preset."""
-    plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", reshard_after_forward=True
-    )
-    return SimpleNamespace(
-        state=SimpleNamespace(fsdp_plugin=plugin),
-        distributed_type=DistributedType.FSDP,
-        is_fsdp2=True,
-        mixed_precision="no",
-        is_main_process=True,
-        torch_device_mesh=None,
-        device=torch.device("cpu"),
-    )
-
-
-def scored_and_learned(fully_sharded):
-    """Score 8 examples with learner and reference, then learn from them; each rank holds an equal part of them."""
-    ranks = Ranks.world()
-    learner, reference = tiny_siglip(0), tiny_siglip(1).eval().requires_grad_(False)
-    for model in (learner, reference):
-        expose_temperature(model)
-    if fully_sharded:
-        accelerator = fsdp2_accelerator()
-        reference = place_reference(reference, accelerator, "sharded")
-        from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-
-        prepare_for_fsdp2(learner)
-        fsdp2_prepare_model(accelerator, learner)
-        assert {type(model).__name__ for model in (learner, reference)} == {"FSDPSiglipModel"}
-        assert {type(weight).__name__ for weight in learner.parameters()} == {"DTensor"}
-        assert sum(weight.to_local().numel() for weight in reference.parameters()) < 0.6 * reference.num_parameters()
-
-    optimizer = torch.optim.SGD(learner.parameters(), lr=0.1)
-    generator = torch.Generator().manual_seed(3)
-    batch = {
-        "pixel_values": torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=generator),
-        "input_ids": torch.randint(3, 14, (8, 8), generator=generator),
-        "example_id": torch.arange(8),
-    }
-    batch = {name: value.chunk(ranks.size)[ranks.rank] for name, value in batch.items()}
-    view = DualEncoder(learner.config, tiny_siglip_processor())
-    scored = [view.score(model, batch, batch_size=2) for model in (learner, reference)]
-
-    learner.train()
-    output = view(learner, batch)
-    loss = sigmoid_contrastive_loss(
-        output.image_embeds, output.text_embeds, output.logit_scale, output.logit_bias, ranks=ranks
-    )
-    loss.backward()
-    optimizer.step()
-    weights = {
-        name: (weight.full_tensor() if fully_sharded else weight).detach()
-        for name, weight in learner.named_parameters()
-    }
-    embedded = [ranks.gather_rows(part) for one in scored for part in (one.image, one.text)]
-    temperatures = [value for one in scored for value in (one.logit_scale, one.logit_bias)]
-    return embedded, temperatures, loss.detach(), weights
-
-
-def test_fsdp2_scores_and_learns_as_one_process_does():
-    alone = run(1, scored_and_learned, False)[0]
-    for sharded in run(WORLD_SIZE, scored_and_learned, True):
-        torch.testing.assert_close(sharded, alone, atol=1e-5, rtol=1e-5)
-
-
-def learned_at_views(fully_sharded, shares, fraction, n_chunks):
-    """Gradients over unequal numbers of rows, in chunks or not; and how many of them this rank had at the view."""
-    ranks, view = Ranks.world(), View.parse("image:8")
-    learner = tiny_siglip(0)
-    expose_temperature(learner)
-    accept_views(learner)
-    if fully_sharded:
-        from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-
-        prepare_for_fsdp2(learner)
-        fsdp2_prepare_model(fsdp2_accelerator(), learner)
-    generator = torch.Generator().manual_seed(3)
-    batch = {
-        "pixel_values": torch.randint(0, 256, (sum(shares), 3, 16, 16), dtype=torch.uint8, generator=generator),
-        "input_ids": torch.randint(3, 14, (sum(shares), 8), generator=generator),
-    }
-    counts = [rows_at_view(fraction, n_rows, min(shares)) for n_rows in shares]
-    parts = [
-        part.split([m, n - m])
-        for part, m, n in zip(torch.arange(sum(shares)).split(shares), counts, shares, strict=True)
-    ]
-    own = range(len(shares)) if ranks.size == 1 else [ranks.rank]  # one process has the rows of all
-    order = torch.cat([parts[rank][full] for full in (0, 1) for rank in own])
-    batch, n_at_view = {name: value[order] for name, value in batch.items()}, sum(counts[rank] for rank in own)
-    read = DualEncoder(learner.config, tiny_siglip_processor())
-    chunks = [slice(0, len(order))]
-    if n_chunks is not None and ranks.size > 1:
-        chunks = chunks_by_view(fraction, len(order), min(shares), n_chunks)
-    loss = backward_in_chunks(
-        lambda rows: read(learner, batch, rows, view, n_at_view),
-        len(order),
-        chunks,
-        loss=functools.partial(sigmoid_contrastive_loss, ranks=ranks),
-    )
-    gradients = [weight.grad.full_tensor() if fully_sharded else weight.grad for weight in learner.parameters()]
-    return loss, gradients, (n_at_view, len(order) - n_at_view)
-
-
-# By themselves ranks of 6 and 5 rows would have 1 and 0 of them at the view, those of 5 and 4 rows 1 and 0 in full.
-@pytest.mark.parametrize("n_chunks", [None, 2])
-@pytest.mark.parametrize(
-    ("shares", "fraction", "made"),
-    [
-        ([7, 6], 0.5, [(4, 3), (3, 3)]),
-        ([4, 3], 0.5, [(2, 2), (2, 1)]),
-        ([6, 5], 0.1, [(0, 6), (0, 5)]),
-        ([5, 4], 0.9, [(5, 0), (4, 0)]),
-    ],
-)
-def test_fsdp2_learns_at_views_from_unequal_numbers_of_rows(shares, fraction, made, n_chunks):
-    loss, gradients, _ = run(1, learned_at_views, False, shares, fraction, n_chunks)[0]
-    sharded = run(WORLD_SIZE, learned_at_views, True, shares, fraction, n_chunks)
-    assert [counts for _, _, counts in sharded] == made
-    for rank in sharded:
-        torch.testing.assert_close(rank[:2], (loss, gradients), atol=1e-5, rtol=1e-4)

@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoProcessor, TrainerCallback, training_arg
 from jest_hf import JESTConfig, JESTTrainer
 from jest_hf.cli import CONFIGS
 from jest_hf.models import add_adapter
+from jest_hf.reference import Reference
 from tests.distributed.launching import without_compiled_operators
 from tests.helpers import random_rows
 
@@ -87,7 +88,7 @@ def train(
     )
     trainer.seen, trainer.learned = [], []
     trainer.train(resume_from_checkpoint=resume_from)
-    placed = trainer.reference.model if trainer.reference else None
+    placed = trainer.reference.model if isinstance(trainer.reference, Reference) else None
     return {
         "engine": type(trainer.model_wrapped).__name__,
         "zero_stage": zero_stage(trainer.model_wrapped),
@@ -100,6 +101,7 @@ def train(
         "learned": trainer.learned,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "weights": sums_of_weights(trainer.model),
+        "beside": [sums_of_weights(one.model) for one in trainer.online_models],
     }
 
 
