@@ -235,7 +235,7 @@ class Job:
         trainer = self.trainer(args, self.fresh_model(self.args.seed + 1000), self.curated)
         trainer.train()
         trainer.save_model(folder)
-        trainer.create_model_card(dataset=self.script.train_reference_on)
+        trainer.create_model_card(role="reference", dataset=self.script.train_reference_on)
         return trainer.model
 
     def run(self, name: str, rows: Dataset, reference: PreTrainedModel | str | None, **changes: Any) -> JESTTrainer:

@@ -12,10 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from jest_hf.distributed import Exchanged
 from jest_hf.hub.run import write_run_card
 from jest_hf.report.flops import StepFlops
+
+
+logger = logging.get_logger(__name__)
 
 
 class RecordHooks:
@@ -77,6 +81,11 @@ class RecordHooks:
         # First: a run killed in between resumes from the older checkpoint, whose ledger is a part of this one.
         if self.ledger is not None:
             self.ledger.flush()
+        if self.args.push_to_hub:  # it goes up with the checkpoint
+            try:
+                self.create_model_card()
+            except ValueError as error:  # of a README.md that somebody has edited: no reason to end a run
+                logger.warning("The model card is left as it is: %s", error)
         super()._save_checkpoint(model, trial)
 
 

@@ -8,6 +8,7 @@ texts have another picture's label, or none that could be read off them, without
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 
 import datasets
@@ -81,7 +82,7 @@ def flip_labels(rows: datasets.Dataset, share: float, seed: int, column: str = "
     classes = _classes(rows, column)
     if len(classes) < 2:
         raise ValueError(f"column {column!r} has {len(classes)} class, and a wrong label needs a second one.")
-    rng = np.random.default_rng(seed)
+    rng = _generator(seed, "labels")
     wrong = _some_rows(len(rows), share, rng)
     place = {name: number for number, name in enumerate(classes)}
     shifted = [
@@ -102,11 +103,17 @@ def scramble_texts(rows: datasets.Dataset, share: float, seed: int, column: str 
         ValueError: for a share outside of [0, 1].
     """
     texts = rows[column][:]
-    rng = np.random.default_rng(seed)
+    rng = _generator(seed, "texts")
     scrambled = _some_rows(len(rows), share, rng)
     for row in scrambled:
         texts[row] = " ".join(rng.permutation(texts[row].split()))
     return _replace(rows, column, texts, TEXT_NOISE, scrambled, ("intact", "scrambled"))
+
+
+def _generator(seed: int, what: str) -> np.random.Generator:
+    # Never from the seed alone: to numpy that is the seed of the sampler's first epoch, [seed, 0], which would put all
+    # of the noise at its beginning.
+    return np.random.default_rng([seed, zlib.crc32(what.encode())])
 
 
 def _classes(rows: datasets.Dataset, column: str) -> list[int | str]:
