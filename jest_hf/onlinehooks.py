@@ -31,10 +31,16 @@ class OnlineHooks:
                 "scoring='proxy' trains a model of the reference's architecture, and no reference model is loaded "
                 "here; pass proxy_model."
             )
+        if model is not None and model is self.ref_model:
+            raise ValueError(
+                "proxy_model is ref_model, and training the one would train the other; pass a copy, or leave "
+                "proxy_model out."
+            )
         self.proxy = self._online(
             fresh_like(self.ref_model, args.seed) if model is None else model,
             "proxy",
             args.learning_rate if args.proxy_learning_rate is None else args.proxy_learning_rate,
+            chunk_size=args.gradient_cache_chunk_size,
         )
 
     def make_online_reference(self) -> None:
@@ -51,7 +57,7 @@ class OnlineHooks:
         )
 
     def _online(
-        self, model: PreTrainedModel | str, name: str, learning_rate: float, chunk_size: int | None = None
+        self, model: PreTrainedModel | str, name: str, learning_rate: float, chunk_size: int | None
     ) -> OnlineModel:
         args = self.args
         if isinstance(model, str):

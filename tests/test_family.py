@@ -109,6 +109,9 @@ def test_models_beside_the_learner_resume_bit_equal(tmp_path, changes):
 def test_a_proxy_needs_a_model_to_be_like(tmp_path):
     with pytest.raises(ValueError, match="scoring='proxy' trains a model of the reference's architecture"):
         make_trainer(tmp_path, scoring="proxy", criterion="hard_learner")
+    reference = tiny_siglip(1)
+    with pytest.raises(ValueError, match="proxy_model is ref_model, and training the one would train the other"):
+        make_trainer(tmp_path, reference=reference, options={"proxy_model": reference}, scoring="proxy")
 
 
 # ---- What is selected ----
