@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The relatives of JEST through the same trainer: presets, proxies, online references, schedules, controls, teachers."""
+"""The relatives of JEST through the same trainer: presets, proxies, online references, schedules, teachers."""
 
 from __future__ import annotations
 
