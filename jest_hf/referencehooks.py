@@ -13,13 +13,16 @@ from transformers.trainer_utils import TrainOutput
 
 from jest_hf.config import JESTConfig
 from jest_hf.data.rows import Rows
+from jest_hf.distributed import ask_first_rank
 from jest_hf.models import add_reference_adapter, base_model
 from jest_hf.online import OnlineReference
 from jest_hf.reference import (
     CachedReference,
     Reference,
+    describe_reference,
     identify_reference,
     load_reference,
+    locate_adapter,
     open_cache,
     place_reference,
 )
@@ -31,25 +34,37 @@ class ReferenceHooks:
     """A part of [`~jest_hf.JESTTrainer`], which it is mixed into."""
 
     def find_reference(
-        self, args: JESTConfig, learner: nn.Module, ref_model: PreTrainedModel | str | None, processor: Any | None
+        self,
+        args: JESTConfig,
+        learner: nn.Module,
+        ref_model: PreTrainedModel | str | None,
+        processor: Any | None,
+        collator: Any,
     ) -> Any | None:
         """
         Load what the run asks of a reference: `ref_model`, or `reference_cache`, or an adapter beside the learner's.
+        What comes from the Hub is of the same commit on all ranks. `collator` is the run's, as far as it is known.
 
         Returns:
             The processor of a reference that has its own.
         """
-        self.ref_model, self.reference_cache = None, None
+        self.ref_model, self.reference_cache, self.reference_adapter = None, None, None
         if not args.uses_reference:
             return None
+        revision, together = args.ref_model_revision, {"ranks": self.ranks, "device": args.device}
         if args.reference_cache is not None:
-            self.reference_cache = open_cache(args.reference_cache, args.reference_cache_revision)
-            if ref_model is not None:
-                self.reference_cache.check(reference=identify_reference(ref_model, args.ref_model_revision))
+            self.reference_cache = open_cache(args.reference_cache, args.reference_cache_revision, **together)
+            if ref_model is not None or processor is not None:
+                described = ask_first_rank(
+                    self.ranks, lambda: describe_reference(ref_model, revision, processor, collator), args.device
+                )
+                self.reference_cache.check(**described)
         elif args.reference == "adapter":
-            add_reference_adapter(learner, ref_model, args.ref_model_revision)
+            if ref_model is not None:
+                self.reference_adapter = locate_adapter(ref_model, revision, **together)
+            add_reference_adapter(learner, self.reference_adapter and self.reference_adapter.folder)
         elif ref_model is not None:
-            self.ref_model, processor = load_reference(ref_model, args.ref_model_revision, processor)
+            self.ref_model, processor = load_reference(ref_model, revision, processor, **together)
             return processor
         return None
 
@@ -67,7 +82,7 @@ class ReferenceHooks:
         if self.args.cache_reference:  # before the weights are spread or rounded
             self.reference_identity = identify_reference(self.ref_model or self.model)
         if self.args.reference == "adapter":
-            return Reference(self.learner_view, self.model, shared=True)
+            return Reference(self.learner_view, self.model, shared=True, adapter=self.reference_adapter)
         processor = data_collator.ref_processor or self.processing_class
         view = self.objective.reader(self.ref_model, processor, "reference", prefix="ref_")
         return Reference(view, place_reference(self.ref_model, self.accelerator, self.args.ref_placement))

@@ -122,7 +122,9 @@ class JESTTrainer(DataHooks, ReferenceHooks, OnlineHooks, RecordHooks, SafePushe
         if peft_config is not None:
             model = add_adapter(model, peft_config)
 
-        ref_processing_class = self.find_reference(args, model, ref_model, ref_processing_class)
+        self.ranks = Ranks.world()
+        collator = data_collator or self.objective.collator(processing_class, None, args.seed)
+        ref_processing_class = self.find_reference(args, model, ref_model, ref_processing_class, collator)
         if data_collator is None:
             data_collator = self.objective.collator(processing_class, ref_processing_class, args.seed)
         elif ref_processing_class is not None and data_collator.ref_processor is None:
@@ -130,7 +132,6 @@ class JESTTrainer(DataHooks, ReferenceHooks, OnlineHooks, RecordHooks, SafePushe
         if train_dataset is not None:
             self.objective.check_data(train_dataset, data_collator)
 
-        self.ranks = Ranks.world()
         self.group = self.ranks if args.selection_scope == "global" else Ranks()
         n_examples = number_of_rows(train_dataset, data_collator.image_column, self.ranks)
         if train_dataset is not None:

@@ -144,7 +144,7 @@ def _reference_of(trainer: JESTTrainer) -> dict[str, Any]:
             "reference_cache": args.reference_cache,
             "reference_cache_revision": args.reference_cache_revision,
         }
-    return known | {"reference_is_backbone": reference.shared}
+    return known | {"reference_is_backbone": args.reference == "adapter"}
 
 
 def _latest_metrics(trainer: JESTTrainer) -> tuple[dict[str, float], int | None]:

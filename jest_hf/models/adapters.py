@@ -54,7 +54,7 @@ def add_adapter(model: nn.Module, peft_config: Any) -> nn.Module:
     return get_peft_model(model, peft_config)
 
 
-def add_reference_adapter(model: nn.Module, folder: str | Path | None, revision: str | None = None) -> None:
+def add_reference_adapter(model: nn.Module, folder: str | Path | None) -> None:
     """
     Make the backbone of `model` serve as the reference.
 
@@ -73,7 +73,7 @@ def add_reference_adapter(model: nn.Module, folder: str | Path | None, revision:
             "reference='model' the reference is a model of its own."
         )
     if folder is not None:
-        model.load_adapter(str(folder), REFERENCE_ADAPTER, is_trainable=False, revision=revision)
+        model.load_adapter(str(folder), REFERENCE_ADAPTER, is_trainable=False)
 
 
 @contextmanager
