@@ -315,9 +315,6 @@ def tokenizer_definition(tokenizer: PreTrainedTokenizerBase) -> tuple:
     return type(tokenizer), tokenizer.model_input_names, sides, model
 
 
-_definition = tokenizer_definition
-
-
 def _geometry_at(view: View, full: Geometry) -> Geometry | None:
     """What to do to images for a view that is a smaller image; `None` for any other."""
     if view.kind == "num_patches":
@@ -340,11 +337,12 @@ def _parts(processor: ProcessorMixin, name: str, max_length: int | None) -> tupl
     # fixed-resolution checkpoints name (with a SiglipProcessor), does not.
     lower_case = isinstance(processor, Siglip2Processor) or isinstance(tokenizer, GemmaTokenizer)
     return geometry_of(processor.image_processor), TextEncoder(
-        tokenizer, _length(tokenizer, name, max_length), lower_case
+        tokenizer, text_length(tokenizer, name, max_length), lower_case
     )
 
 
-def _length(tokenizer: PreTrainedTokenizerBase, name: str, max_length: int | None) -> int:
+def text_length(tokenizer: PreTrainedTokenizerBase, name: str, max_length: int | None) -> int:
+    """The length that texts are padded to: the one asked for, or the tokenizer's own; `name` is for messages."""
     limit = tokenizer.model_max_length
     if max_length is None:
         return limit if limit <= MAX_SANE_LENGTH else DEFAULT_LENGTH

@@ -57,16 +57,18 @@ logger = logging.get_logger(__name__)
 
 class JESTTrainer(DataHooks, ReferenceHooks, OnlineHooks, RecordHooks, SafePushes, Trainer):
     """
-    Train a dual encoder on selected examples (JEST, arXiv 2406.17711).
+    Train on selected examples: a dual encoder (JEST, arXiv 2406.17711), or any model whose examples have labels.
 
     Takes what [`~transformers.Trainer`] takes, in the same order, with these meanings:
 
     Args:
         model ([`~transformers.PreTrainedModel`] or `str`):
-            The learner: a SigLIP, SigLIP 2 or CLIP model, or its Hub id or local path.
+            The learner, or its Hub id or local path: a SigLIP, SigLIP 2 or CLIP model; or one such as
+            `...ForImageClassification`, `...ForSequenceClassification` or `...ForCausalLM`, for which what is said of
+            captions below holds for labels.
         args ([`JESTConfig`]):
             All settings.
-        data_collator ([`JESTDataCollator`], *optional*):
+        data_collator ([`JESTDataCollator`] or one of `jest_hf.data.labelled`, *optional*):
             Turns rows into a super-batch. Default: one made from `processing_class`.
         train_dataset ([`~datasets.Dataset`] or a sequence of dicts, *optional*):
             Rows with an image and one or more captions. Broken rows are skipped and counted (`examples_skipped`).
@@ -129,6 +131,8 @@ class JESTTrainer(DataHooks, ReferenceHooks, OnlineHooks, RecordHooks, SafePushe
             data_collator = self.objective.collator(processing_class, ref_processing_class, args.seed)
         elif ref_processing_class is not None and data_collator.ref_processor is None:
             data_collator = data_collator.with_reference(ref_processing_class)
+        elif self.reference_cache is not None and args.scoring == "learner":  # nobody would look at its images
+            data_collator = data_collator.with_reference(None)
         if train_dataset is not None:
             self.objective.check_data(train_dataset, data_collator)
 

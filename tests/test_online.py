@@ -96,6 +96,18 @@ def test_a_step_in_chunks_is_the_step_on_the_whole(tmp_path, kind):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("kind", ["siglip", "vit"])
+def test_forwards_run_under_the_callers_autocast_and_the_optimizer_does_not(tmp_path, kind, chunk_size):
+    online = tiny_online(kind, tmp_path, chunk_size=chunk_size)
+    forwards, optimizer = [], []
+    online.model.register_forward_pre_hook(lambda *_: forwards.append(torch.is_autocast_enabled("cpu")))
+    online.optimizer.register_step_pre_hook(lambda *_: optimizer.append(torch.is_autocast_enabled("cpu")))
+    online.step(tiny_batch(kind, 4), partial(torch.autocast, "cpu", torch.bfloat16))
+    assert set(forwards) == {True}
+    assert optimizer == [False]
+
+
 def test_a_model_in_less_than_fp32_is_trained_in_fp32(tmp_path):
     online = tiny_online("vit", tmp_path, dtype=torch.bfloat16)
     online.step(tiny_batch("vit", 4))

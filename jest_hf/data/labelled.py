@@ -19,8 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
-from jest_hf.collator import MAX_LOGGED_SKIPS, REF_PREFIX, TextEncoder
-from jest_hf.collator import _length as text_length
+from jest_hf.collator import MAX_LOGGED_SKIPS, REF_PREFIX, TextEncoder, text_length
 from jest_hf.data.classes import BrokenExample, Classes
 from jest_hf.data.images import BrokenImage, Geometry, decode_image, geometry_of
 from jest_hf.losses.pointwise import IGNORED

@@ -11,10 +11,12 @@ import datasets
 import pytest
 import torch
 
-from jest_hf.reference import open_cache, push_reference_cache
+from jest_hf.reference import identify_reference, open_cache, push_reference_cache
 from jest_hf.report import read_selections
 from jest_hf.trainer import JESTTrainer
 from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
+from tests.hub.moving import Moving
+from tests.hub.test_pull import files_of
 from tests.hub_server import Failed
 from tests.reference.caching import contents, make_cache, reference_model
 from tests.trainers import arguments
@@ -139,6 +141,25 @@ def test_it_has_a_card_in_which_words_of_the_owner_stay(hub, client, folder):
     card = repo.head.files["README.md"].data.decode()
     assert "license: apache-2.0" in card and "To everybody." in card
     assert not (folder / "README.md").exists()
+
+
+def cache_by_command(rows, folder):
+    from jest_hf.cli import main
+
+    main(["cache-reference", "--ref_model", "alice/reference", "--dataset", rows, "--output_dir", folder])
+    push_reference_cache(folder, "alice/cache")
+    return json.loads((Path(folder) / "manifest.json").read_text())["reference"]
+
+
+def test_the_command_records_the_commit_that_it_loaded(hub, client, tmp_path):
+    """And not that of a push while it loads."""
+    commit = hub.put("alice/reference", files_of(tmp_path / "reference", seed=1))
+    Moving(hub, {"alice/reference": [files_of(tmp_path / "other", seed=2)]})
+    datasets.Dataset.from_list(random_rows(9)).to_parquet(tmp_path / "rows.parquet")
+    recorded = client(cache_by_command, str(tmp_path / "rows.parquet"), str(tmp_path / "cached")).value
+    assert recorded == {"repo": "alice/reference", "commit": commit, **identify_reference(tiny_siglip(1))}
+    assert hub.repo("alice/reference").head.oid != commit
+    assert f"alice/reference@{commit}" in hub.repo("alice/cache", "datasets").head.files["README.md"].data.decode()
 
 
 # ---- Who may ----

@@ -150,6 +150,15 @@ def test_commits_are_compared():
     assert difference(cached, {"reference": {"weights": "w"}}) is None  # a copy of it on a disk
 
 
+def test_the_same_weights_are_the_same_reference_at_any_commit():
+    """After a push that changed a README."""
+    cached = {"reference": {"repo": "owner/name", "commit": "a" * 40, "weights": "w", "config": "c"}}
+    present = {"repo": "other/name", "commit": "b" * 40, "weights": "w", "config": "c"}
+    assert difference(cached, {"reference": present}) is None
+    for name in ("weights", "config"):
+        assert difference(cached, {"reference": {**present, name: "x"}}) is not None
+
+
 def test_what_is_the_same_is_accepted(cache):
     learner = tiny_clip_processor(24)
     cache.check(
