@@ -11,7 +11,7 @@ seeds and reference; its IID run as it was after as many steps as JEST takes: th
     python benchmarks/flexi.py --work jest-out/flexi          # references are kept there, as seed0/reference and so on
     python benchmarks/flexi.py --arms image:16/0.5 --seeds 0  # what was measured before stays
     python benchmarks/flexi.py --patch_size 4                 # a learner with 64 image tokens instead of 16
-    python benchmarks/flexi.py --steps 480 --arms JEST IID patch:16/0.5  # three times as long
+    python benchmarks/flexi.py --steps 480 --arms JEST patch:16/0.5  # three times as long
     python benchmarks/flexi.py --report                       # only the table
 
 What counts is the share of JEST's gain over IID in R@5 that an arm reaches, on the validation part, which is where the
@@ -211,8 +211,8 @@ def main(argv: list[str] | None = None) -> None:
         measure(options)
     if not options.quick:
         seeds = {seed: read(options.results, options.name, seed) for seed in options.seeds}
-        if demonstrations:
-            seeds = {seed: demonstration(seed) | runs for seed, runs in seeds.items()}
+        if options.patch_size == 8:
+            seeds = {seed: demonstration(seed) | runs for seed, runs in seeds.items() if demonstrations or runs}
         print(table({seed: runs for seed, runs in seeds.items() if {"IID", "JEST"} <= runs.keys()}))
 
 
