@@ -192,7 +192,7 @@ class Job:
         )
 
     def settings(self, **changes: Any) -> JESTConfig:
-        """This run's arguments with some changed; uniform training is that alone, whatever method it is compared with."""
+        """This run's arguments with some changed; uniform training is that alone, whatever it is compared with."""
         if changes.get("selection") == "uniform":
             changes |= {"distillation_weight": 0.0, "compare_selectors": None}
         values = {one.name: getattr(self.args, one.name) for one in fields(JESTConfig) if one.init}
