@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the trainer writes down: counts and FLOPs in its logs, the ledger, the model card."""
+"""What the trainer writes down, and reads again: counts and FLOPs, the ledger, the model card, checkpoints."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from jest_hf.distributed import Exchanged
 from jest_hf.hub.run import write_run_card
+from jest_hf.models.load import restore_renamed
 from jest_hf.report.flops import StepFlops
 
 
@@ -87,6 +88,15 @@ class RecordHooks:
             except ValueError as error:  # of a README.md that somebody has edited: no reason to end a run
                 logger.warning("The model card is left as it is: %s", error)
         super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if model is not None or self.is_fsdp_enabled or not restore_renamed(self.model, resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        engine = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if engine or not restore_renamed(self.model, self.state.best_model_checkpoint):
+            super()._load_best_model()
 
 
 __all__ = ["RecordHooks"]

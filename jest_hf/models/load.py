@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from safetensors import safe_open
+from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from jest_hf.models.dual_encoder import FAMILIES
@@ -36,4 +38,28 @@ def load_model(name: str | Path, **options: Any) -> PreTrainedModel:
     return AutoModel.from_pretrained(name, **options)
 
 
-__all__ = ["load_model"]
+def restore_renamed(model: nn.Module, folder: str | Path) -> bool:
+    """
+    Load the weights of a checkpoint into a model whose `save_pretrained` writes them under other names.
+
+    transformers 5 saves some models (ViT) under the names of earlier versions, and its Trainer resumes by the names
+    that the model has: what it does not find keeps the weights that the run started with, and a log line is all it says.
+
+    Returns:
+        Whether that was the case, and the weights are loaded; otherwise nothing is done.
+    """
+    files = list(Path(folder).glob("model*.safetensors"))
+    if not isinstance(model, PreTrainedModel) or not files:
+        return False
+    saved: set[str] = set()
+    for path in files:
+        with safe_open(path, "pt") as file:
+            saved |= set(file.keys())
+    if saved <= model.state_dict().keys():
+        return False
+    loaded = type(model).from_pretrained(folder, dtype=model.dtype)
+    model.load_state_dict(loaded.state_dict())
+    return True
+
+
+__all__ = ["load_model", "restore_renamed"]
