@@ -43,7 +43,7 @@ def restore_renamed(model: nn.Module, folder: str | Path) -> bool:
     Load the weights of a checkpoint into a model whose `save_pretrained` writes them under other names.
 
     transformers 5 saves some models (ViT) under the names of earlier versions, and its Trainer resumes by the names
-    that the model has: what it does not find keeps the weights that the run started with, and a log line is all it says.
+    that the model has: what it does not find keeps the weights that the run started with, and a log line says so.
 
     Returns:
         Whether that was the case, and the weights are loaded; otherwise nothing is done.
