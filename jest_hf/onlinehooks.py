@@ -61,7 +61,7 @@ class OnlineHooks:
     ) -> OnlineModel:
         args = self.args
         if isinstance(model, str):
-            model, _ = load_reference(model)
+            model, _ = load_reference(model, ranks=self.ranks, device=args.device)
         processor = self.data_collator.ref_processor or self.processing_class
         reader = self.objective.reader(model, processor, name.replace("_", " "), prefix="ref_")
         if not any(isinstance(one, _Start) for one in self.callback_handler.callbacks):
