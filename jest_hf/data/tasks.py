@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks with labels on the built-in scenes, and noise made by seed: wrong labels, scrambled texts.
+"""Tasks with labels: those of the built-in scenes, names of classes, and noise made by seed (labels, texts).
 
 The label of a scene is that of its picture, which is always right. Its caption need not be: on `scenes:web` six of ten
 texts have another picture's label, or none that could be read off them, without any noise being made.
@@ -66,6 +66,26 @@ def label_scenes(rows: datasets.Dataset, task: str) -> datasets.Dataset:
     labels = [label(scene_of(meaning)) for meaning in rows["group"]]
     feature = datasets.Features({"label": datasets.ClassLabel(names=names)})
     return datasets.concatenate_datasets([rows, datasets.Dataset.from_dict({"label": labels}, feature)], axis=1)
+
+
+def class_names(rows: datasets.Dataset, column: str) -> list[str]:
+    """
+    What the labels of a data set are called, in the order of their numbers.
+
+    Raises:
+        ValueError: if it has no such column.
+    """
+    if column not in rows.column_names:
+        raise ValueError(
+            f"the data have no column {column!r} (there are: {', '.join(rows.column_names)}); name the column of the "
+            "labels with label_column."
+        )
+    if isinstance(rows.features[column], datasets.ClassLabel):
+        return rows.features[column].names
+    labels = [label for label in rows.unique(column) if label is not None]
+    if all(isinstance(label, str) for label in labels):
+        return sorted(labels)
+    return [str(number) for number in range(max(labels) + 1)]
 
 
 def flip_labels(rows: datasets.Dataset, share: float, seed: int, column: str = "label") -> datasets.Dataset:
@@ -139,4 +159,13 @@ def _replace(
     return datasets.concatenate_datasets([rows.remove_columns(column), columns], axis=1)
 
 
-__all__ = ["LABEL_NOISE", "TASKS", "TEXT_NOISE", "flip_labels", "label_scenes", "scene_of", "scramble_texts"]
+__all__ = [
+    "LABEL_NOISE",
+    "TASKS",
+    "TEXT_NOISE",
+    "class_names",
+    "flip_labels",
+    "label_scenes",
+    "scene_of",
+    "scramble_texts",
+]
