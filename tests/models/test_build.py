@@ -58,7 +58,7 @@ def test_it_is_saved_as_a_plain_checkpoint(tmp_path):
 
 
 def test_sizes_that_do_not_exist():
-    with pytest.raises(ValueError, match="size='huge' is not known; choose one of tiny, small, base"):
+    with pytest.raises(ValueError, match="size='huge' is not known; choose one of micro, tiny, small, base"):
         build("huge")
     with pytest.raises(ValueError, match="patch_size=5 does not divide image_size=16"):
         build(patch_size=5)
