@@ -306,7 +306,7 @@ class Job:
         trainer = self.trainer(args, self.fresh_model(script.reference_config, self.args.seed + 1000), self.clean)
         trainer.train()
         trainer.save_model(str(folder))
-        trainer.create_model_card(dataset=script.train_reference_on)
+        trainer.create_model_card(role="reference", dataset=script.train_reference_on)
         return trainer.model
 
     def run(self, name: str, reference: PreTrainedModel | str | None, **changes: Any) -> JESTTrainer:

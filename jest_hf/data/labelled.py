@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ from jest_hf.losses.pointwise import IGNORED
 logger = logging.getLogger(__name__)
 
 
-class LabelledCollator:
+class LabelledCollator(ABC):
     """
     What the collators of this file have in common: places, skips, columns and labels.
 
@@ -82,16 +83,17 @@ class LabelledCollator:
     def check_labels(self, dataset: Any) -> None:
         """Nothing to check where labels are read off the examples."""
 
+    @abstractmethod
     def _add_reference(self, ref_processor: Any | None) -> None:
-        raise NotImplementedError
+        """Read for a reference too; `None`: for none."""
 
+    @abstractmethod
     def _read(self, row: Mapping[str, Any]) -> Any:
         """What is needed of one row; `BrokenImage` or `BrokenExample` where it is not there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _assemble(self, read: Sequence[Any]) -> dict[str, Tensor]:
         """Inputs and labels of what was read, blank where that is `None`."""
-        raise NotImplementedError
 
     def _check_columns(self, rows: Sequence[Mapping[str, Any]]) -> None:
         if not rows:
