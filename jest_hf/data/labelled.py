@@ -80,9 +80,6 @@ class LabelledCollator(ABC):
         other._add_reference(ref_processor)
         return other
 
-    def check_labels(self, dataset: Any) -> None:
-        """Nothing to check where labels are read off the examples."""
-
     @abstractmethod
     def _add_reference(self, ref_processor: Any | None) -> None:
         """Read for a reference too; `None`: for none."""

@@ -27,7 +27,7 @@ from jest_hf.models import (
     family_of,
     has_logit_bias,
 )
-from jest_hf.report.flops import forward_flops
+from jest_hf.report.flops import flops_of_inputs
 from jest_hf.selection import ContrastiveEmbeddings
 from jest_hf.validation import check_inputs, check_loss, check_vocabulary
 
@@ -86,11 +86,7 @@ class ContrastiveObjective:
         return loss + self.args.distillation_weight * DISTILLATION[self.loss_kind](*embedded, teacher=teacher, **how)
 
     def forward_flops(self, config: PretrainedConfig, inputs: Mapping[str, Any], view: View | None = None) -> float:
-        pixels, text_length = inputs["pixel_values"], inputs["input_ids"].shape[1]
-        if view is not None:
-            return sum(forward_flops(config, text_length=text_length, view=view).values())
-        size = {"num_patches": pixels.shape[1]} if pixels.dim() == 3 else {"image_size": pixels.shape[-1]}
-        return sum(forward_flops(config, text_length=text_length, **size).values())
+        return sum(flops_of_inputs(config, inputs, view).values())
 
     def width(self, config: PretrainedConfig) -> int:
         return embedding_width(config)

@@ -184,8 +184,9 @@ class PointwiseObjective:
         return PointwiseReader(self.causal, normalisation, self.label_smoothing, prefix)
 
     def check_data(self, dataset: Any, collator: LabelledCollator) -> None:
-        """Labels that the model does not have."""
-        collator.check_labels(dataset)
+        """Labels that the model does not have; those of a language model are its texts."""
+        if not self.causal:
+            collator.check_labels(dataset)
 
     def check(self, inputs: Mapping[str, Any], config: PretrainedConfig, role: str) -> None:
         """Sizes and lengths, by the model's own words: only it knows which images it takes."""

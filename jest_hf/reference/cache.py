@@ -45,7 +45,7 @@ from jest_hf.reference.store import (
     to_json,
     write_atomically,
 )
-from jest_hf.report.flops import forward_flops
+from jest_hf.report.flops import flops_of_inputs
 
 
 logger = logging.get_logger(__name__)
@@ -157,7 +157,7 @@ def write_cache(
                 shard["key"] = torch.from_numpy(keys[span.start : span.stop].copy())
             write_atomically(folder / shard_name(task.shard), save(shard))
             parts = []
-    return _finish(folder, plan, len(spans), _flops_of_one(config, blank), ranks, device)
+    return _finish(folder, plan, len(spans), flops_of_inputs(config, blank), ranks, device)
 
 
 class _Task(NamedTuple):
@@ -302,12 +302,6 @@ def _finish(
         (folder / UNFINISHED).unlink()
     _wait(ranks, device)
     return open_folder(folder)
-
-
-def _flops_of_one(config: PretrainedConfig, blank: Mapping[str, Any]) -> dict[str, int]:
-    pixels, text_length = blank["pixel_values"], blank["input_ids"].shape[1]
-    size = {"num_patches": pixels.shape[1]} if pixels.dim() == 3 else {"image_size": pixels.shape[-1]}
-    return forward_flops(config, text_length=text_length, **size)
 
 
 def _wait(ranks: Ranks, device: torch.device | str) -> None:

@@ -265,4 +265,3 @@ def test_labels_that_a_model_has_and_rows_without_are_accepted():
     names = {f"LABEL_{number}": number for number in range(2)}  # what a model without names has
     Classes(names, "label").check(labelled([0, 1], datasets.ClassLabel(names=["green", "red"])))
     Classes(CLASSES, "label").check(image_rows(2))  # a list is read as it comes
-    LanguageModelCollator(tiny_tokenizer()).check_labels(labelled([7]))

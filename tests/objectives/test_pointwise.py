@@ -305,10 +305,17 @@ def test_a_dual_encoders_vision_tower_as_a_classifier():
     assert len(reader.score(model, batch, 2)) == 3
 
 
+def test_a_language_model_has_no_labels_to_check():
+    _, objective, _, collator, _ = prepared("llama", 1)
+    objective.check_data(datasets.Dataset.from_dict({"text": ["a red star"], "label": [7]}), collator)
+
+
 def test_rows_of_a_data_set_with_class_labels():
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
     dataset = datasets.Dataset.from_list(image_rows(4), features=features)
     model, objective, reader, collator, _ = prepared("vit", 1)
-    collator.check_labels(dataset)
+    objective.check_data(dataset, collator)
+    with pytest.raises(ValueError, match="label"):
+        objective.check_data(datasets.Dataset.from_dict({"label": [7]}), collator)
     batch = collator(Rows(dataset, collator.image_column).__getitems__([2, 0]))
     assert batch["valid"].all() and batch["example_id"].tolist() == [2, 0]
