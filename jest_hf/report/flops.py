@@ -101,7 +101,7 @@ def forward_flops(
 
 
 def flops_of_inputs(config: PretrainedConfig, inputs: Mapping[str, Any], view: View | None = None) -> dict[str, int]:
-    """As [`forward_flops`], of what a dual encoder's `forward` gets, for any number of examples, or of a view of it."""
+    """As [`forward_flops`], of what a dual encoder's `forward` gets, for any number of examples, or a view of it."""
     pixels, text_length = inputs["pixel_values"], inputs["input_ids"].shape[1]
     if view is not None:
         return forward_flops(config, text_length=text_length, view=view)
