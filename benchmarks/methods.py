@@ -4,17 +4,19 @@
 
 For each seed (of the pool's noise, the learner's weights, the order of the data and the draws) every arm trains for as
 many steps on sub-batches of as many examples. An arm is `<selection>/<criterion>/<filter ratio>`, or one of the names
-in `NAMED`. `iid` is uniform training, and is evaluated often enough to say where it was when another arm's FLOPs (the
-learner's, the proxy's, the reference's pass over the pool) were spent; it is trained for `--iid_steps`. The learning
-rate is constant after a warm-up, so that every run is the beginning of a longer one.
+in `NAMED`; `@tiny` is a reference larger than the learner, which is "micro" as the reference otherwise is. `iid` is
+uniform training, for so many steps more that it says what another arm's FLOPs (the learner's, the proxy's, the
+reference's pass over the pool) would have bought; `iid_both` is that on the pool and the curated part, which the
+reference has seen and the learner has not. The learning rate is constant after a warm-up, so that every run is the
+beginning of a longer one.
 
     python benchmarks/methods.py --data scenes               # what was measured before stays
     python benchmarks/methods.py --data cross_style --seeds 0
-    python benchmarks/methods.py --data scenes --study acid  # a small learner with references of two sizes
-    python benchmarks/methods.py --data scenes --report      # only the table
+    python benchmarks/methods.py --data scenes --report --steps 200  # only the table, as of an earlier step
+    python benchmarks/methods.py --data scenes --tune        # the learning rates, on the validation part
 
-The settings are those of the demonstration (chosen on the validation part), and no arm has others. Evaluation is on
-the test part.
+The learning rate is the one of `--tune` with which IID training on the curated part ends best on the validation part,
+and no arm has another. Evaluation is on the test part.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from datasets import concatenate_datasets  # noqa: E402
 from transformers import SiglipModel, SiglipProcessor  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
@@ -52,30 +55,31 @@ from examples_to_target import DATA, Quality, spread  # noqa: E402
 RESULTS = Path(__file__).parent / "results"
 NAMED: dict[str, dict[str, Any]] = {
     "iid": {"selection": "uniform"},
+    "iid_both": {"selection": "uniform"},
     "active_siglip": {"preset": "active_siglip"},
     # Similarities differ by tenths, and exp() of them hardly: the same with a factor of ten on the scores.
     "active_siglip/gain": {"preset": "active_siglip", "selection_gain": 10.0},
     "aced/0.8": {"preset": "aced"},
     "online_reference/0.8": {"reference": "online"},
 }
-STUDIES: dict[str, list[str]] = {
-    "methods": [
-        "iid",
-        *(f"{how}/learnability/{ratio}" for ratio in (0.8, 0.5, 0.9) for how in ("joint", "independent")),
-        *(f"{how}/{what}/0.8" for what in ("easy_reference", "hard_learner") for how in ("joint", "independent")),
-        "active_siglip",
-        "active_siglip/gain",
-        "aced/0.8",
-        "online_reference/0.8",
-    ],
-    # The learner is the smaller one; `@tiny` is a reference that is larger than it.
-    "acid": [
-        "iid",
-        *(f"joint/{what}/0.8@{size}" for what in ("learnability", "easy_reference") for size in ("micro", "tiny")),
-    ],
+ARMS = [
+    "iid",
+    "iid_both",
+    *(f"{how}/learnability/{ratio}" for ratio in (0.8, 0.5, 0.9) for how in ("joint", "independent")),
+    *(f"{how}/{what}/0.8" for what in ("easy_reference", "hard_learner") for how in ("joint", "independent")),
+    *(f"joint/{what}/0.8@tiny" for what in ("learnability", "easy_reference")),  # H-ACID and I-ACID
+    "active_siglip",
+    "active_siglip/gain",
+    "aced/0.8",
+    "aced/0.8@tiny",
+    "online_reference/0.8",
+]
+# By data: text tokens, steps, the rate that `--tune` gave.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "scenes": {"max_length": 20, "steps": 400, "learning_rate": 1e-3},
+    "cross_style": {"max_length": 10, "steps": 600, "learning_rate": 2e-3},
 }
-LEARNER = {"methods": "tiny", "acid": "micro"}
-MAX_LENGTH = {"scenes": 20, "cross_style": 10}
+RATES = (1e-3, 2e-3, 4e-3)
 
 
 def settings_of(arm: str) -> tuple[dict[str, Any], str | None]:
@@ -87,7 +91,7 @@ def settings_of(arm: str) -> tuple[dict[str, Any], str | None]:
         selection, criterion, ratio = name.split("/")
         settings = {"selection": selection, "criterion": criterion, "filter_ratio": float(ratio)}
     needs_none = settings.get("selection") == "uniform" or settings.get("criterion") == "hard_learner"
-    return settings, None if needs_none or settings.get("reference") == "online" else size or "tiny"
+    return settings, None if needs_none or settings.get("reference") == "online" else size or "micro"
 
 
 def train(
@@ -101,7 +105,7 @@ def train(
             per_device_train_batch_size=options.batch_size,
             per_device_eval_batch_size=256,
             max_steps=steps,
-            learning_rate=1e-3,
+            learning_rate=options.learning_rate,
             lr_scheduler_type="constant_with_warmup",
             warmup_steps=60,
             weight_decay=1e-4,
@@ -146,13 +150,36 @@ def train(
     }
 
 
+def tune(options: argparse.Namespace) -> None:
+    """Learning rates, by IID training on the curated part, on the validation part."""
+    parts, runs = parts_of(options, seed=0), {}
+    for rate in RATES:
+        options.learning_rate = rate
+        learner = fresh(options, parts["processor"], "micro", seed=1000)
+        runs[str(rate)] = run = train(options, learner, curated(parts), 1000, options.steps, selection="uniform")
+        print(f"{rate}: R@5 {run['points'][-1]['R@5']:.4f} on validation", flush=True)
+    write(options, "tune", runs)
+
+
+def parts_of(options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """The parts of the data, and a processor for them."""
+    parts = DATA[options.data](seed)
+    texts = [text for value in parts["curated"]["caption"] for text in ([value] if isinstance(value, str) else value)]
+    processor = build_processor(texts, image_size=32, max_length=SETTINGS[options.data]["max_length"])
+    return parts | {"train": parts["pool"], "processor": processor}
+
+
+def curated(parts: dict[str, Any]) -> dict[str, Any]:
+    """The curated part to train on and the validation part to evaluate on, as for a reference."""
+    return parts | {"train": parts["curated"], "test": parts["validation"]}
+
+
 def reference_of(options: argparse.Namespace, parts: dict[str, Any], size: str) -> SiglipModel:
     """The reference of a size: trained once on the curated part, for all seeds and arms."""
     folder = options.work / f"{options.data}_{size}"
     if not (folder / "model.safetensors").exists():
         reference = fresh(options, parts["processor"], size, seed=1000)
-        run = train(options, reference, parts | {"train": parts["curated"], "test": parts["validation"]}, 1000,
-                    options.reference_steps, selection="uniform")  # fmt: skip
+        run = train(options, reference, curated(parts), 1000, options.steps, selection="uniform")
         reference.save_pretrained(folder)
         print(f"reference {size}: {run['points'][-1]} on validation, {run['seconds']:.0f} s", flush=True)
         runs = read(options, "references")
@@ -167,21 +194,19 @@ def fresh(options: argparse.Namespace, processor: SiglipProcessor, size: str, se
 def measure(options: argparse.Namespace) -> None:
     """The arms that are not there yet; a run is written as it ends."""
     for seed in options.seeds:
-        parts = DATA[options.data](seed)
-        texts = [
-            text for value in parts["curated"]["caption"] for text in ([value] if isinstance(value, str) else value)
-        ]
-        parts["processor"] = build_processor(texts, image_size=32, max_length=MAX_LENGTH[options.data])
-        parts["train"] = parts["pool"]
+        parts = parts_of(options, seed)
         for arm in options.arms:
             runs = read(options, f"seed{seed}")
             if arm in runs:
                 continue
             settings, size = settings_of(arm)
             reference = None if size is None else reference_of(options, parts, size)
-            learner = fresh(options, parts["processor"], LEARNER[options.study], seed)
-            steps = options.iid_steps if arm == "iid" else options.steps
-            runs[arm] = run = train(options, learner, parts, seed, steps, **settings, ref_model=reference)
+            learner = fresh(options, parts["processor"], "micro", seed)
+            steps = options.steps * (options.iid_times if arm == "iid" else 1)
+            rows = concatenate_datasets([parts["pool"], parts["curated"]]) if arm == "iid_both" else parts["pool"]
+            runs[arm] = run = train(
+                options, learner, parts | {"train": rows}, seed, steps, **settings, ref_model=reference
+            )
             write(options, f"seed{seed}", runs)
             print(f"seed {seed} {arm}: R@5 {run['points'][-1]['R@5']:.4f}, {run['seconds']:.0f} s", flush=True)
 
@@ -224,35 +249,38 @@ def report(options: argparse.Namespace) -> None:
 
 
 def read(options: argparse.Namespace, what: str) -> dict[str, Any]:
-    path = options.results / f"{options.study}_{options.data}_{what}.json"
+    path = options.results / f"methods_{options.data}_{what}.json"
     return json.loads(path.read_text())["runs"] if path.exists() else {}
 
 
 def write(options: argparse.Namespace, what: str, runs: dict[str, Any]) -> None:
     about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
-    settings = {name: getattr(options, name) for name in ("data", "study", "batch_size", "steps", "reference_steps")}
-    path = options.results / f"{options.study}_{options.data}_{what}.json"
+    settings = {name: getattr(options, name) for name in ("data", "batch_size", "steps", "learning_rate")}
+    path = options.results / f"methods_{options.data}_{what}.json"
     path.write_text(json.dumps({**about, "settings": settings, "runs": runs}, indent=1) + "\n")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=["scenes", "cross_style"], default="scenes")
-    parser.add_argument("--study", choices=STUDIES, default="methods")
-    parser.add_argument("--arms", nargs="+")
+    parser.add_argument("--data", choices=SETTINGS, default="scenes")
+    parser.add_argument("--arms", nargs="+", default=ARMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--iid_steps", type=int, default=480)
-    parser.add_argument("--eval_steps", type=int, default=40)
-    parser.add_argument("--reference_steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, help="of the learner, and of the reference; default: by the data")
+    parser.add_argument("--iid_times", type=int, default=5, help="so many times the steps for the iid arm")
+    parser.add_argument("--eval_steps", type=int, default=50)
+    parser.add_argument("--tune", action="store_true", help="try learning rates, and nothing else")
     parser.add_argument("--report", action="store_true", help="only print the table of what was measured before")
     parser.add_argument("--work", type=Path, help="where references are kept; default: in the temporary folder")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(argv)
-    options.arms = options.arms or STUDIES[options.study]
+    options.steps = options.steps or SETTINGS[options.data]["steps"]
+    options.learning_rate = SETTINGS[options.data]["learning_rate"]
     options.work = options.work or Path(tempfile.gettempdir()) / "jest_hf_methods"
     logging.set_verbosity_error()
+    if options.tune:
+        tune(options)
+        return
     if not options.report:
         measure(options)
     report(options)

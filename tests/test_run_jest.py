@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, SiglipModel, SiglipProcessor
 
 from jest_hf import JESTConfig
+from jest_hf.data import load_source
 from jest_hf.report import read_selections
 from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
 
@@ -238,7 +239,7 @@ def test_recipes_find_their_local_files(recipe, run_jest, monkeypatch, tmp_path)
         pytest.skip(f"{recipe.name} names no local files")
     assert named.keys() == SOURCES.keys()
     for name, source in named.items():
-        rows = run_jest.load_rows(source, None, getattr(script, SOURCES[name]), max_rows=5)
+        rows = load_source(source, where=getattr(script, SOURCES[name]), max_rows=5)
         assert {script.image_column, script.caption_column or "caption"} <= set(rows.column_names), name
         if name.startswith(("eval", "test")):
             assert args.eval_group_column in rows.column_names, name

@@ -57,13 +57,13 @@ def run_labelled():
 @pytest.fixture(scope="module")
 def scenes(run_labelled):
     """Fewer rows of the built-in data than the recipes evaluate on and hold out."""
-    load = run_labelled.load_source
+    load = run_labelled.comparison.load_source
 
     def fewer(spec, max_rows=None, **options):
         return load(spec, max_rows=min(max_rows or 40, 40) if spec.startswith("scenes") else max_rows, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_labelled, "load_source", fewer)
+        patch.setattr(run_labelled.comparison, "load_source", fewer)
         yield
 
 
@@ -117,7 +117,7 @@ def test_noise_is_made_in_the_training_data_alone(run_labelled, scenes, tmp_path
     clean = run_labelled.Job(*run_labelled.parse(words[4:]))
     assert sum(a != b for a, b in zip(noisy.train["label"], clean.train["label"], strict=True)) == 20
     assert noisy.train["text_noise"][:].count("scrambled") == 10
-    for part in ("eval", "test", "clean"):
+    for part in ("eval", "test", "curated"):
         assert getattr(noisy, part)["label"] == getattr(clean, part)["label"]
         assert getattr(noisy, part)["caption"] == getattr(clean, part)["caption"]
 
@@ -157,6 +157,11 @@ def test_settings_that_do_not_exist(tmp_path, run_labelled):
     (tmp_path / "recipe.yaml").write_text("label_nose: 0.5\n")
     with pytest.raises(ValueError, match="the recipe has settings that do not exist: label_nose"):
         run_labelled.parse(["--config", str(tmp_path / "recipe.yaml")])
+
+
+def test_configurations_as_json(run_labelled):
+    script, _ = run_labelled.parse(["--learner_config", '{"model_type": "vit"}', "--use_cpu", "True"])
+    assert script.learner_config == {"model_type": "vit"} and script.reference_config is None
 
 
 def test_kinds_make_the_models_that_they_name(run_labelled):

@@ -1,0 +1,288 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""What `run_jest.py` and `run_labelled.py` share: their arguments, and how a run is made, compared and reported."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import Dataset
+from transformers import HfArgumentParser, PreTrainedModel, TrainerCallback
+
+from jest_hf import JESTConfig, JESTTrainer
+from jest_hf.data import load_source
+from jest_hf.report import QualityPoint, first_reaching, format_table, plot_quality
+
+
+# Of the scripts, where neither the recipe nor a flag says otherwise.
+DEFAULTS = {"output_dir": "jest-out", "report_to": "none", "eval_strategy": "steps", "logging_steps": 20}
+
+JSON = ("_where", "_config")  # ends of the names of arguments that are dictionaries
+
+
+@dataclass
+class DataArguments:
+    """What to train on what; how is in `JESTConfig`."""
+
+    dataset: str = field(
+        default="scenes:web",
+        metadata={"help": "Training data: scenes:<split>, a local file, glob or folder, or a Hub data set id."},
+    )
+    dataset_split: str | None = field(default=None, metadata={"help": "Its split."})
+    dataset_where: dict | str | None = field(
+        default=None, metadata={"help": 'Keep rows by column value, as JSON: {"split": "train"}.'}
+    )
+    eval_dataset: str | None = field(
+        default=None, metadata={"help": "Data evaluated on during training; default: scenes:validation for scenes."}
+    )
+    eval_split: str | None = field(default=None, metadata={"help": "Its split."})
+    eval_where: dict | str | None = field(default=None, metadata={"help": "Its rows, as dataset_where."})
+    test_dataset: str | None = field(default=None, metadata={"help": "Data for the final figure."})
+    test_split: str | None = field(default=None, metadata={"help": "Its split."})
+    test_where: dict | str | None = field(default=None, metadata={"help": "Its rows, as dataset_where."})
+    max_train_rows: int | None = field(default=None, metadata={"help": "Keep the first so many training rows."})
+    image_column: str = field(default="image", metadata={"help": "Column of the images."})
+
+    learner: str | None = field(default=None, metadata={"help": "Hub id or path of the learner to start from."})
+    image_size: int = field(default=32, metadata={"help": "Pixels a side, for a learner with random weights."})
+    vocab_size: int = field(default=2048, metadata={"help": "Of the tokenizer trained for such a learner."})
+    max_length: int | None = field(default=None, metadata={"help": "Text tokens; 20 for such a learner."})
+
+    ref_model: str | None = field(default=None, metadata={"help": "Hub id or path of the reference."})
+    proxy_model: str | None = field(
+        default=None, metadata={"help": "Hub id or path of the proxy; default: fresh, like the reference."}
+    )
+    train_reference_on: str | None = field(
+        default=None, metadata={"help": "Without one: clean data on which to train it first, named like dataset."}
+    )
+    train_reference_split: str | None = field(default=None, metadata={"help": "Its split."})
+    train_reference_where: dict | str | None = field(default=None, metadata={"help": "Its rows, as dataset_where."})
+    reference_steps: int = field(default=300, metadata={"help": "Steps of its training."})
+    reference_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of its training."})
+
+    compare_uniform_steps: int = field(
+        default=0, metadata={"help": "Also train without selection, for so many steps, and compare."}
+    )
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name.endswith(JSON) and isinstance(value, str):
+                setattr(self, name, json.loads(value))
+        if self.dataset.startswith("scenes"):
+            self.eval_dataset = self.eval_dataset or "scenes:validation"
+            self.test_dataset = self.test_dataset or "scenes:test"
+            if self.ref_model is None:
+                self.train_reference_on = self.train_reference_on or "scenes:curated"
+
+
+def parse(kind: type[DataArguments], argv: list[str], demonstration: Path, **defaults: Any) -> tuple[Any, JESTConfig]:
+    """Flags over a YAML recipe over defaults; the demonstration's recipe where there is no argument at all."""
+    recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    recipe.add_argument("--config", type=Path, default=None if argv else demonstration)
+    path, argv = recipe.parse_known_args(argv)
+    settings: dict[str, Any] = yaml.safe_load(path.config.read_text()) or {} if path.config is not None else {}
+    known = {one.name for arguments in (kind, JESTConfig) for one in fields(arguments)}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise ValueError(f"the recipe has settings that do not exist: {', '.join(unknown)}.")
+    if settings.get("preset") or "--preset" in argv:
+        defaults.pop("selection", None)  # which is the preset's to say
+    parser = HfArgumentParser((kind, JESTConfig))
+    parser.set_defaults(**DEFAULTS | defaults | settings)
+    return parser.parse_args_into_dataclasses(argv)
+
+
+class History(TrainerCallback):
+    """Keeps the quality at every evaluation, and what had been spent by then."""
+
+    def __init__(self, job: Comparison) -> None:
+        self.job = job
+        self.points: list[QualityPoint] = []
+        self.trainer: JESTTrainer | None = None
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        if "eval_loss" in metrics:
+            counts, flops = self.trainer.statistics, self.trainer.run_flops.total
+            self.points.append(QualityPoint(counts.trained, counts.seen, flops, self.job.quality(metrics)))
+
+
+class Comparison(ABC):
+    """
+    The models, the data and the settings of one call of a script: a reference that is named, or trained first on a
+    clean part of the data; the learner on selected examples; and, on demand, the same learner without selection.
+    """
+
+    baseline = "IID"  # what training without selection is called
+
+    def __init__(self, script: DataArguments, args: JESTConfig) -> None:
+        self.script, self.args = script, args
+        self.train = self.rows(script.dataset, script.dataset_split, script.dataset_where, script.max_train_rows)
+        self.eval = self.rows(script.eval_dataset, script.eval_split, script.eval_where)
+        self.test = self.rows(script.test_dataset, script.test_split, script.test_where)
+        self.curated = self.rows(script.train_reference_on, script.train_reference_split, script.train_reference_where)
+        if self.eval is None:
+            args.eval_strategy = "no"
+
+    # ---- What a script has to say ----
+
+    processor: Any
+
+    @abstractmethod
+    def fresh_model(self, seed: int) -> PreTrainedModel:
+        """The learner before training."""
+
+    def fresh_reference(self, seed: int) -> PreTrainedModel:
+        """The reference before training."""
+        return self.fresh_model(seed)
+
+    @abstractmethod
+    def collator(self, model: PreTrainedModel) -> Any:
+        """What makes batches for a model, from the columns that were named."""
+
+    @abstractmethod
+    def quality(self, metrics: dict[str, float]) -> float:
+        """What a run is judged by at an evaluation; higher is better."""
+
+    @abstractmethod
+    def measures(self) -> tuple[str, list[str]]:
+        """What `quality` is called, and the metrics that the table shows."""
+
+    # ---- What they share ----
+
+    def rows(self, what: str | None, split: str | None, where: dict | None, n: int | None = None) -> Dataset | None:
+        """Rows of one source, or none."""
+        return load_source(what, split=split, where=where, max_rows=n) if what else None
+
+    def settings(self, **changes: Any) -> JESTConfig:
+        """This run's arguments with some changed; uniform training is that alone, whatever it is compared with."""
+        if changes.get("selection") == "uniform":
+            changes |= {"distillation_weight": 0.0, "compare_selectors": None}
+        values = {one.name: getattr(self.args, one.name) for one in fields(JESTConfig) if one.init}
+        return JESTConfig(**{**values, **changes})
+
+    def trainer(self, args: JESTConfig, model: PreTrainedModel, rows: Dataset, **options: Any) -> JESTTrainer:
+        """A trainer on these rows, evaluated on the evaluation data."""
+        return JESTTrainer(
+            model=model,
+            args=args,
+            data_collator=self.collator(model),
+            train_dataset=rows,
+            eval_dataset=self.eval,
+            processing_class=self.processor,
+            **options,
+        )
+
+    def reference(self) -> PreTrainedModel | str | None:
+        """The reference: named, or trained now on the curated rows; none where nobody asks it, or a cache answers."""
+        script, args = self.script, self.args
+        if args.reference_cache or args.reference == "online" or not args.uses_reference:
+            return None
+        if script.ref_model is not None or self.curated is None:
+            return script.ref_model
+        folder = str(Path(args.output_dir) / "reference")
+        if args.resume_from_checkpoint and (Path(folder) / "model.safetensors").exists():
+            return folder
+        print(f"Training the reference on {script.train_reference_on} ({len(self.curated):,} rows)", flush=True)
+        args = self.settings(
+            output_dir=folder,
+            selection="uniform",
+            max_steps=script.reference_steps,
+            learning_rate=script.reference_learning_rate,
+            eval_steps=script.reference_steps,
+            save_strategy="no",
+            load_best_model_at_end=False,
+            push_to_hub=False,
+            record_selection=False,
+            source_column=None,
+        )
+        trainer = self.trainer(args, self.fresh_reference(args.seed + 1000), self.curated)
+        trainer.train()
+        trainer.save_model(folder)
+        trainer.create_model_card(role="reference", dataset=script.train_reference_on)
+        return trainer.model
+
+    def run(self, name: str, rows: Dataset, reference: PreTrainedModel | str | None, **changes: Any) -> JESTTrainer:
+        """Train one learner; its trainer carries the history of its quality."""
+        args = self.settings(**changes)
+        print(f"Training {name} for {args.max_steps} steps" if args.max_steps > 0 else f"Training {name}", flush=True)
+        history = History(self)
+        models = {"ref_model": reference, "proxy_model": self.script.proxy_model}
+        trainer = self.trainer(args, self.fresh_model(args.seed), rows, **models, callbacks=[history])
+        history.trainer = trainer
+        # "True" is the last checkpoint of the output folder, as in the Trainer.
+        checkpoint = args.resume_from_checkpoint
+        trainer.train(resume_from_checkpoint=True if checkpoint == "True" else checkpoint)
+        if self.eval is not None and (not history.points or history.points[-1].trained != trainer.statistics.trained):
+            trainer.evaluate()
+        trainer.history = history.points
+        return trainer
+
+    def compare(self, name: str) -> None:
+        """All runs of the script; the learner and what was measured are left in `output_dir`."""
+        script, out = self.script, Path(self.args.output_dir)
+        reference = self.reference()
+        trainers: dict[str, JESTTrainer] = {}
+        if script.compare_uniform_steps:
+            trainers[self.baseline] = self.run(
+                self.baseline, self.train, None, selection="uniform", max_steps=script.compare_uniform_steps,
+                output_dir=str(out / self.baseline.lower()), push_to_hub=False, resume_from_checkpoint=None,
+            )  # fmt: skip
+        trainers[name] = learner = self.run(name, self.train, reference)
+
+        data = self.test if self.test is not None else self.eval
+        final = {
+            run: trainer.evaluate(data, metric_key_prefix="test") if data is not None else {}
+            for run, trainer in trainers.items()
+        }
+        learner.save_model(str(out))
+        self.processor.save_pretrained(out)
+        learner.create_model_card(dataset=script.dataset)
+        summary = self.report(trainers, final, out)
+        (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        print(f"\nLearner, processor, model card, selections and summary.json are in {out}/")
+        if self.args.push_to_hub:
+            learner.push_to_hub(dataset=script.dataset)
+
+    def report(
+        self, trainers: dict[str, JESTTrainer], final: dict[str, dict[str, float]], out: Path
+    ) -> dict[str, Any]:
+        """Print the table, draw the plot, and return both as data."""
+        quality, shown = self.measures()
+        rows, summary = [], {"runs": {}}
+        for name, trainer in trainers.items():
+            counts, metrics, flops = trainer.statistics, final[name], trainer.run_flops.total
+            summary["runs"][name] = {
+                **counts.totals(),
+                "flops": flops,
+                "sources": counts.sources,
+                "test": metrics,
+                "evaluations": [point._asdict() for point in trainer.history],
+            }
+            values = [f"{metrics[f'test_{one}']:.3f}" if f"test_{one}" in metrics else "" for one in shown]
+            rows.append([name, f"{counts.trained:,}", f"{counts.seen:,}", f"{flops:.2e}", *values])
+        print("\n" + format_table(["run", "examples trained", "examples seen", "FLOPs", *shown], rows))
+        histories = {name: trainer.history for name, trainer in trainers.items() if trainer.history}
+        if histories:
+            plot_quality(histories, out / "quality.png", f"{quality} (validation)")
+            print(f"\nQuality against examples and FLOPs: {out / 'quality.png'}")
+        if len(histories) == 2:
+            (baseline, before), (name, points) = histories.items()
+            aim = before[-1].quality
+            reached = first_reaching(points, aim)
+            if reached is None:
+                print(f"{name} did not reach {baseline}'s final validation {quality} ({aim:.3f}).")
+            else:
+                summary["examples_ratio"] = reached.trained / before[-1].trained
+                summary["flops_ratio"] = reached.flops / before[-1].flops
+                print(
+                    f"{name} reached {baseline}'s final validation {quality} ({aim:.3f}) with "
+                    f"{summary['examples_ratio']:.0%} of its trained examples and {summary['flops_ratio']:.0%} of its "
+                    "FLOPs."
+                )
+        return summary
