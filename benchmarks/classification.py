@@ -60,6 +60,9 @@ ARMS: dict[str, tuple[dict[str, Any], str | None, float]] = {
     "uniform": ({"selection": "uniform"}, None, 1.0),
     "rho_loss": ({"preset": "rho_loss"}, "small", 0.4),
     "class_act": (PROXY, "small", 0.8),
+    "class_act/gain": ({**PROXY, "selection_gain": 3.0}, "small", 0.8),
+    "class_act/0.8": ({**PROXY, "filter_ratio": 0.8}, "small", 0.8),
+    "class_act/top_k": ({**PROXY, "selection": "top_k"}, "small", 0.8),
     # Proxy and reference of ten times fewer FLOPs than the learner.
     "tiny_scorer/0.5": ({**PROXY, "filter_ratio": 0.5}, "tiny", 0.8),
     "tiny_scorer/0.8": ({**PROXY, "filter_ratio": 0.8}, "tiny", 0.8),

@@ -122,10 +122,11 @@ def forward_flops_of(architecture: type[PreTrainedModel], config: PretrainedConf
         `int`: the F of [`step_flops`]; padding counts like text, of which a model computes as much.
 
     Raises:
-        RuntimeError: for a model that cannot be run without values (a mixture of experts).
+        RuntimeError: for a model that cannot be run without values.
     """
     config = copy.deepcopy(config)
     config._attn_implementation = "eager"  # as in `forward_flops`
+    config._experts_implementation = "batched_mm"  # of a mixture of experts: the others look at values, or want bfloat16
     # Fake tensors too: of these transformers knows that there are no values (of a mask, say) to look at.
     with built_whole(), FakeTensorMode(allow_non_fake_inputs=True), torch.device("meta"):
         one = {

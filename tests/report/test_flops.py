@@ -7,12 +7,21 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPConfig, CLIPModel, Siglip2Config, Siglip2Model, SiglipConfig, SiglipModel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Siglip2Config,
+    Siglip2Model,
+    SiglipConfig,
+    SiglipModel,
+)
 
 from jest_hf import JESTConfig, JESTDataCollator
 from jest_hf.models import DualEncoder, View, accept_views, embedding_width, expose_temperature
 from jest_hf.report import StepFlops, forward_flops, step_flops
-from jest_hf.report.flops import flops_of_run
+from jest_hf.report.flops import flops_of_run, forward_flops_of
 from tests.helpers import random_rows, tiny_clip_processor, tiny_siglip2_processor, tiny_siglip_processor
 
 
@@ -127,6 +136,25 @@ def test_a_model_is_counted_by_its_configuration_and_left_alone(architecture):
     assert forward_flops(model) == forward_flops(config)
     assert model.training and model.config._attn_implementation == implementation
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize("active", [1, 2, 4])
+def test_a_mixture_counts_the_experts_that_a_token_meets(active):
+    width, inner, layers, tokens, words = 32, 48, 2, 12, 100
+    config = MixtralConfig(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        num_experts_per_tok=active,
+        vocab_size=words,
+    )
+    attention = 4 * width**2 + 2 * tokens * width  # four projections, and two products with all tokens
+    per_token = layers * (attention + 4 * width + active * 3 * width * inner) + width * words
+    inputs = {"input_ids": torch.zeros(5, tokens, dtype=torch.int64), "labels": torch.zeros(5, tokens).long()}
+    assert forward_flops_of(MixtralForCausalLM, config, inputs) == 2 * tokens * per_token
 
 
 def test_sizes_of_the_wrong_kind_of_model():
