@@ -58,6 +58,8 @@ INDEPENDENT = {"selection": "independent", "filter_ratio": 0.8, "cache_reference
 # costs more is of no use beyond that.
 ARMS: dict[str, tuple[dict[str, Any], str | None, float]] = {
     "uniform": ({"selection": "uniform"}, None, 1.0),
+    # On the clean hold-out part too, which the references know and no other arm trains on.
+    "uniform_both": ({"selection": "uniform"}, None, 1.0),
     "rho_loss": ({"preset": "rho_loss"}, "small", 0.4),
     "class_act": (PROXY, "small", 0.8),
     "class_act/gain": ({**PROXY, "selection_gain": 3.0}, "small", 0.8),
@@ -70,6 +72,7 @@ ARMS: dict[str, tuple[dict[str, Any], str | None, float]] = {
     "independent/0.8": (INDEPENDENT, "small", 0.5),
     "independent/gain": ({**INDEPENDENT, "selection_gain": 5.0}, "small", 0.5),
 }
+IMAGE_ARMS = ("uniform", "uniform_both", "rho_loss", "class_act", "tiny_scorer/0.5")
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,11 @@ class Study:
 
 STUDIES: dict[str, Study] = {
     "cifar10": Study(
-        tasks.noisy_cifar10, tasks.resnet, "accuracy", 1, ("uniform", "rho_loss", "class_act", "tiny_scorer/0.5"),
+        tasks.noisy_cifar10, tasks.resnet, "accuracy", 1, IMAGE_ARMS,
         batch_size=64, uniform_steps=600, eval_steps=40, reference_steps=600, learning_rate=1e-3,
     ),
     "clothing": Study(
-        tasks.clothing, tasks.resnet, "accuracy", 1, ("uniform", "rho_loss", "class_act", "tiny_scorer/0.5"),
+        tasks.clothing, tasks.resnet, "accuracy", 1, IMAGE_ARMS,
         batch_size=32, uniform_steps=400, eval_steps=20, reference_steps=300, learning_rate=1e-3,
     ),
     "text": Study(
@@ -146,9 +149,10 @@ def train(
     split: str,
     seed: int,
     steps: int,
+    clean: list[bool] | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Train `model` in place on `rows`: the points of its evaluations on a part, and what it cost."""
+    """Train `model` in place on `rows`, `clean` or not: the points of its evaluations on a part, and what it cost."""
     quality, models = Quality(study.metric), {name: changes.pop(name, None) for name in ("ref_model", "proxy_model")}
     with tempfile.TemporaryDirectory() as folder:
         args = JESTConfig(
@@ -196,7 +200,7 @@ def train(
         "forward_flops": flops.training / (3 * study.batch_size),
         "trained": trainer.statistics.trained,
         "seen": trainer.statistics.seen,
-        "clean_share": sum(parts["clean"][i] for i in ids) / len(ids) if rows is parts["train"] else None,
+        "clean_share": sum(clean[i] for i in ids) / len(ids) if clean else None,
         "cpu_seconds": round(seconds, 1),
     }
 
@@ -232,7 +236,10 @@ def measure(options: argparse.Namespace) -> None:
                 changes = {**changes, "ref_model": reference_of(options, size, parts)}
             steps = round(share * study.uniform_steps)
             learner = fresh(study, "learner", parts, seed)
-            run = train(study, learner, parts["train"], parts, split=options.split, seed=seed, steps=steps, **changes)
+            rows = parts["train"] + (parts["holdout"] if arm == "uniform_both" else [])
+            clean = parts["clean"] + [True] * (len(rows) - len(parts["train"]))
+            how = {"split": options.split, "seed": seed, "steps": steps, "clean": clean}
+            run = train(study, learner, rows, parts, **how, **changes)
             results = read(options)
             results["runs"].setdefault(f"seed{seed}", {})[arm] = run
             write(options, results)

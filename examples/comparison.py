@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -85,13 +86,15 @@ def parse(kind: type[DataArguments], argv: list[str], demonstration: Path, **def
     """Flags over a YAML recipe over defaults; the demonstration's recipe where there is no argument at all."""
     recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     recipe.add_argument("--config", type=Path, default=None if argv else demonstration)
-    path, argv = recipe.parse_known_args(argv)
-    settings: dict[str, Any] = yaml.safe_load(path.config.read_text()) or {} if path.config is not None else {}
+    recipe.add_argument("--preset")
+    given, argv = recipe.parse_known_args(argv)
+    settings: dict[str, Any] = yaml.safe_load(given.config.read_text()) or {} if given.config is not None else {}
+    settings["preset"] = given.preset or settings.get("preset")
     known = {one.name for arguments in (kind, JESTConfig) for one in fields(arguments)}
     unknown = sorted(set(settings) - known)
     if unknown:
         raise ValueError(f"the recipe has settings that do not exist: {', '.join(unknown)}.")
-    if settings.get("preset") or "--preset" in argv:
+    if settings["preset"]:
         defaults.pop("selection", None)  # which is the preset's to say
     parser = HfArgumentParser((kind, JESTConfig))
     parser.set_defaults(**DEFAULTS | defaults | settings)
@@ -99,17 +102,21 @@ def parse(kind: type[DataArguments], argv: list[str], demonstration: Path, **def
 
 
 class History(TrainerCallback):
-    """Keeps the quality at every evaluation, and what had been spent by then."""
+    """Keeps the quality at every evaluation, and what had been spent by then, in the Trainer's log: it is resumed."""
 
-    def __init__(self, job: Comparison) -> None:
-        self.job = job
-        self.points: list[QualityPoint] = []
+    def __init__(self, quality: Callable[[dict[str, float]], float]) -> None:
+        self.quality = quality
         self.trainer: JESTTrainer | None = None
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         if "eval_loss" in metrics:
             counts, flops = self.trainer.statistics, self.trainer.run_flops.total
-            self.points.append(QualityPoint(counts.trained, counts.seen, flops, self.job.quality(metrics)))
+            state.log_history[-1]["point"] = [counts.trained, counts.seen, flops, self.quality(metrics)]
+
+    @property
+    def points(self) -> list[QualityPoint]:
+        """One for every evaluation, those before the run was resumed among them."""
+        return [QualityPoint(*entry["point"]) for entry in self.trainer.state.log_history if "point" in entry]
 
 
 class Comparison(ABC):
@@ -162,7 +169,8 @@ class Comparison(ABC):
     def settings(self, **changes: Any) -> JESTConfig:
         """This run's arguments with some changed; uniform training is that alone, whatever it is compared with."""
         if changes.get("selection") == "uniform":
-            changes |= {"distillation_weight": 0.0, "compare_selectors": None}
+            alone = {"distillation_weight": 0.0, "compare_selectors": None, "scoring_view": None}
+            changes |= alone | {"low_resolution_fraction": None, "eval_at_view": False}
         values = {one.name: getattr(self.args, one.name) for one in fields(JESTConfig) if one.init}
         return JESTConfig(**{**values, **changes})
 
@@ -211,14 +219,15 @@ class Comparison(ABC):
         """Train one learner; its trainer carries the history of its quality."""
         args = self.settings(**changes)
         print(f"Training {name} for {args.max_steps} steps" if args.max_steps > 0 else f"Training {name}", flush=True)
-        history = History(self)
+        history = History(self.quality)
         models = {"ref_model": reference, "proxy_model": self.script.proxy_model}
         trainer = self.trainer(args, self.fresh_model(args.seed), rows, **models, callbacks=[history])
         history.trainer = trainer
         # "True" is the last checkpoint of the output folder, as in the Trainer.
         checkpoint = args.resume_from_checkpoint
         trainer.train(resume_from_checkpoint=True if checkpoint == "True" else checkpoint)
-        if self.eval is not None and (not history.points or history.points[-1].trained != trainer.statistics.trained):
+        points = history.points
+        if self.eval is not None and (not points or points[-1].trained != trainer.statistics.trained):
             trainer.evaluate()
         trainer.history = history.points
         return trainer
@@ -228,7 +237,9 @@ class Comparison(ABC):
         script, out = self.script, Path(self.args.output_dir)
         reference = self.reference()
         trainers: dict[str, JESTTrainer] = {}
-        if script.compare_uniform_steps:
+        if self.args.selection == "uniform":
+            name = self.baseline
+        elif script.compare_uniform_steps:
             trainers[self.baseline] = self.run(
                 self.baseline, self.train, None, selection="uniform", max_steps=script.compare_uniform_steps,
                 output_dir=str(out / self.baseline.lower()), push_to_hub=False, resume_from_checkpoint=None,

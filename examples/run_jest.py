@@ -111,7 +111,7 @@ def main(argv: list[str]) -> None:
     script, args = parse(argv)
     if not argv:
         logging.set_verbosity_error()
-    Job(script, args).compare(args.preset or {"joint": "JEST", "uniform": "IID"}.get(args.selection, args.selection))
+    Job(script, args).compare(args.preset or ("JEST" if args.selection == "joint" else args.selection))
 
 
 if __name__ == "__main__":

@@ -203,6 +203,15 @@ def test_flags_win_over_a_recipe_and_a_recipe_over_the_defaults(tmp_path, run_je
     assert (args.logging_steps, args.output_dir) == (20, "jest-out")
 
 
+def test_the_baseline_of_a_flexi_run_sees_everything_in_full(run_jest, monkeypatch):
+    monkeypatch.setattr(run_jest.comparison, "load_source", lambda *_, **__: datasets.Dataset.from_list(random_rows(8)))
+    words = ["--config", str(ROOT / "examples" / "recipes" / "flexi.yaml"), "--use_cpu", "True"]
+    job = run_jest.Job(*run_jest.parse(words))
+    assert job.args.scoring_view is not None
+    baseline = job.settings(selection="uniform")
+    assert baseline.scoring_view is None and not baseline.eval_at_view
+
+
 def test_the_demonstration_is_what_runs_without_arguments(run_jest):
     script, args = run_jest.parse([])
     assert isinstance(args, JESTConfig)

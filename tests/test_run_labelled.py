@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -159,6 +160,28 @@ def test_settings_that_do_not_exist(tmp_path, run_labelled):
         run_labelled.parse(["--config", str(tmp_path / "recipe.yaml")])
 
 
+def test_a_resumed_run_reports_the_evaluations_before_it_too(run_labelled, scenes, tmp_path):
+    settings = {name: value for name, value in FEW.items() if name not in ("compare_uniform_steps", "max_length")}
+    settings |= {"output_dir": tmp_path, "save_strategy": "steps", "save_steps": 1}
+    whole = evaluations_of(run_labelled, settings, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    assert evaluations_of(run_labelled, settings | {"resume_from_checkpoint": True}, tmp_path) == whole
+    assert [point["trained"] for point in whole] == [8, 16]
+
+
+def evaluations_of(run_labelled, settings, out) -> list[dict]:
+    run_labelled.main(flags(settings))
+    (run,) = json.loads((out / "summary.json").read_text())["runs"].values()
+    return run["evaluations"]
+
+
+def test_uniform_training_is_not_compared_with_itself(run_labelled, scenes, tmp_path):
+    settings = {**FEW, "selection": "uniform", "max_length": 20, "output_dir": tmp_path}
+    run_labelled.main(flags(settings))
+    runs = json.loads((tmp_path / "summary.json").read_text())["runs"]
+    assert {name: run["examples_trained"] for name, run in runs.items()} == {"uniform": 16}
+
+
 def test_configurations_as_json(run_labelled):
     script, _ = run_labelled.parse(["--learner_config", '{"model_type": "vit"}', "--use_cpu", "True"])
     assert script.learner_config == {"model_type": "vit"} and script.reference_config is None
@@ -170,3 +193,5 @@ def test_kinds_make_the_models_that_they_name(run_labelled):
     assert run_labelled.MODELS["language_model"] is AutoModelForCausalLM
     assert run_labelled.parse([])[1].preset == "rho_loss"
     assert run_labelled.parse(["--use_cpu", "True"])[1].selection == "independent"
+    for words in (["--preset", "rho_loss"], ["--preset=rho_loss"]):
+        assert run_labelled.parse([*words, "--use_cpu", "True"])[1].selection == "top_k"
