@@ -67,6 +67,11 @@ class DataArguments:
     reference_steps: int = field(default=300, metadata={"help": "Steps of its training."})
     reference_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of its training."})
 
+    lora_r: int = field(default=0, metadata={"help": "Train LoRA adapters of this rank in place of all weights."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Names of the layers that get one; default: PEFT's for the model."}
+    )
+
     compare_uniform_steps: int = field(
         default=0, metadata={"help": "Also train without selection, for so many steps, and compare."}
     )
@@ -191,7 +196,7 @@ class Comparison(ABC):
         script, args = self.script, self.args
         if args.reference_cache or args.reference == "online" or not args.uses_reference:
             return None
-        if script.ref_model is not None or self.curated is None:
+        if script.ref_model is not None or self.curated is None or args.reference == "adapter":
             return script.ref_model
         folder = str(Path(args.output_dir) / "reference")
         if args.resume_from_checkpoint and (Path(folder) / "model.safetensors").exists():
@@ -221,7 +226,9 @@ class Comparison(ABC):
         print(f"Training {name} for {args.max_steps} steps" if args.max_steps > 0 else f"Training {name}", flush=True)
         history = History(self.quality)
         models = {"ref_model": reference, "proxy_model": self.script.proxy_model}
-        trainer = self.trainer(args, self.fresh_model(args.seed), rows, **models, callbacks=[history])
+        trainer = self.trainer(
+            args, self.fresh_model(args.seed), rows, **models, peft_config=self.adapter(), callbacks=[history]
+        )
         history.trainer = trainer
         # "True" is the last checkpoint of the output folder, as in the Trainer.
         checkpoint = args.resume_from_checkpoint
@@ -231,6 +238,15 @@ class Comparison(ABC):
             trainer.evaluate()
         trainer.history = history.points
         return trainer
+
+    def adapter(self) -> Any:
+        """What is trained in place of all weights: a `peft.LoraConfig`, or none."""
+        script = self.script
+        if not script.lora_r:
+            return None
+        from peft import LoraConfig
+
+        return LoraConfig(r=script.lora_r, lora_alpha=2 * script.lora_r, target_modules=script.lora_target_modules)
 
     def compare(self, name: str) -> None:
         """All runs of the script; the learner and what was measured are left in `output_dir`."""

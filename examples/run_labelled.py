@@ -3,8 +3,8 @@
 """Train a classifier of images or texts, or a causal language model, on selected examples (RHO-LOSS, ClassAct).
 
     accelerate launch examples/run_labelled.py                                # RHO-LOSS on the built-in data
-    accelerate launch examples/run_labelled.py --config examples/recipes/class_act.yaml \
-        --learner google/vit-base-patch16-224-in21k --dataset uoft-cs/cifar100 --label_column fine_label ...
+    accelerate launch examples/run_labelled.py --preset class_act --learner google/vit-base-patch16-224-in21k \
+        --dataset uoft-cs/cifar100 --image_column img --label_column fine_label --ref_model <id> ...
 
 Flags are the fields of `ScriptArguments` below and of `JESTConfig` (every `TrainingArguments` field among them); a
 YAML recipe takes the same names, and flags win over it. Where no reference is named, one is trained first, on a small

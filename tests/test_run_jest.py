@@ -172,6 +172,19 @@ def test_a_reference_trained_on_local_data_and_the_best_checkpoint_kept(tmp_path
     assert isinstance(AutoModel.from_pretrained(tmp_path / "out" / "reference"), SiglipModel)
 
 
+def test_adapters_on_a_learner_that_is_its_own_reference(tmp_path, run_jest, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.Dataset.from_list(random_rows(48)).to_parquet(tmp_path / "rows.parquet")
+    tiny_siglip(0).save_pretrained(tmp_path / "learner")
+    tiny_siglip_processor().save_pretrained(tmp_path / "learner")
+    settings = {"dataset": tmp_path / "rows.parquet", "learner": tmp_path / "learner", "output_dir": tmp_path / "out"}
+    settings |= {"lora_r": 2, "reference": "adapter"}
+    run_jest.main([*flags({**TINY, **settings}), "--lora_target_modules", "q_proj", "v_proj"])
+    weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert weights and all("q_proj" in name or "v_proj" in name for name in weights)
+    assert any(weight.abs().sum() > 0 for name, weight in weights.items() if "lora_B" in name)  # zero until trained
+
+
 def test_data_without_a_caption_column(tmp_path, run_jest, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     rows = [{"image": row["image"], "title": row["text"]} for row in random_rows(24)]
@@ -204,7 +217,9 @@ def test_flags_win_over_a_recipe_and_a_recipe_over_the_defaults(tmp_path, run_je
 
 
 def test_the_baseline_of_a_flexi_run_sees_everything_in_full(run_jest, monkeypatch):
-    monkeypatch.setattr(run_jest.comparison, "load_source", lambda *_, **__: datasets.Dataset.from_list(random_rows(8)))
+    monkeypatch.setattr(
+        run_jest.comparison, "load_source", lambda *_, **__: datasets.Dataset.from_list(random_rows(8))
+    )
     words = ["--config", str(ROOT / "examples" / "recipes" / "flexi.yaml"), "--use_cpu", "True"]
     job = run_jest.Job(*run_jest.parse(words))
     assert job.args.scoring_view is not None

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`jest-hf cache-reference`: embed a data set with a reference, on one process or, after `accelerate launch`, several.
 
-    jest-hf cache-reference --ref_model google/siglip2-base-patch16-224 --dataset data/*.tar --output_dir cache
+    jest-hf cache-reference --ref_model google/siglip2-base-patch16-224 --dataset "data/*.parquet" --output_dir cache
     accelerate launch $(jest-hf preset ddp) -m jest_hf.cli cache-reference --ref_model ... (the same flags)
 
 The flags that name data are those of `examples/run_jest.py`.
