@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 from transformers import GemmaTokenizer, PreTrainedTokenizerBase, ProcessorMixin, Siglip2Processor
 
-from jest_hf.data.images import BrokenImage, Geometry, decode_image, geometry_of
+from jest_hf.data.imagecheck import faithful_geometry
+from jest_hf.data.images import BrokenImage, Geometry, decode_image
 from jest_hf.models.dual_encoder import VIEW_PREFIX
 from jest_hf.models.views import View
 
@@ -207,7 +208,7 @@ class JESTDataCollator:
             if lacking is not None:
                 raise ValueError(
                     f"The rows have no column {column!r} (there are: {_names(lacking)}); pass {option} to "
-                    "JESTDataCollator, and check that remove_unused_columns is False."
+                    "JESTDataCollator."
                 )
         return caption_column
 
@@ -336,7 +337,7 @@ def _parts(processor: ProcessorMixin, name: str, max_length: int | None) -> tupl
     # SigLIP 2 was trained on lower-cased captions. Siglip2Tokenizer lower-cases by itself; GemmaTokenizer, which the
     # fixed-resolution checkpoints name (with a SiglipProcessor), does not.
     lower_case = isinstance(processor, Siglip2Processor) or isinstance(tokenizer, GemmaTokenizer)
-    return geometry_of(processor.image_processor), TextEncoder(
+    return faithful_geometry(processor.image_processor), TextEncoder(
         tokenizer, text_length(tokenizer, name, max_length), lower_case
     )
 
@@ -359,4 +360,4 @@ def text_length(tokenizer: PreTrainedTokenizerBase, name: str, max_length: int |
 
 
 def _names(row: Mapping[str, Any]) -> str:
-    return ", ".join(str(name) for name in row)
+    return ", ".join(str(name) for name in row if name not in ("example_id", "epoch"))  # which are ours

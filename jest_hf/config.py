@@ -7,13 +7,14 @@ All values are checked when the object is made, so that a wrong one costs a seco
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from transformers import TrainingArguments
 
 from jest_hf.configchecks import check_choice, check_selection, check_training
 from jest_hf.presets import DEFAULTS, PRESETS
+from jest_hf.selection import Selector
 
 
 @dataclass
@@ -26,7 +27,8 @@ class JESTConfig(TrainingArguments):
 
     Some inherited defaults differ, each because the ordinary one is wrong here: `remove_unused_columns=False` (the
     collator needs image and caption), `label_names=[]`, `dataloader_drop_last=True` (an incomplete last super-batch is
-    dropped), `adam_beta2=0.95` (0.999 is unstable for sigmoid losses, arXiv 2303.15343), `data_seed=seed`.
+    dropped: with False a sub-batch is selected from it too, which filters less, and nothing where it has no more rows
+    than a sub-batch), `adam_beta2=0.95` (0.999 is unstable for sigmoid losses, arXiv 2303.15343), `data_seed=seed`.
 
     preset (`str`, *optional*):
         A published method: `"jest"`, `"flexi_jest"`, `"active_clip"`, `"active_siglip"`, `"class_act"`, `"rho_loss"`,
@@ -60,7 +62,8 @@ class JESTConfig(TrainingArguments):
         super-batch, and the rest of it is not scored.
     compare_selectors (list of `str`, *optional*):
         What to compare the selection with, on the same super-batches, in the logs (`compare/...`): `"uniform"`, or
-        `"<selection>/<criterion>"` such as `"independent/easy_reference"`. Nothing is trained on these.
+        `"<selection>/<criterion>"` such as `"independent/easy_reference"`. Nothing is trained on these. Joint ones
+        need pairs, and go by their loss whatever `pair_score` is.
     source_column (`str`, *optional*):
         Column of the training data (a source, a kind of noise) of whose values the selection rates are logged
         (`selection_rate/...`). It plays no part in the selection.
@@ -240,16 +243,31 @@ class JESTConfig(TrainingArguments):
     label_names: list[str] | None = field(
         default_factory=list, metadata={"help": "Contrastive batches have no labels."}
     )
-    dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the incomplete last super-batch."})
+    dataloader_drop_last: bool = field(
+        default=True, metadata={"help": "Drop the incomplete last super-batch, of which less could be filtered out."}
+    )
     adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of Adam; 0.999 is unstable for sigmoid losses."})
 
     def __post_init__(self) -> None:
+        self._read()
         self._fill_in()
         check_selection(self)
         check_training(self)
         if self.data_seed is None:
             self.data_seed = self.seed
         super().__post_init__()
+
+    def _read(self) -> None:
+        """Numbers that came as words (YAML reads `1e-4` as one), and a lone selector without its list."""
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, str) and "float" in str(one.type):
+                try:
+                    setattr(self, one.name, float(value))
+                except ValueError:
+                    raise ValueError(f"{one.name}={value!r} must be a number.") from None
+        if isinstance(self.compare_selectors, str):
+            self.compare_selectors = [self.compare_selectors]
 
     def _fill_in(self) -> None:
         """Options that are not given, from the preset and then from the defaults."""
@@ -267,17 +285,17 @@ class JESTConfig(TrainingArguments):
     def scored_models(self) -> tuple[str, ...]:
         """
         Which of `"learner"` (or its proxy) and `"reference"` score the super-batch: those that the criterion compares,
-        and both for a comparison of selectors.
+        or that of a selector in `compare_selectors`.
         """
         if self.selection == "uniform":
             return ()
-        if self.compare_selectors:
-            return ("learner", "reference")
-        return {
-            "learnability": ("learner", "reference"),
-            "easy_reference": ("reference",),
-            "hard_learner": ("learner",),
-        }[self.criterion]
+        others = [Selector.parse(name) for name in self.compare_selectors or ()]
+        criteria = {self.criterion, *(selector.criterion for selector in others)}
+        needed_by = {
+            "learner": {"learnability", "hard_learner"},
+            "reference": {"learnability", "easy_reference"},
+        }
+        return tuple(model for model, wanting in needed_by.items() if criteria & wanting)
 
     @property
     def uses_reference(self) -> bool:

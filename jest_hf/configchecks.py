@@ -7,6 +7,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from jest_hf.selection import Selector
+
 
 if TYPE_CHECKING:
     from jest_hf.config import JESTConfig
@@ -71,8 +73,6 @@ def check_selection(args: JESTConfig) -> None:
             "alone; set selection='independent' or 'top_k'."
         )
     for selector in args.compare_selectors or ():
-        from jest_hf.selection.compare import Selector
-
         Selector.parse(selector)
     if args.compare_selectors and args.selection == "uniform":
         raise ValueError(
@@ -113,9 +113,9 @@ def check_training(args: JESTConfig) -> None:
             raise ValueError(f"{name}={value} must be a finite number of at least 0.")
     if args.gradient_accumulation_steps > 1:
         raise ValueError(
-            f"gradient_accumulation_steps={args.gradient_accumulation_steps} would take each contrastive loss "
-            "over a part of the sub-batch and lose the negatives of the rest; set it to 1 and raise "
-            "per_device_train_batch_size, with gradient_cache_chunk_size if memory is short."
+            f"gradient_accumulation_steps={args.gradient_accumulation_steps} would select from each part of a step's "
+            "examples, and take its loss, without the others; set it to 1, and where memory is short use "
+            "gradient_checkpointing=True, or for image-text pairs gradient_cache_chunk_size."
         )
     if args.remove_unused_columns:
         raise ValueError(

@@ -4,21 +4,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, denumpify_detensorize
 
+from jest_hf.config import JESTConfig
 from jest_hf.data.epochs import EpochCallback
 from jest_hf.data.rows import EpochSampler, Rows, share_batches
 from jest_hf.data.stream import StreamedRows, is_stream, load_stream
 from jest_hf.distributed import Ranks
 from jest_hf.late import LateImages
+from jest_hf.losses.pointwise import IGNORED
 from jest_hf.models import View, base_model
+from jest_hf.objectives import Evaluated, Objective
 from jest_hf.online import OnlineReference
 from jest_hf.reference import Reference
-from jest_hf.report.flops import flops_of_run
+from jest_hf.report.flops import flops_of_cache, flops_of_step
 
 
 def number_of_rows(dataset: Any, image_column: str, ranks: Ranks) -> int | None:
@@ -34,6 +38,30 @@ def number_of_rows(dataset: Any, image_column: str, ranks: Ranks) -> int | None:
         StreamedRows(dataset, image_column, ranks)
         return None
     return len(Rows(dataset, image_column))
+
+
+def check_functions(objective: Objective, args: JESTConfig, functions: Mapping[str, Any]) -> None:
+    """
+    Functions of a user's own, among the further arguments of a Trainer: none is taken that would not be called.
+
+    Raises:
+        ValueError: for one that selection or evaluation cannot do with.
+    """
+    for name, way_out in (
+        ("compute_loss_func", "set label_smoothing_factor, or subclass the objective"),
+        ("preprocess_logits_for_metrics", "do it in compute_metrics"),
+    ):
+        if functions.get(name) is not None:
+            raise ValueError(
+                f"{name} is not called here: selection has to know the loss of each example, and evaluation keeps the "
+                f"logits of whole examples; {way_out}."
+            )
+    objective.check_metrics(functions.get("compute_metrics"))
+    if args.batch_eval_metrics:
+        raise ValueError(
+            "batch_eval_metrics=True is not done here: compute_metrics is called once, with a whole data set; leave "
+            "it out."
+        )
 
 
 class DataHooks:
@@ -66,19 +94,26 @@ class DataHooks:
             forward, widths = {}, {}
             for role, (reader, config) in readers.items():
                 inputs = reader.inputs(batch)
-                self.objective.check(inputs, config, role)
+                self.objective.check(inputs, config, role, batch.get("labels"))
                 forward[role] = self.objective.forward_flops(config, inputs)
                 widths[role] = self.objective.width(config)
                 if role == "learner" and self.scoring_view is not None:
                     forward["learner_at_view"] = self.objective.forward_flops(config, inputs, self.scoring_view)
             if self.reference_cache is not None:
                 widths["reference"] = self.reference_cache.width
-            self.step_flops, self.cache_flops = flops_of_run(self.args, forward, widths, self.statistics.n_examples)
+            self.flops_of_step = partial(flops_of_step, self.args, forward, widths)
+            self.step_flops = self.flops_of_step()
+            self.cache_flops = flops_of_cache(self.args, forward, self.statistics.n_examples)
         if self.eval_dataset is not None:
             several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
-            for dataset in several.values():
-                loader = self.get_eval_dataloader(dataset)
-                loader.collate_fn([loader.dataset[0]])
+            for name, dataset in several.items():
+                try:
+                    loader = self.get_eval_dataloader(dataset)
+                    loader.collate_fn([loader.dataset[0]])
+                except (TypeError, ValueError) as error:
+                    which = f"eval_dataset[{name!r}]" if name else "eval_dataset"
+                    error.args = (f"{which}: {error}",)
+                    raise
 
     def _at_view(self, view: View | None) -> Any:
         """The collator, with images at the view where there is one."""
@@ -133,26 +168,36 @@ class DataHooks:
         return self._at_view(self.scoring_view) if self.late_images is None else self.late_images.collator
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        """This rank's share of the rows, in order, each image with all of its captions (see [`CaptionCollator`])."""
+        """
+        This rank's share of the rows, in order, each image with all of its captions (see [`CaptionCollator`]).
+
+        Raises:
+            ValueError: for labels that are not the model's.
+        """
         if isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset]
         elif eval_dataset is None:
             eval_dataset = self.eval_dataset
         if eval_dataset is None:
             raise ValueError("eval_dataset=None: pass the rows to evaluate on to JESTTrainer or to evaluate().")
-        rows = Rows(eval_dataset, self.data_collator.image_column)
+        return self._whole(eval_dataset, self.data_collator)
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        """As [`get_eval_dataloader`], of rows to predict: they need no labels."""
+        return self._whole(test_dataset, self.objective.prediction_collator(self.data_collator))
+
+    def _whole(self, dataset: Any, collator: Any) -> DataLoader:
+        """This rank's share of all rows of a data set, in order."""
+        self.objective.check_data(dataset, collator)
+        if self.args.eval_at_view:
+            collator = collator.at_view(self.scoring_view)
+        rows = Rows(dataset, collator.image_column)
         return DataLoader(
             rows,
             batch_sampler=share_batches(len(rows), self.args.eval_batch_size, self.ranks),
-            collate_fn=self.objective.eval_collator(
-                self._at_view(self.scoring_view if self.args.eval_at_view else None)
-            ),
+            collate_fn=self.objective.eval_collator(collator),
             num_workers=self.args.dataloader_num_workers,
         )
-
-    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
-        """As [`get_eval_dataloader`]."""
-        return self.get_eval_dataloader(test_dataset)
 
     def evaluation_loop(
         self,
@@ -163,9 +208,11 @@ class DataHooks:
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """
-        What the objective measures, over the whole data set.
+        What the objective measures, over the whole data set, and `compute_metrics` of the rows with a label.
 
-        With `args.eval_at_view` once more at the scoring view, as `{prefix}_at_view_R@1` and so on.
+        With `args.eval_at_view` once more at the scoring view, as `{prefix}_at_view_R@1` and so on. Predictions and
+        labels of examples that stand alone have a row for each of the data set, in its order: NaN where it cannot be
+        read, -100 where it has no label.
         """
         reads = {"": self.learner_view}
         if self.args.eval_at_view:
@@ -181,9 +228,22 @@ class DataHooks:
             for name, one in evaluated.items()
             for metric, value in one.metrics().items()
         }
+        result = evaluated[""]
         return EvalLoopOutput(
-            predictions=evaluated[""].predictions,
-            label_ids=None,
-            metrics=metrics,
-            num_samples=evaluated[""].n_examples,
+            predictions=result.predictions,
+            label_ids=result.label_ids,
+            metrics=metrics | self._own_metrics(result, f"{metric_key_prefix}_"),
+            num_samples=result.n_examples,
         )
+
+    def _own_metrics(self, result: Evaluated, prefix: str) -> dict[str, Any]:
+        """What the user's `compute_metrics` says of the rows with a label, under names like the Trainer's."""
+        labels = result.label_ids
+        if self.compute_metrics is None or labels is None:
+            return {}
+        known = labels != IGNORED
+        found = self.compute_metrics(EvalPrediction(predictions=result.predictions[known], label_ids=labels[known]))
+        return {
+            name if name.startswith(prefix) else prefix + name: value
+            for name, value in denumpify_detensorize(found).items()
+        }

@@ -101,9 +101,14 @@ class OnlineModel:
                 "id or path, or load it before the arguments are made."
             )
         self.model = model.to(device, torch.promote_types(model.dtype, torch.float32)).requires_grad_(True)
+        self._at_birth = {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}
         self.reader, self.objective = reader, objective
         self.name, self.learning_rate = name, learning_rate
         self.args, self.ranks, self.chunk_size = args, ranks, chunk_size
+
+    def start_over(self) -> None:
+        """Forget what was learned: weights and statistics are again those that the model came with."""
+        self.model.load_state_dict(self._at_birth)
 
     def start(self, num_training_steps: int) -> None:
         """A new optimizer and schedule, of so many steps; all ranks begin with the first one's weights. Collective."""

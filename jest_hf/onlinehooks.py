@@ -31,11 +31,6 @@ class OnlineHooks:
                 "scoring='proxy' trains a model of the reference's architecture, and no reference model is loaded "
                 "here; pass proxy_model."
             )
-        if model is not None and model is self.ref_model:
-            raise ValueError(
-                "proxy_model is ref_model, and training the one would train the other; pass a copy, or leave "
-                "proxy_model out."
-            )
         self.proxy = self._online(
             fresh_like(self.ref_model, args.seed) if model is None else model,
             "proxy",
@@ -77,6 +72,12 @@ class OnlineHooks:
             device=args.device,
             chunk_size=chunk_size,
         )
+
+    def call_model_init(self, trial: Any = None) -> PreTrainedModel:
+        """Where the learner starts anew (`model_init`, as in each trial of a search), so do they."""
+        for model in self.online_models:
+            model.start_over()
+        return super().call_model_init(trial)
 
     @property
     def online_models(self) -> list[OnlineModel]:

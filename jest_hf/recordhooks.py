@@ -7,7 +7,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +25,8 @@ logger = logging.get_logger(__name__)
 class RecordHooks:
     """A part of [`~jest_hf.JESTTrainer`], which it is mixed into."""
 
+    _spent = StepFlops()  # in the step being taken
+
     def record(self, taken: Exchanged, super_batch: dict[str, Tensor]) -> None:
         """Count the step, and write down which examples every rank trains on, and when they were drawn."""
         valid = super_batch["valid"]
@@ -35,7 +36,9 @@ class RecordHooks:
         ids, order = self.ranks.gather_rows(columns, counts).cpu().T
         if self.group.size > 1:
             self.statistics.add({"exchange/examples": taken.moved, "exchange/bytes": taken.bytes_moved})
-        self.statistics.count(seen=seen, skipped=skipped, trained_ids=ids)
+        scored = seen if self.selects else 0
+        self._spent = self.flops_of_step(trained=len(ids), scored=scored, readable=seen - skipped)
+        self.statistics.count(seen=seen, skipped=skipped, trained_ids=ids, flops=self._spent)
         if self.sources is not None:
             own = self.sources.count(super_batch["example_id"]).to(valid.device)
             self.statistics.count_sources(self.sources.count(ids), self.ranks.sum(own).cpu())
@@ -53,17 +56,13 @@ class RecordHooks:
         self.statistics.add({name: time.perf_counter() - start})
 
     def floating_point_ops(self, inputs: dict[str, Tensor]) -> float:
-        """FLOPs of one step, for `state.total_flos`: both towers, scoring, reference and selection."""
-        return self.step_flops.total / self.args.world_size  # the Trainer adds up what the ranks say
+        """FLOPs of the step just taken, for `state.total_flos`: both towers, scoring, reference and selection."""
+        return self._spent.total / self.args.world_size  # the Trainer adds up what the ranks say
 
     @property
     def run_flops(self) -> StepFlops:
-        """FLOPs of the run so far, caching the reference included, plain convention."""
-        args, steps = self.args, self.state.global_step
-        sizes = (args.per_device_super_batch_size, args.per_device_train_batch_size)
-        scored = sum(self.schedule.scored(t, *sizes) for t in range(1, steps + 1) if self.schedule.selects(t))
-        run = self.step_flops.times(steps, scored / sizes[0])
-        return replace(run, reference=run.reference + self.cache_flops)
+        """FLOPs of the run so far, of what its steps did, caching the reference included, plain convention."""
+        return self.statistics.flops + StepFlops(reference=self.cache_flops)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the selections of the logging window looked like to a training log."""

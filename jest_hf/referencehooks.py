@@ -96,21 +96,22 @@ class ReferenceHooks:
 
     def _cache_reference(self) -> None:
         if not self.objective.pairs:
-            self.reference = IrreducibleLosses.compute(
-                Path(self.args.output_dir) / "irreducible_losses.safetensors",
-                self.reference.view,
-                self.reference.model,
-                Rows(self.train_dataset, self.data_collator.image_column),
-                self.data_collator,
-                reference=self.reference_identity,
-                batch_size=self.args.scoring_batch_size or self.args.per_device_train_batch_size,
-                precision=self.accelerator.mixed_precision,
-                replace=True,
-                device=self.args.device,
-                num_workers=self.args.dataloader_num_workers,
-                disable_tqdm=self.args.disable_tqdm,
-                ranks=self.ranks,
-            )
+            with self.reference.speaking():
+                self.reference = IrreducibleLosses.compute(
+                    Path(self.args.output_dir) / "irreducible_losses.safetensors",
+                    self.reference.view,
+                    self.reference.model,
+                    Rows(self.train_dataset, self.data_collator.image_column),
+                    self.data_collator,
+                    reference=self.reference_identity,
+                    batch_size=self.args.scoring_batch_size or self.args.per_device_train_batch_size,
+                    precision=self.accelerator.mixed_precision,
+                    replace=True,
+                    device=self.args.device,
+                    num_workers=self.args.dataloader_num_workers,
+                    disable_tqdm=self.args.disable_tqdm,
+                    ranks=self.ranks,
+                )
             self.ref_model = None
             return
         self.reference = self.reference.write_cache(

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from jest_hf.collator import JESTDataCollator
 from jest_hf.config import JESTConfig
-from jest_hf.datahooks import DataHooks, number_of_rows
+from jest_hf.datahooks import DataHooks, check_functions, number_of_rows
 from jest_hf.distributed import Ranks, Shares
 from jest_hf.hub.push import SafePushes
 from jest_hf.late import LateImages
@@ -49,7 +49,14 @@ from jest_hf.selection import (
     take_readable,
     take_sub_batch,
 )
-from jest_hf.validation import check_arguments, check_gradient_cache, check_launch, check_train_size
+from jest_hf.validation import (
+    check_arguments,
+    check_distinct,
+    check_gradient_cache,
+    check_launch,
+    check_objective,
+    check_train_size,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -111,6 +118,7 @@ class JESTTrainer(DataHooks, ReferenceHooks, OnlineHooks, RecordHooks, SafePushe
         **trainer_arguments: Any,
     ) -> None:
         check_arguments(args, data_collator, ref_model)
+        check_distinct(model=model, ref_model=ref_model, proxy_model=proxy_model)
         check_launch(args)
         check_gradient_cache(args)
         if processing_class is None and data_collator is not None:
@@ -120,7 +128,13 @@ class JESTTrainer(DataHooks, ReferenceHooks, OnlineHooks, RecordHooks, SafePushe
             model = load_model(model)
         if processing_class is None:
             raise ValueError("processing_class=None: pass the learner's processor, or a data_collator made from it.")
-        self.objective = objective_of(args, model)
+        learner = model
+        if model is None and model_init is not None:  # as the Trainer will: here to see what it is made for
+            self.model_init = model_init
+            learner = super().call_model_init()
+        self.objective = objective_of(args, learner)
+        check_objective(args, self.objective, data_collator)
+        check_functions(self.objective, args, trainer_arguments)
         if peft_config is not None:
             model = add_adapter(model, peft_config)
 
@@ -160,8 +174,6 @@ class JESTTrainer(DataHooks, ReferenceHooks, OnlineHooks, RecordHooks, SafePushe
             callbacks=own_callbacks + (callbacks or []),
             **trainer_arguments,
         )
-        if model is None:  # only model_init knew it
-            self.objective = objective_of(args, self.model)
         if self.is_fsdp_enabled:
             prepare_for_fsdp2(base_model(self.model))
         if self.is_deepspeed_enabled:
@@ -200,14 +212,15 @@ class JESTTrainer(DataHooks, ReferenceHooks, OnlineHooks, RecordHooks, SafePushe
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """One step on one super-batch: score, select, take, record, learn."""
-        super_batch = self._scheduled(self._prepare_input(inputs))
+        super_batch = self._prepare_input(inputs)
         if self.reference is not None:
             super_batch["valid"] = self.reference.readable(super_batch)
+        super_batch = self._scheduled(super_batch)
         shares = Shares.of(self.group, super_batch["valid"])
         if sum(shares.readable) < self.group.size:
             raise ValueError(
                 f"step {self._step}: only {sum(shares.readable)} of the {sum(shares.rows)} rows of the super-batch "
-                f"can be read, and {self.group.size} are needed; check that the image files are still there."
+                f"can be read, and {self.group.size} are needed; check that they have their images, texts and labels."
             )
         scored = {}
         if not self.selects:
@@ -233,12 +246,20 @@ class JESTTrainer(DataHooks, ReferenceHooks, OnlineHooks, RecordHooks, SafePushe
         return self.args.selection != "uniform" and self.schedule.selects(self._step)
 
     def _scheduled(self, super_batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The part of this rank's rows that the schedule lets a step see: all of them, once it is through."""
+        """
+        The part of this rank's rows that the schedule lets a step see: all of them, once it is through, and always
+        enough for a sub-batch of rows that can be read.
+        """
         args, n_rows = self.args, len(super_batch["valid"])
         if args.selection == "uniform":
             return super_batch
-        n_scored = min(n_rows, self.schedule.scored(self._step, n_rows, args.per_device_train_batch_size))
-        return super_batch if n_scored == n_rows else {name: rows[:n_scored] for name, rows in super_batch.items()}
+        n_scored = self.schedule.scored(self._step, n_rows, args.per_device_train_batch_size)
+        if n_scored == n_rows:
+            return super_batch
+        n_needed = 1 + int((super_batch["valid"].cumsum(0) < args.per_device_train_batch_size).sum())
+        if self.selects:  # an engine makes each forward that scores a collective
+            n_needed = max(self.ranks.gather_counts(n_needed, args.device))
+        return {name: rows[: max(n_scored, n_needed)] for name, rows in super_batch.items()}
 
     def score(self, model: nn.Module, super_batch: dict[str, Tensor]) -> dict[str, Scored]:
         """
@@ -278,8 +299,9 @@ class JESTTrainer(DataHooks, ReferenceHooks, OnlineHooks, RecordHooks, SafePushe
         )
         uniform_size = round(args.uniform_fraction * size)
         chunks = draw(selection=args.selection, criterion=args.criterion, uniform_size=uniform_size)
+        of_scores = chunks[uniform_size > 0 :]  # the first is the uniform one
         self.statistics.add(
-            {f"effective_sample_size/chunk_{k:02d}": c.effective_sample_size for k, c in enumerate(chunks, start=1)}
+            {f"effective_sample_size/chunk_{k:02d}": c.effective_sample_size for k, c in enumerate(of_scores, start=1)}
         )
         indices = torch.cat([chunk.indices for chunk in chunks])
         if args.compare_selectors:

@@ -6,17 +6,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from accelerate.utils import DistributedType
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.generic import strtobool
 
 from jest_hf.collator import JESTDataCollator
 from jest_hf.config import JESTConfig
 from jest_hf.data.labelled import LabelledCollator
+from jest_hf.models import base_model
+
+
+if TYPE_CHECKING:  # objectives are checked with what is in here
+    from jest_hf.objectives.objective import Objective
 
 
 def check_arguments(args: Any, data_collator: Any, ref_model: Any) -> None:
@@ -33,10 +39,42 @@ def check_arguments(args: Any, data_collator: Any, ref_model: Any) -> None:
         )
     cached = args.reference_cache is not None
     if args.uses_reference and ref_model is None and args.reference == "model" and not cached:
-        wants = f"criterion={args.criterion!r}" if "reference" in args.scored_models else "distillation_weight"
+        if args.selection != "uniform" and args.criterion != "hard_learner":
+            wants = f"criterion={args.criterion!r}"
+            way_out = "choose criterion='hard_learner' or selection='uniform'"
+        elif args.distillation_weight > 0:
+            wants, way_out = f"distillation_weight={args.distillation_weight}", "set it to 0"
+        else:
+            wants, way_out = f"compare_selectors={args.compare_selectors}", "compare with others ('uniform', say)"
+        raise ValueError(f"{wants} needs a reference: pass ref_model (a model, a Hub id or a path), or {way_out}.")
+
+
+def check_distinct(**models: nn.Module | str | None) -> None:
+    """One is trained, another frozen: models, by the name of their argument, must not be one and the same, not even
+    with an adapter around it."""
+    modules = {name: base_model(model) for name, model in models.items() if isinstance(model, nn.Module)}
+    for (name, one), (other_name, other) in combinations(modules.items(), 2):
+        if one is other:
+            raise ValueError(
+                f"{other_name} is {name}, and training or freezing the one would do so to the other; pass a copy "
+                f"(copy.deepcopy) as {other_name}."
+            )
+
+
+def check_objective(args: JESTConfig, objective: Objective, data_collator: Any) -> None:
+    """What goes with pairs alone, and with examples that have labels."""
+    wanted = JESTDataCollator if objective.pairs else LabelledCollator
+    if data_collator is not None and not isinstance(data_collator, wanted):
         raise ValueError(
-            f"{wants} needs a reference: pass ref_model (a model, a Hub id or a path), or choose "
-            "criterion='hard_learner' or selection='uniform'."
+            f"data_collator={type(data_collator).__name__}(...) does not make what objective={objective.name!r} "
+            f"trains on; use {'JESTDataCollator' if objective.pairs else 'one of jest_hf.data.labelled'}, or leave "
+            "it out."
+        )
+    joint = [name for name in args.compare_selectors or () if name.startswith("joint")]
+    if joint and not objective.pairs:
+        raise ValueError(
+            f"compare_selectors={joint} needs examples that make pairs, and those of objective={objective.name!r} "
+            "stand alone; compare with 'independent/...' or 'top_k/...'."
         )
 
 

@@ -50,6 +50,8 @@ def test_inherited_defaults_that_would_be_wrong_here(tmp_path):
         ("scoring_batch_size", 0),
         ("loss_tile_size", -1),
         ("gradient_accumulation_steps", 2),
+        ("proxy_learning_rate", "fast"),
+        ("filter_ratio", "1.5"),
         ("remove_unused_columns", True),
         ("auto_find_batch_size", True),
     ],
@@ -57,3 +59,37 @@ def test_inherited_defaults_that_would_be_wrong_here(tmp_path):
 def test_a_wrong_setting_is_refused_by_name_and_value(tmp_path, setting, value):
     with pytest.raises(ValueError, match=rf"^{setting}=.*{value}"):
         JESTConfig(output_dir=tmp_path, **{setting: value})
+
+
+def test_numbers_may_come_as_words(tmp_path):
+    """YAML reads `1e-4` as a string."""
+    numbers = {
+        "filter_ratio": "5e-1", "selection_gain": "2", "uniform_fraction": "0.1", "proxy_learning_rate": "1e-4",
+        "online_reference_learning_rate": "1e-4", "distillation_weight": "1.5", "low_resolution_fraction": "0.25",
+        "label_smoothing_factor": "0.1", "adam_beta2": "0.9", "learning_rate": "1e-3",
+    }  # fmt: skip
+    args = JESTConfig(output_dir=tmp_path, **numbers)
+    for name, word in numbers.items():
+        value = getattr(args, name)
+        assert isinstance(value, float) and value == float(word), name
+
+
+def test_a_lone_selector_is_a_list_of_one(tmp_path):
+    assert JESTConfig(output_dir=tmp_path, compare_selectors="uniform").compare_selectors == ["uniform"]
+
+
+@pytest.mark.parametrize(
+    ("criterion", "selectors", "models"),
+    [
+        ("hard_learner", None, ("learner",)),
+        ("easy_reference", ["uniform"], ("reference",)),
+        ("hard_learner", ["uniform", "top_k/hard_learner"], ("learner",)),
+        ("hard_learner", ["top_k/easy_reference"], ("learner", "reference")),
+        ("easy_reference", ["joint/learnability"], ("learner", "reference")),
+        ("learnability", None, ("learner", "reference")),
+    ],
+)
+def test_those_score_whom_a_criterion_asks(tmp_path, criterion, selectors, models):
+    args = JESTConfig(output_dir=tmp_path, criterion=criterion, compare_selectors=selectors)
+    assert args.scored_models == models
+    assert args.uses_reference == ("reference" in models)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from jest_hf import JESTConfig
+from jest_hf.data.rows import EpochSampler
 from jest_hf.models import expose_temperature
 from jest_hf.presets import DEFAULTS, PRESETS
 from jest_hf.report import read_selections
@@ -109,9 +110,6 @@ def test_models_beside_the_learner_resume_bit_equal(tmp_path, changes):
 def test_a_proxy_needs_a_model_to_be_like(tmp_path):
     with pytest.raises(ValueError, match="scoring='proxy' trains a model of the reference's architecture"):
         make_trainer(tmp_path, scoring="proxy", criterion="hard_learner")
-    reference = tiny_siglip(1)
-    with pytest.raises(ValueError, match="proxy_model is ref_model, and training the one would train the other"):
-        make_trainer(tmp_path, reference=reference, options={"proxy_model": reference}, scoring="proxy")
 
 
 # ---- What is selected ----
@@ -129,6 +127,65 @@ def test_the_schedule_scores_nothing_at_first_and_then_more_and_more(tmp_path):
     scored = (11 + 16 + 32 + 32) / 32
     assert trainer.run_flops.scoring == pytest.approx(scored * trainer.step_flops.scoring)
     assert trainer.run_flops.training == 5 * trainer.step_flops.training
+    # What each chunk of the draw is logged of; the warm-up draws nothing.
+    assert len(logged(trainer, "effective_sample_size/chunk_04")) == 4
+
+
+def test_flops_are_those_of_what_each_step_does(tmp_path):
+    """Two steps that score nothing: an online reference learns from the sub-batch alone, a teacher is asked of it."""
+    settings = {"selection_warmup_steps": 2, "max_steps": 3}
+    trainer = make_trainer(tmp_path / "a", settings={"reference": "online", **settings})
+    trainer.train()
+    step, run = trainer.step_flops, trainer.run_flops
+    assert run.beside == pytest.approx((8 + 8 + 32) / 32 * step.beside)
+    assert (run.scoring, run.reference, run.selection) == (step.scoring, step.reference, step.selection)
+    assert trainer.state.total_flos == pytest.approx(run.total)
+    trainer = make_trainer(tmp_path / "b", preset="aced", filter_ratio=0.75, **settings)
+    trainer.train()
+    assert trainer.run_flops.reference == pytest.approx((8 + 8 + 32) / 32 * trainer.step_flops.reference)
+    assert trainer.state.total_flos == pytest.approx(trainer.run_flops.total)
+    # A teacher that the criterion does not ask speaks of the sub-batch in every step.
+    trainer = make_trainer(tmp_path / "c", criterion="hard_learner", distillation_weight=1.0, **settings)
+    trainer.train()
+    assert trainer.run_flops.reference == 3 * trainer.step_flops.reference > 0
+
+
+def test_flops_are_of_the_examples_that_could_be_trained_on_and_survive_a_resume(tmp_path):
+    rows = [{**row, "text": row["text"] if i % 2 else None} for i, row in enumerate(random_rows(80))]
+    settings = {"selection": "uniform", "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = make_trainer(tmp_path, rows=rows, settings=settings)
+    whole.train()
+    assert 0 < whole.statistics.trained < 4 * 8
+    assert whole.run_flops.total == pytest.approx(whole.statistics.trained / 8 * whole.step_flops.training)
+    resumed = make_trainer(tmp_path, rows=rows, settings=settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert resumed.run_flops == whole.run_flops and resumed.state.total_flos == whole.state.total_flos
+
+
+@pytest.mark.parametrize("schedule", [{"selection_warmup_steps": 9}, {"filter_ratio_ramp_steps": 12}])
+def test_early_steps_look_as_far_as_it_takes_to_fill_a_sub_batch(tmp_path, schedule):
+    """With most rows broken; what is passed over is counted."""
+    rows = [{**row, "text": row["text"] if i % 4 == 0 else None} for i, row in enumerate(random_rows(320))]
+    settings = {"max_steps": 9, "filter_ratio": 0.8, "record_selection": True, "save_strategy": "steps", **schedule}
+    trainer = make_trainer(tmp_path / "whole", rows=rows, settings={**settings, "save_steps": 5})
+    trainer.train()
+    readable = [[index % 4 == 0 for _, index in trainer_order(320, epoch)] for epoch in (0, 1)]
+    batches = [batch[start : start + 40] for batch in readable for start in range(0, 320, 40)][:9]
+    table = read_selections(trainer.ledger.path).to_pydict()["step"]
+    assert [table.count(step) for step in range(1, 10)] == [min(8, sum(batch)) for batch in batches]
+    if "selection_warmup_steps" in schedule:  # no further than that
+        ends = [([0] + [i + 1 for i, good in enumerate(batch) if good])[8:9] for batch in batches]
+        assert trainer.statistics.seen == sum(end[0] if end else 40 for end in ends)
+        assert trainer.statistics.skipped == trainer.statistics.seen - trainer.statistics.trained
+    resumed = make_trainer(tmp_path / "whole", rows=rows, settings={**settings, "save_steps": 5})
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
+    assert torch.equal(weights(resumed.model), weights(trainer.model))
+
+
+def trainer_order(n_rows: int, epoch: int) -> list[tuple[int, int]]:
+    sampler = EpochSampler(n_rows, seed=42)
+    sampler.set_epoch(epoch)
+    return list(sampler)
 
 
 def test_a_uniform_part_is_drawn_whatever_the_scores(tmp_path):
@@ -140,6 +197,9 @@ def test_a_uniform_part_is_drawn_whatever_the_scores(tmp_path):
     half = make_trainer(tmp_path / "c", uniform_fraction=0.5, record_selection=True, max_steps=1)
     half.train()
     assert trained_ids(half)[:4] == trained_ids(all_uniform)[:4]
+    # Chunks are numbered without the uniform part, of which there is nothing to log.
+    assert len(logged(half, "effective_sample_size/chunk_04")) == 1
+    assert not logged(half, "effective_sample_size/chunk_05")
 
 
 def test_other_selectors_are_compared_on_the_same_super_batches(tmp_path):

@@ -5,14 +5,16 @@
 from __future__ import annotations
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from jest_hf import JESTTrainer
 from jest_hf.report import read_selections
-from tests.objectives.labelled import KINDS, image_rows, tiny_vit, tiny_vit_processor
-from tests.trainers import arguments, logged
+from tests.helpers import COLOURS
+from tests.objectives.labelled import KINDS, image_rows, text_rows, tiny_vit, tiny_vit_processor
+from tests.trainers import arguments, logged, make_trainer
 
 
 AUTO = {
@@ -31,9 +33,8 @@ def labelled_trainer(folder, kind="vit", *, reference_seed=1, rows=None, options
         ref_model=ref_model,
         args=arguments(folder, **settings),
         train_dataset=rows or make_rows(80),
-        eval_dataset=make_rows(11, seed=1),
         processing_class=make_processor(),
-        **(options or {}),
+        **{"eval_dataset": make_rows(11, seed=1), **(options or {})},
     )
 
 
@@ -127,6 +128,103 @@ def test_labels_that_the_model_does_not_have_are_refused_at_construction(tmp_pat
     rows[40]["label"] = 5
     with pytest.raises(ValueError, match="label"):
         labelled_trainer(tmp_path, rows=datasets.Dataset.from_list(rows))
+
+
+def class_rows(names) -> datasets.Dataset:
+    """Rows of texts whose classes have the numbers that they have in `names`."""
+    rows = [{**row, "label": names.index(COLOURS[row["label"]])} for row in text_rows(12)]
+    features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(names))}
+    return datasets.Dataset.from_list(rows, features=datasets.Features(features))
+
+
+def test_labels_of_evaluation_data_are_looked_at_too(tmp_path):
+    good, swapped = class_rows(COLOURS), class_rows(COLOURS[::-1])
+    trainer = labelled_trainer(tmp_path, "bert", options={"eval_dataset": {"good": good}})
+    assert trainer.evaluate()["eval_good_examples_skipped"] == 0
+    for wrong in (swapped, {"good": good, "swapped": swapped}):
+        with pytest.raises(ValueError, match="class 'black' has the number 0 in the data set and 4 in the model"):
+            labelled_trainer(tmp_path, "bert", options={"eval_dataset": wrong})
+        with pytest.raises(ValueError, match="class 'black' has the number 0"):
+            trainer.evaluate(wrong)
+    for use in (trainer.get_eval_dataloader, trainer.predict):
+        with pytest.raises(ValueError, match="class 'black' has the number 0"):
+            use(swapped)
+
+
+def test_predictions_have_a_row_for_each_of_the_data_set(tmp_path):
+    rows = image_rows(11, seed=1)
+    trainer = labelled_trainer(tmp_path, per_device_eval_batch_size=4)
+    whole = trainer.predict(rows)
+    assert isinstance(whole.predictions, np.ndarray) and whole.predictions.shape == (11, 5)
+    assert whole.label_ids.tolist() == [row["label"] for row in rows]
+    assert whole.metrics["test_accuracy"] == (whole.predictions.argmax(-1) == whole.label_ids).mean()
+
+    spoilt = [dict(row) for row in rows]
+    spoilt[2]["label"], spoilt[5]["image"] = None, b"no image"
+    part = trainer.predict(spoilt)
+    others = np.delete(np.arange(11), 5)
+    assert np.isnan(part.predictions[5]).all() and np.array_equal(part.predictions[others], whole.predictions[others])
+    assert part.label_ids[[2, 5]].tolist() == [-100, -100] and part.metrics["test_examples_skipped"] == 1
+    counted = np.delete(np.arange(11), [2, 5])
+    right = whole.predictions[counted].argmax(-1) == whole.label_ids[counted]
+    assert part.metrics["test_accuracy"] == pytest.approx(right.mean())
+
+    unlabelled = trainer.predict([{"image": row["image"]} for row in rows])
+    assert unlabelled.label_ids is None and np.array_equal(unlabelled.predictions, whole.predictions)
+    assert "test_accuracy" not in unlabelled.metrics and unlabelled.metrics["test_examples_skipped"] == 0
+
+
+def test_compute_metrics_is_called_with_the_logits_and_labels_of_whole_rows(tmp_path):
+    seen = []
+
+    def compute_metrics(given):
+        seen.append(given)
+        return {"mean_of_labels": np.float64(given.label_ids.mean()), "eval_rows": len(given.predictions)}
+
+    rows = text_rows(11, seed=1)
+    rows[4]["label"] = None
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "mean_of_labels"}
+    options = {"compute_metrics": compute_metrics, "eval_dataset": rows}
+    trainer = labelled_trainer(tmp_path, "bert", options=options, max_steps=2, **settings, **best)
+    trainer.train()
+    metrics = trainer.evaluate()
+    labels = [row["label"] for row in rows if row["label"] is not None]
+    assert len(seen) == 3 and seen[-1].label_ids.tolist() == labels and seen[-1].predictions.shape == (10, 5)
+    assert (seen[-1].predictions.argmax(-1) == labels).mean() == metrics["eval_accuracy"]
+    assert metrics["eval_mean_of_labels"] == np.mean(labels) and type(metrics["eval_mean_of_labels"]) is float
+    assert metrics["eval_rows"] == 10 and trainer.state.best_metric == np.mean(labels)
+    trainer.predict([{"text": row["text"]} for row in rows])
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "complaint"),
+    [
+        ("bert", {"compute_loss_func": print}, "compute_loss_func is not called here: .*label_smoothing_factor"),
+        ("bert", {"preprocess_logits_for_metrics": print}, "preprocess_logits_for_metrics is not .*compute_metrics"),
+        ("llama", {"compute_metrics": print}, "compute_metrics would need the logits of every token"),
+    ],
+)
+def test_functions_that_would_not_be_called_are_refused(tmp_path, kind, options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        labelled_trainer(tmp_path, kind, options=options)
+
+
+def test_pairs_and_batches_have_no_compute_metrics(tmp_path):
+    with pytest.raises(ValueError, match="compute_metrics is for models with labels, .*recalls"):
+        make_trainer(tmp_path, options={"compute_metrics": print})
+    with pytest.raises(ValueError, match="compute_loss_func is not called here"):
+        make_trainer(tmp_path, options={"compute_loss_func": print})
+    with pytest.raises(ValueError, match="batch_eval_metrics=True is not done here"):
+        labelled_trainer(tmp_path, batch_eval_metrics=True)
+
+
+def test_a_model_without_a_head_is_refused_at_construction(tmp_path):
+    with pytest.raises(ValueError, match=r"the learner is a LlamaForCausalLM, .* \[1, 8, 14\] .* needs \[1, 2\]"):
+        labelled_trainer(
+            tmp_path, "llama", rows=[{**row, "label": 0} for row in text_rows(80)], objective="classification"
+        )
 
 
 def test_the_best_model_is_loaded_whatever_its_weights_are_called(tmp_path):

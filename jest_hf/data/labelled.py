@@ -22,7 +22,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from jest_hf.collator import MAX_LOGGED_SKIPS, REF_PREFIX, TextEncoder, text_length
 from jest_hf.data.classes import BrokenExample, Classes
-from jest_hf.data.images import BrokenImage, Geometry, decode_image, geometry_of
+from jest_hf.data.imagecheck import faithful_geometry
+from jest_hf.data.images import BrokenImage, Geometry, decode_image
 from jest_hf.losses.pointwise import IGNORED
 
 
@@ -52,6 +53,7 @@ class LabelledCollator(ABC):
         self.processor = processor
         self.ref_processor: Any | None = None
         self.columns = columns
+        self.needs_labels = True
         self.small_columns = tuple(column for column in columns.values() if column != self.image_column)
         self._logged_skips = 0
 
@@ -66,7 +68,10 @@ class LabelledCollator(ABC):
                 self._log_skip(int(ids[position]), reason)
                 read.append(None)
         batch = self._assemble(read)
-        valid = (batch["labels"] != IGNORED).reshape(len(rows), -1).any(dim=1)
+        if self.needs_labels:
+            valid = (batch["labels"] != IGNORED).reshape(len(rows), -1).any(dim=1)
+        else:
+            valid = torch.tensor([one is not None for one in read])
         return batch | {"example_id": ids, "valid": valid}
 
     def blank(self) -> dict[str, Tensor]:
@@ -78,6 +83,12 @@ class LabelledCollator(ABC):
         """The same collator, for a reference that reads with `ref_processor` (`None`: what the learner reads)."""
         other = copy.copy(self)
         other._add_reference(ref_processor)
+        return other
+
+    def without_labels(self) -> LabelledCollator:
+        """The same collator, to predict with: rows need no label, and all that could be read are `valid`."""
+        other = copy.copy(self)
+        other.needs_labels = False
         return other
 
     @abstractmethod
@@ -97,10 +108,10 @@ class LabelledCollator(ABC):
             raise ValueError(f"{type(self).__name__} got an empty list; give it at least one row.")
         for option, column in self.columns.items():
             lacking = next((row for row in rows if column not in row), None)
-            if lacking is not None:
+            if lacking is not None and (self.needs_labels or option != "label_column"):
                 raise ValueError(
                     f"The rows have no column {column!r} (there are: {', '.join(map(str, lacking))}); pass {option} "
-                    f"to {type(self).__name__}, and check that remove_unused_columns is False."
+                    f"to {type(self).__name__}."
                 )
 
     def _log_skip(self, example_id: int, reason: Exception) -> None:
@@ -114,7 +125,35 @@ class LabelledCollator(ABC):
         return f"{type(self).__name__}({columns})"
 
 
-class ImageLabelCollator(LabelledCollator):
+class ClassCollator(LabelledCollator):
+    """
+    A collator of rows with a class each.
+
+    Args:
+        processor: The learner's image processor or tokenizer.
+        label2id (`dict[str, int]`): The classes, as the model's configuration names them.
+        columns (`dict`): See [`LabelledCollator`]; `label_column` is one of them.
+    """
+
+    def __init__(self, processor: Any, label2id: Mapping[str, int], **columns: str) -> None:
+        super().__init__(processor, **columns)
+        self.classes = Classes(label2id, columns["label_column"])
+
+    def check_labels(self, dataset: Any) -> None:
+        """See [`Classes.check`]."""
+        self.classes.check(dataset, needed=self.needs_labels)
+
+    def _label(self, row: Mapping[str, Any]) -> int:
+        """The number of a row's class; where labels are not needed, -100 for a row without a usable one."""
+        try:
+            return self.classes.number(row)
+        except BrokenExample:
+            if self.needs_labels:
+                raise
+            return IGNORED
+
+
+class ImageLabelCollator(ClassCollator):
     """
     Images with a class each: `pixel_values` uint8 [B, 3, H, W], not normalised, and `labels` int64 [B].
 
@@ -140,24 +179,19 @@ class ImageLabelCollator(LabelledCollator):
         label_column: str = "label",
     ) -> None:
         self.image_column = image_column
-        super().__init__(image_processor, image_column=image_column, label_column=label_column)
-        self.classes = Classes(label2id, label_column)
-        self.geometries: dict[str, Geometry] = {"": geometry_of(image_processor)}
+        super().__init__(image_processor, label2id, image_column=image_column, label_column=label_column)
+        self.geometries: dict[str, Geometry] = {"": faithful_geometry(image_processor)}
         self._add_reference(ref_image_processor)
-
-    def check_labels(self, dataset: Any) -> None:
-        """See [`Classes.check`]."""
-        self.classes.check(dataset)
 
     def _add_reference(self, ref_processor: BaseImageProcessor | None) -> None:
         self.ref_processor = ref_processor
         self.geometries = {"": self.geometries[""]}
-        geometry = self.geometries[""] if ref_processor is None else geometry_of(ref_processor)
+        geometry = self.geometries[""] if ref_processor is None else faithful_geometry(ref_processor)
         if geometry != self.geometries[""]:
             self.geometries[REF_PREFIX] = geometry
 
     def _read(self, row: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int]:
-        label = self.classes.number(row)
+        label = self._label(row)
         image = decode_image(row[self.image_column], self.geometries.values())
         views = {prefix: geometry.encode(image) for prefix, geometry in self.geometries.items()}
         return {prefix + key: array for prefix, view in views.items() for key, array in view.items()}, label
@@ -172,7 +206,7 @@ class ImageLabelCollator(LabelledCollator):
         return {key: torch.from_numpy(array) for key, array in pixels.items()} | {"labels": labels}
 
 
-class TextLabelCollator(LabelledCollator):
+class TextLabelCollator(ClassCollator):
     """
     Texts with a class each: `input_ids` and, where the tokenizer gives one, `attention_mask`, int64 [B, L] padded to
     L, and `labels` int64 [B].
@@ -202,15 +236,10 @@ class TextLabelCollator(LabelledCollator):
         label_column: str = "label",
         max_length: int | None = None,
     ) -> None:
-        super().__init__(tokenizer, text_column=text_column, label_column=label_column)
-        self.classes = Classes(label2id, label_column)
+        super().__init__(tokenizer, label2id, text_column=text_column, label_column=label_column)
         self.max_length = max_length
         self.texts: dict[str, TextEncoder] = {"": _text_encoder(tokenizer, "the learner", max_length)}
         self._add_reference(ref_tokenizer)
-
-    def check_labels(self, dataset: Any) -> None:
-        """See [`Classes.check`]."""
-        self.classes.check(dataset)
 
     def _add_reference(self, ref_processor: PreTrainedTokenizerBase | None) -> None:
         self.ref_processor = ref_processor
@@ -221,7 +250,7 @@ class TextLabelCollator(LabelledCollator):
                 self.texts[REF_PREFIX] = text
 
     def _read(self, row: Mapping[str, Any]) -> tuple[str, int]:
-        return _text(row[self.columns["text_column"]]), self.classes.number(row)
+        return _text(row[self.columns["text_column"]]), self._label(row)
 
     def _assemble(self, read: Sequence[tuple[str, int] | None]) -> dict[str, Tensor]:
         texts = [one[0] if one else "" for one in read]
@@ -304,4 +333,4 @@ def _text_encoder(tokenizer: PreTrainedTokenizerBase, owner: str, max_length: in
     return TextEncoder(tokenizer, text_length(tokenizer, owner, max_length), lower_case=False)
 
 
-__all__ = ["ImageLabelCollator", "LabelledCollator", "LanguageModelCollator", "TextLabelCollator"]
+__all__ = ["ClassCollator", "ImageLabelCollator", "LabelledCollator", "LanguageModelCollator", "TextLabelCollator"]

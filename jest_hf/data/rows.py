@@ -105,7 +105,8 @@ class Rows(Dataset):
             if image_column is not None and image_column not in dataset.column_names:
                 raise ValueError(
                     f"image_column={image_column!r} is not a column of the data set (there are: "
-                    f"{', '.join(dataset.column_names)}); name the column that holds the images."
+                    f"{', '.join(dataset.column_names)}); name the column of the images as the data collator's "
+                    "image_column."
                 )
         self.dataset = dataset
 
@@ -139,6 +140,11 @@ class Rows(Dataset):
 
 def _require_map_style(dataset: Any) -> None:
     """Refuse what cannot be read by index."""
+    if isinstance(dataset, Mapping):
+        raise TypeError(
+            f"{type(dataset).__name__} holds several data sets ({', '.join(map(str, dataset))}); pass one of them, "
+            f"such as dataset[{next(iter(dataset), 'train')!r}], or give load_dataset a split."
+        )
     iterable_style = isinstance(dataset, datasets.IterableDataset | IterableDataset)
     map_style = isinstance(dataset, datasets.Dataset | Dataset | Sequence) and not isinstance(dataset, str | bytes)
     if iterable_style or not map_style:

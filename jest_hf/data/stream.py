@@ -82,7 +82,7 @@ class StreamedRows(IterableDataset):
         if image_column is not None and columns is not None and image_column not in columns:
             raise ValueError(
                 f"image_column={image_column!r} is not a column of the data set (there are: {', '.join(columns)}); "
-                "name the column that holds the images."
+                "name the column of the images as the data collator's image_column."
             )
         if dataset._distributed is not None and self.n_ranks > 1:
             raise ValueError(

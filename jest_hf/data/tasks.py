@@ -14,6 +14,7 @@ from collections.abc import Callable
 import datasets
 import numpy as np
 
+from jest_hf.data.classes import plain_label
 from jest_hf.data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, Thing
 
 
@@ -82,7 +83,7 @@ def class_names(rows: datasets.Dataset, column: str) -> list[str]:
         )
     if isinstance(rows.features[column], datasets.ClassLabel):
         return rows.features[column].names
-    labels = [label for label in rows.unique(column) if label is not None]
+    labels = {plain_label(label) for label in rows.unique(column)} - {None}
     if all(isinstance(label, str) for label in labels):
         return sorted(labels)
     return [str(number) for number in range(max(labels) + 1)]
@@ -90,7 +91,8 @@ def class_names(rows: datasets.Dataset, column: str) -> list[str]:
 
 def flip_labels(rows: datasets.Dataset, share: float, seed: int, column: str = "label") -> datasets.Dataset:
     """
-    Symmetric label noise: `share` of the rows, drawn by `seed`, get the label of another class, each as likely.
+    Symmetric label noise: `share` of the rows with a label, drawn by `seed`, get that of another class, each as
+    likely. What has no label (see [`plain_label`]) stays without.
 
     The column `label_noise` says which: `"wrong"`, or `"right"` for the rest; it measures a selector and never enters
     training.
@@ -98,24 +100,22 @@ def flip_labels(rows: datasets.Dataset, share: float, seed: int, column: str = "
     Raises:
         ValueError: for a share outside of [0, 1], or labels of fewer than two classes.
     """
-    labels = np.array(rows[column])
+    labels = rows[column][:]
     classes = _classes(rows, column)
     if len(classes) < 2:
         raise ValueError(f"column {column!r} has {len(classes)} class, and a wrong label needs a second one.")
     rng = _generator(seed, "labels")
-    wrong = _some_rows(len(rows), share, rng)
+    wrong = _some([row for row, label in enumerate(labels) if plain_label(label) is not None], share, rng)
     place = {name: number for number, name in enumerate(classes)}
-    shifted = [
-        (place[label] + shift) % len(classes)
-        for label, shift in zip(labels[wrong].tolist(), rng.integers(1, len(classes), len(wrong)), strict=True)
-    ]
-    labels[wrong] = np.array(classes)[shifted]
-    return _replace(rows, column, labels.tolist(), LABEL_NOISE, wrong, ("right", "wrong"))
+    for row, shift in zip(wrong, rng.integers(1, len(classes), len(wrong)), strict=True):
+        labels[row] = classes[(place[labels[row]] + shift) % len(classes)]
+    return _replace(rows, column, labels, LABEL_NOISE, wrong, ("right", "wrong"))
 
 
 def scramble_texts(rows: datasets.Dataset, share: float, seed: int, column: str = "text") -> datasets.Dataset:
     """
-    `share` of the texts, drawn by `seed`, with their words in random order: as common as before, and hard to predict.
+    `share` of the texts, drawn by `seed` among those with two different words, with their words in another order, at
+    random: as common as before, and hard to predict.
 
     The column `text_noise` says which: `"scrambled"`, or `"intact"` for the rest.
 
@@ -124,9 +124,11 @@ def scramble_texts(rows: datasets.Dataset, share: float, seed: int, column: str 
     """
     texts = rows[column][:]
     rng = _generator(seed, "texts")
-    scrambled = _some_rows(len(rows), share, rng)
+    scrambled = _some([row for row, text in enumerate(texts) if text and len(set(text.split())) > 1], share, rng)
     for row in scrambled:
-        texts[row] = " ".join(rng.permutation(texts[row].split()))
+        before = texts[row].split()
+        words = rng.permutation(before).tolist()
+        texts[row] = " ".join(words if words != before else before[1:] + before[:1])
     return _replace(rows, column, texts, TEXT_NOISE, scrambled, ("intact", "scrambled"))
 
 
@@ -138,17 +140,19 @@ def _generator(seed: int, what: str) -> np.random.Generator:
 
 def _classes(rows: datasets.Dataset, column: str) -> list[int | str]:
     feature = rows.features[column]
-    return list(range(feature.num_classes)) if isinstance(feature, datasets.ClassLabel) else rows.unique(column)
+    if isinstance(feature, datasets.ClassLabel):
+        return list(range(feature.num_classes))
+    return [label for label in rows.unique(column) if plain_label(label) is not None]
 
 
-def _some_rows(n_rows: int, share: float, rng: np.random.Generator) -> np.ndarray:
+def _some(rows: list[int], share: float, rng: np.random.Generator) -> list[int]:
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"share={share} of the rows must be in [0, 1].")
-    return rng.permutation(n_rows)[: round(share * n_rows)]
+    return [rows[place] for place in rng.permutation(len(rows))[: round(share * len(rows))]]
 
 
 def _replace(
-    rows: datasets.Dataset, column: str, values: list, key: str, altered: np.ndarray, words: tuple[str, str]
+    rows: datasets.Dataset, column: str, values: list, key: str, altered: list[int], words: tuple[str, str]
 ) -> datasets.Dataset:
     """The rows with other values in a column, and the answer key of what was altered in a new one."""
     is_altered = np.isin(np.arange(len(rows)), altered)

@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +23,8 @@ class EvaluationCollator:
     so that every batch can go through a model.
 
     Args:
-        collator ([`~data.labelled.LabelledCollator`]): How rows are read.
+        collator ([`~data.labelled.LabelledCollator`]): How rows are read; one [`~LabelledCollator.without_labels`]
+            keeps those that have none, to predict them.
     """
 
     def __init__(self, collator: LabelledCollator) -> None:
@@ -37,43 +38,52 @@ class EvaluationCollator:
 @dataclass
 class LabelledResults:
     """
-    A data set with labels as one model sees it, without the rows that could not be read.
+    The rows of a data set as one model sees them, in their order: also those that could not be read.
 
     Args:
-        losses (`torch.Tensor`): fp32 `[N]`: cross-entropy of each example in nats, without label smoothing.
-        n_labels (`torch.Tensor`): int64 `[N]`: labels (tokens) that each is the mean of.
-        logits (`torch.Tensor`, *optional*): fp32 `[N, C]` of a classifier of whole examples.
-        labels (`torch.Tensor`, *optional*): int64 `[N]`, its labels.
-        skipped (`int`): Broken rows that were left out.
+        losses (`torch.Tensor`): fp32 `[N]`: cross-entropy of each example in nats, without label smoothing; NaN
+            without a label.
+        n_labels (`torch.Tensor`): int64 `[N]`: labels (tokens) that each is the mean of, 0 where there are none.
+        valid (`torch.Tensor`): bool `[N]`: False for a row that was skipped (see the collator).
+        logits (`torch.Tensor`, *optional*): fp32 `[N, C]` of a classifier of whole examples, NaN in skipped rows.
+        labels (`torch.Tensor`, *optional*): int64 `[N]`, its labels; -100 for none.
     """
 
     losses: Tensor
     n_labels: Tensor
-    logits: Tensor | None
-    labels: Tensor | None
-    skipped: int
+    valid: Tensor
+    logits: Tensor | None = None
+    labels: Tensor | None = None
 
     @property
-    def predictions(self) -> tuple[Tensor, ...]:
+    def predictions(self) -> np.ndarray:
         """The logits of a classifier; the losses where logits of every token would fill the memory."""
-        return (self.losses if self.logits is None else self.logits,)
+        return (self.losses if self.logits is None else self.logits).numpy()
+
+    @property
+    def label_ids(self) -> np.ndarray | None:
+        """The labels of a classifier's rows, where there are any."""
+        return self.labels.numpy() if self.labels is not None and self.n_labels.any() else None
 
     @property
     def n_examples(self) -> int:
         """Examples that were read."""
-        return len(self.losses)
+        return int(self.valid.sum())
 
     def metrics(self) -> dict[str, float]:
         """
-        `loss`, the mean over examples, and `examples_skipped`; of classifiers of whole examples `accuracy`, of others
-        `perplexity`, the exponential of the mean over all tokens.
+        `examples_skipped`, and over the rows with a label `loss`, the mean over examples; of classifiers of whole
+        examples `accuracy`, of others `perplexity`, the exponential of the mean over all tokens.
         """
-        losses = self.losses.double()
-        metrics = {"loss": losses.mean().item(), "examples_skipped": self.skipped}
+        skipped, counted = {"examples_skipped": len(self.valid) - self.n_examples}, self.n_labels > 0
+        if not counted.any():
+            return skipped
+        losses, n_labels = self.losses[counted].double(), self.n_labels[counted]
+        metrics = {"loss": losses.mean().item(), **skipped}
         if self.logits is not None:
-            return metrics | {"accuracy": (self.logits.argmax(dim=1) == self.labels).double().mean().item()}
-        over_tokens = (losses * self.n_labels).sum() / self.n_labels.sum()
-        return metrics | {"perplexity": math.exp(over_tokens.item())}
+            right = self.logits[counted].argmax(dim=1) == self.labels[counted]
+            return metrics | {"accuracy": right.double().mean().item()}
+        return metrics | {"perplexity": ((losses * n_labels).sum() / n_labels.sum()).exp().item()}
 
 
 @torch.no_grad()
@@ -99,37 +109,33 @@ def evaluate_labelled(
         ranks ([`~jest_hf.distributed.Ranks`], *optional*): who shares the data set; `None` is this process alone.
 
     Returns:
-        [`LabelledResults`]: of the whole data set, on every rank, in the order of ranks.
+        [`LabelledResults`]: of the whole data set, on every rank, in the order of ranks, which is that of the rows.
 
     Raises:
         ValueError: on all ranks, if no row can be read.
     """
     ranks = ranks or Ranks()
     model.eval()
-    columns: dict[str, list[Tensor]] = {"losses": [], "n_labels": [], "logits": [], "labels": []}
-    skipped = 0
+    columns: dict[str, list[Tensor]] = {"losses": [], "n_labels": [], "valid": [], "logits": [], "labels": []}
     for batch in batches:
         batch = {name: value.to(device) for name, value in batch.items()}
         n_rows = int(batch.pop("n_rows"))
         logits, labels, valid = read(model, batch).logits, batch["labels"], batch["valid"]
-        skipped += n_rows - int(valid.sum())
         counted = labels[:, 1:] if causal else labels
-        columns["losses"].append(per_example_losses(logits, labels, causal=causal)[valid].float().cpu())
-        columns["n_labels"].append((counted != IGNORED).view(len(labels), -1).sum(dim=1)[valid].cpu())
+        n_labels = (counted != IGNORED).view(len(labels), -1).sum(dim=1)
+        losses = per_example_losses(logits, labels, causal=causal).float()
+        found = {"losses": losses.where(n_labels > 0, torch.nan), "n_labels": n_labels, "valid": valid}
         if logits.ndim == 2:
-            columns["logits"].append(logits[valid].float().cpu())
-            columns["labels"].append(labels[valid].cpu())
-    skipped = sum(ranks.gather_counts(skipped, device))
+            found |= {"logits": logits.float().where(valid[:, None], torch.nan), "labels": labels}
+        for name, rows in found.items():
+            columns[name].append(rows[:n_rows].cpu())  # without the blank row of a batch of none
     gathered = {name: gather_to_cpu(ranks, torch.cat(parts), device) for name, parts in columns.items() if parts}
-    if len(gathered["losses"]) == 0:
-        raise ValueError(f"not one of the {skipped} evaluation rows can be read; check their columns.")
-    return LabelledResults(
-        losses=gathered["losses"],
-        n_labels=gathered["n_labels"],
-        logits=gathered.get("logits"),
-        labels=gathered.get("labels"),
-        skipped=skipped,
-    )
+    if not gathered["valid"].any():
+        raise ValueError(
+            f"not one of the {len(gathered['valid'])} evaluation rows can be read; check their images, texts and "
+            "labels."
+        )
+    return LabelledResults(**gathered)
 
 
 __all__ = ["EvaluationCollator", "LabelledResults", "evaluate_labelled"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -88,6 +88,7 @@ class Embedded:
     text_groups: Tensor
     loss: float
     skipped: int
+    label_ids: ClassVar[None] = None  # images and captions are each other's
 
     @property
     def predictions(self) -> tuple[np.ndarray, np.ndarray]:

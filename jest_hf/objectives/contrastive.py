@@ -68,8 +68,17 @@ class ContrastiveObjective:
     def check_data(self, dataset: Any, collator: JESTDataCollator) -> None:
         """Nothing: a broken caption is skipped when it is met."""
 
-    def check(self, inputs: Mapping[str, Any], config: PretrainedConfig, role: str) -> None:
+    def check(
+        self, inputs: Mapping[str, Any], config: PretrainedConfig, role: str, labels: Tensor | None = None
+    ) -> None:
         check_inputs(inputs, config, role)
+
+    def check_metrics(self, compute_metrics: Callable[..., Any] | None) -> None:
+        if compute_metrics is not None:
+            raise ValueError(
+                "compute_metrics is for models with labels, and an evaluation of pairs computes recalls; leave it "
+                "out, and measure anything else in a callback, or with trainer.predict(), which gives the embeddings."
+            )
 
     def loss(
         self,
@@ -90,6 +99,9 @@ class ContrastiveObjective:
 
     def width(self, config: PretrainedConfig) -> int:
         return embedding_width(config)
+
+    def prediction_collator(self, collator: JESTDataCollator) -> JESTDataCollator:
+        return collator  # without a caption there is no pair
 
     def eval_collator(self, collator: JESTDataCollator) -> CaptionCollator:
         return CaptionCollator(collator, self.args.eval_group_column)

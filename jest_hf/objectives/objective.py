@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -53,6 +54,7 @@ class Evaluated(Protocol):
     """A data set as one model sees it."""
 
     predictions: Any
+    label_ids: np.ndarray | None
     n_examples: int
 
     def metrics(self) -> dict[str, float]: ...
@@ -89,11 +91,22 @@ class Objective(Protocol):
             ValueError: if model, processor and objective do not fit together.
         """
 
-    def check_data(self, dataset: Any, collator: Any) -> None:
-        """Raise a `ValueError` for training data that the model cannot learn, as far as a glance at a column shows."""
+    def open_up(self, model: PreTrainedModel) -> None:
+        """Make a learner ready for steps: a part of [`reader`], for one that takes the place of another."""
 
-    def check(self, inputs: Mapping[str, Any], config: PretrainedConfig, role: str) -> None:
-        """Raise a `ValueError` if what a reader makes of a collated batch does not fit the model's configuration."""
+    def check_data(self, dataset: Any, collator: Any) -> None:
+        """Raise a `ValueError` for rows that do not fit the model, as far as a glance at a column shows."""
+
+    def check(
+        self, inputs: Mapping[str, Any], config: PretrainedConfig, role: str, labels: Tensor | None = None
+    ) -> None:
+        """
+        Raise a `ValueError` if what a reader makes of a collated batch does not fit the model's configuration, or what
+        the model makes of it not the batch's `labels`, where there are any.
+        """
+
+    def check_metrics(self, compute_metrics: Callable[..., Any] | None) -> None:
+        """Raise a `ValueError` for a `compute_metrics` that the evaluation could not call."""
 
     def loss(self, output: Any, batch: Mapping[str, Tensor], ranks: Ranks, teacher: Scored | None = None) -> Tensor:
         """
@@ -107,6 +120,9 @@ class Objective(Protocol):
 
     def width(self, config: PretrainedConfig) -> int:
         """Numbers that a joint draw compares of each example; 0 where there are no pairs."""
+
+    def prediction_collator(self, collator: Any) -> Any:
+        """The data collator, for rows that need not have what a model predicts."""
 
     def eval_collator(self, collator: Any) -> Callable[[list[dict]], dict]:
         """Makes evaluation batches of rows, of any number of them: an empty list too."""

@@ -19,6 +19,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from jest_hf.collator import REF_PREFIX
+from jest_hf.data.classes import label2id_of
 from jest_hf.data.labelled import ImageLabelCollator, LabelledCollator, LanguageModelCollator, TextLabelCollator
 from jest_hf.distributed import Ranks
 from jest_hf.evaluation.pointwise import EvaluationCollator, LabelledResults, evaluate_labelled
@@ -35,8 +36,9 @@ IMAGES = "pixel_values"
 
 
 def kind_of(model: PreTrainedModel) -> str:
-    """`"language_model"` for a causal one (as `AutoModelForCausalLM` makes them), else `"classification"`."""
-    causal = type(base_model(model)).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    """`"language_model"` for a causal one (a class of `AutoModelForCausalLM` or below), else `"classification"`."""
+    names = {one.__name__ for one in type(base_model(model)).__mro__}
+    causal = not names.isdisjoint(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     return "language_model" if causal else "classification"
 
 
@@ -158,6 +160,7 @@ class PointwiseObjective:
                 f"num_labels={config.num_labels}, problem_type={config.problem_type!r}; load it with num_labels of "
                 "the data, and problem_type='single_label_classification'."
             )
+        self.label2id = label2id_of(config)
         self._architectures: dict[type[PretrainedConfig], type[PreTrainedModel]] = {}
 
     def collator(self, processor: Any, ref_processor: Any | None, seed: int) -> LabelledCollator:
@@ -167,7 +170,7 @@ class PointwiseObjective:
         if self.causal:
             return LanguageModelCollator(own, reference)
         make = ImageLabelCollator if read is _image_processor else TextLabelCollator
-        return make(own, self.config.label2id, reference)
+        return make(own, self.label2id, reference)
 
     def reader(self, model: PreTrainedModel, processor: Any, role: str, prefix: str = "") -> PointwiseReader:
         """How `model` reads a super-batch, once it is known to have the learner's classes and the words it reads."""
@@ -175,7 +178,7 @@ class PointwiseObjective:
         config = model.config
         self._architectures[type(config)] = type(model)
         if not self.causal:
-            self._check_classes(config.label2id, role)
+            self._check_classes(label2id_of(config), role)
         normalisation = None
         if not self.causal and _has_images(processor):
             normalisation = Normalisation(_image_processor(processor))
@@ -183,27 +186,63 @@ class PointwiseObjective:
             _check_vocabulary(_tokenizer(processor), config, role)
         return PointwiseReader(self.causal, normalisation, self.label_smoothing, prefix)
 
+    def open_up(self, model: PreTrainedModel) -> None:
+        """Nothing: the forward of such a model gives all that a step needs."""
+
     def check_data(self, dataset: Any, collator: LabelledCollator) -> None:
         """Labels that the model does not have; those of a language model are its texts."""
         if not self.causal:
             collator.check_labels(dataset)
 
-    def check(self, inputs: Mapping[str, Any], config: PretrainedConfig, role: str) -> None:
-        """Sizes and lengths, by the model's own words: only it knows which images it takes."""
+    def check(
+        self, inputs: Mapping[str, Any], config: PretrainedConfig, role: str, labels: Tensor | None = None
+    ) -> None:
+        """Sizes, lengths and logits, by the model's own words: only it knows which images it takes."""
         way_out = f"give the {role} the processor that belongs to it"
-        longest = config.get_text_config().to_dict().get("max_position_embeddings")
+        # By attribute: a configuration may keep it under another name (GPT-2: n_positions).
+        longest = getattr(config.get_text_config(), "max_position_embeddings", None)
         if "input_ids" in inputs and longest is not None and inputs["input_ids"].shape[1] > longest:
             raise ValueError(
                 f"texts are padded to {inputs['input_ids'].shape[1]} tokens, and the {role} has {longest} positions; "
                 f"set max_length={longest} in the collator, or {way_out}."
             )
+        outputs = []
+
+        def watched(config: PretrainedConfig) -> PreTrainedModel:
+            model = self._architectures[type(config)](config)
+            model.register_forward_hook(lambda _, arguments, output: outputs.append(output))
+            return model
+
         try:
-            self.forward_flops(config, inputs)
+            forward_flops_of(watched, config, inputs)
         except ValueError as error:
             raise ValueError(f"the {role} refuses what its processor makes ({error}); {way_out}.") from error
+        if labels is not None:
+            self._check_logits(getattr(outputs[0], "logits", None), labels, config, role)
+
+    def check_metrics(self, compute_metrics: Callable[..., Any] | None) -> None:
+        """Of classifiers: the logits of every token of a data set would fill the memory."""
+        if self.causal and compute_metrics is not None:
+            raise ValueError(
+                "compute_metrics would need the logits of every token, and an evaluation of objective='language_model'"
+                " keeps the losses alone; leave it out (loss and perplexity are computed), or measure in a callback."
+            )
+
+    def _check_logits(self, logits: Tensor | None, labels: Tensor, config: PretrainedConfig, role: str) -> None:
+        """One prediction for each label: a bare encoder gives none, a masked language model one for each token."""
+        shape = [] if logits is None else list(logits.shape)
+        wanted = [1, *labels.shape[1:], *([] if self.causal else [config.num_labels])]
+        if shape[: -1 if self.causal else None] != wanted:
+            gives = f"logits of shape {shape}" if shape else "no logits"
+            head = "CausalLM" if self.causal else "ImageClassification or AutoModelForSequenceClassification"
+            raise ValueError(
+                f"the {role} is a {self._architectures[type(config)].__name__}, which gives {gives} for one example, "
+                f"and objective={self.name!r} needs {wanted}{' by tokens' if self.causal else ''}; load it with "
+                f"AutoModelFor{head}."
+            )
 
     def _check_classes(self, label2id: Mapping[str, int], role: str) -> None:
-        own = self.config.label2id
+        own = self.label2id
         if len(label2id) != len(own) or any(label2id.get(name, number) != number for name, number in own.items()):
             raise ValueError(
                 f"the {role} has the classes {_some(label2id)}, and the learner {_some(own)}, so their losses of an "
@@ -223,6 +262,9 @@ class PointwiseObjective:
 
     def width(self, config: PretrainedConfig) -> int:
         return 0
+
+    def prediction_collator(self, collator: LabelledCollator) -> LabelledCollator:
+        return collator.without_labels()
 
     def eval_collator(self, collator: LabelledCollator) -> EvaluationCollator:
         return EvaluationCollator(collator)

@@ -140,7 +140,11 @@ def write_cache(
 
     tasks = list(_deal(pending, spans, batch_size, ranks))
     loader = DataLoader(
-        rows, batch_sampler=[task.batch for task in tasks], collate_fn=captioned, num_workers=num_workers
+        rows,
+        batch_sampler=[task.batch for task in tasks],
+        collate_fn=captioned,
+        num_workers=num_workers,
+        generator=torch.Generator(),  # it draws a seed for its workers: not from the global random state
     )
     progress = logging.tqdm(loader, desc="Caching the reference", unit="batch", disable=disable_tqdm or ranks.rank > 0)
     keys = own_keys(rows)

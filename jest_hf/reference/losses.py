@@ -126,6 +126,7 @@ class IrreducibleLosses:
             batch_sampler=share_batches(len(rows), batch_size, ranks),
             collate_fn=EvaluationCollator(collator),
             num_workers=num_workers,
+            generator=torch.Generator(),  # it draws a seed for its workers: not from the global random state
         )
         losses, valid = [], []
         for batch in logging.tqdm(

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,12 @@ class Reference:
 
     def score(self, learner: nn.Module, batch: Mapping[str, Tensor], batch_size: int) -> Scored:
         """What the reference says of a super-batch, on its device; `learner` is the wrapped one of the step."""
-        if not self.shared:
-            return self.view.score(self.model, batch, batch_size)
-        with as_reference(self.model):
-            return self.view.score(learner, batch, batch_size)
+        with self.speaking():
+            return self.view.score(learner if self.shared else self.model, batch, batch_size)
+
+    def speaking(self) -> AbstractContextManager[None]:
+        """Within, `model` is the reference also where it is the learner otherwise."""
+        return as_reference(self.model) if self.shared else nullcontext()
 
     def write_cache(
         self,
@@ -88,7 +90,7 @@ class Reference:
         if self.commit is not None:
             reference = {**reference, "repo": self.name, "commit": self.commit}
         options["reference"] = reference
-        with as_reference(self.model) if self.shared else nullcontext():
+        with self.speaking():
             return CachedReference(write_cache(folder, self.view, self.model, config, rows, collator, **options))
 
 

@@ -126,7 +126,8 @@ def forward_flops_of(architecture: type[PreTrainedModel], config: PretrainedConf
     """
     config = copy.deepcopy(config)
     config._attn_implementation = "eager"  # as in `forward_flops`
-    config._experts_implementation = "batched_mm"  # of a mixture of experts: the others look at values, or want bfloat16
+    # Of a mixture of experts: the others look at values, or want bfloat16.
+    config._experts_implementation = "batched_mm"
     # Fake tensors too: of these transformers knows that there are no values (of a mask, say) to look at.
     with built_whole(), FakeTensorMode(allow_non_fake_inputs=True), torch.device("meta"):
         one = {
@@ -151,10 +152,10 @@ def _count(function: Callable[..., Any], inputs: Mapping[str, Any]) -> int:
 @dataclass(frozen=True)
 class StepFlops:
     """
-    FLOPs of one step, over the whole batch.
+    FLOPs of one step, over the whole batch, or of several.
 
     Args:
-        training (`float`): forward and backward of the sub-batch.
+        training (`float`, *optional*, defaults to `0.0`): forward and backward of the sub-batch.
         scoring (`float`, *optional*, defaults to `0.0`): the learner's forward of the super-batch.
         reference (`float`, *optional*, defaults to `0.0`): the reference model's forward of the super-batch.
         selection (`float`, *optional*, defaults to `0.0`): drawing the sub-batch.
@@ -163,7 +164,7 @@ class StepFlops:
             what training would have cost more if all of the sub-batch were seen at full resolution.
     """
 
-    training: float
+    training: float = 0.0
     scoring: float = 0.0
     reference: float = 0.0
     selection: float = 0.0
@@ -175,11 +176,8 @@ class StepFlops:
         """What is spent: training, scoring, reference, selection, and training other models beside the learner."""
         return self.training + self.scoring + self.reference + self.selection + self.beside
 
-    def times(self, steps: float, scored: float | None = None) -> StepFlops:
-        """FLOPs of so many steps, of which `scored` (default: all) have scored a whole super-batch."""
-        scored = steps if scored is None else scored
-        times = {"scoring": scored, "reference": scored, "selection": scored}
-        return StepFlops(**{one.name: times.get(one.name, steps) * getattr(self, one.name) for one in fields(self)})
+    def __add__(self, other: StepFlops) -> StepFlops:
+        return StepFlops(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
 
     @property
     def relative_to_iid(self) -> float:
@@ -260,37 +258,54 @@ def step_flops(
     )
 
 
-def flops_of_run(
-    args: Any, forward: Mapping[str, float], widths: Mapping[str, int], n_rows: int | None
-) -> tuple[StepFlops, float]:
+def flops_of_step(
+    args: Any,
+    forward: Mapping[str, float],
+    widths: Mapping[str, int],
+    *,
+    trained: int | None = None,
+    scored: int | None = None,
+    readable: int | None = None,
+) -> StepFlops:
     """
-    FLOPs of one step of a [`~jest_hf.JESTTrainer`], over all its devices, plain convention, and of caching the
-    reference before the first.
+    FLOPs of one step of a [`~jest_hf.JESTTrainer`], over all its devices, plain convention.
 
     Args:
-        args ([`~jest_hf.JESTConfig`]): the sizes.
+        args ([`~jest_hf.JESTConfig`]): what a step does, and the sizes of one whose rows can all be read.
         forward (`dict`): forward FLOPs of one example by model, `"learner"`, `"proxy"` and `"reference"` (none where
             it is read from a cache), and `"learner_at_view"`, where the super-batch is scored and
             `args.low_resolution_fraction` of the sub-batch is trained at a cheaper view.
         widths (`dict`): embedding width of the models that score.
-        n_rows (`int`, *optional*): rows of the training data, each embedded once with `cache_reference`; `None` for a
-            stream.
+        trained (`int`, *optional*, defaults to `args.sub_batch_size`): examples trained on, fewer where rows break.
+        scored (`int`, *optional*, defaults to `args.super_batch_size`): rows scored; 0 in a step that does not select.
+        readable (`int`, *optional*, defaults to `args.super_batch_size`): rows that an online reference learns from.
     """
-    scores, b, n_scored = args.scored_models, args.sub_batch_size, args.super_batch_size
+    trained = args.sub_batch_size if trained is None else trained
+    scored = args.super_batch_size if scored is None else scored
+    readable = args.super_batch_size if readable is None else readable
+    scores = args.scored_models if scored else ()
     reference, proxy = forward.get("reference", 0.0), forward.get("proxy", 0.0)
+    asked = 0.0 if args.cache_reference else reference
     at_view = forward.get("learner_at_view")
     step = step_flops(
         forward["learner"],
-        sub_batch=b,
-        super_batch=n_scored,
+        sub_batch=trained,
+        super_batch=max(scored, trained),
         scoring_forward=(proxy or at_view) if "learner" in scores else 0.0,
         low_resolution_forward=at_view,
         low_resolution_fraction=args.low_resolution_fraction if at_view is not None else 0.0,
-        reference_forward=reference if "reference" in scores and not args.cache_reference else 0.0,
+        reference_forward=asked if "reference" in scores else 0.0,
         selection_widths=[widths[name] for name in scores] if args.selection == "joint" else [],
     )
-    if "reference" not in scores and args.distillation_weight and not args.cache_reference:  # of the sub-batch alone
-        step = replace(step, reference=reference * b)
-    online = 3.0 * reference * n_scored if args.reference == "online" else 0.0
-    step = replace(step, beside=3.0 * proxy * b + online)
-    return step, float(n_rows * reference) if args.cache_reference else 0.0
+    # A teacher that has not scored the super-batch is asked about the sub-batch alone.
+    taught = trained if args.distillation_weight and "reference" not in scores else 0
+    learned = readable if args.reference == "online" else 0
+    return replace(
+        step, reference=step.reference + asked * taught, beside=3.0 * (proxy * trained + reference * learned)
+    )
+
+
+def flops_of_cache(args: Any, forward: Mapping[str, float], n_rows: int | None) -> float:
+    """FLOPs of caching the reference before the first step, with `args.cache_reference`; arguments as above, and the
+    rows of the training data, of which a stream has no number."""
+    return float(n_rows * forward.get("reference", 0.0)) if args.cache_reference else 0.0

@@ -12,6 +12,7 @@ import base64
 import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
 from jest_hf.distributed import Ranks
+from jest_hf.report.flops import StepFlops
 from jest_hf.selection import Scored, batch_loss
 
 
@@ -73,6 +75,7 @@ class RunStatistics(TrainerCallback, ExportableState):
 
     def _start_afresh(self) -> None:
         self.seen = self.trained = self.skipped = 0
+        self.flops = StepFlops()
         # By source: examples trained on, and seen.
         self.sources = dict.fromkeys(self.source_names, (0, 0))
         self._ever_trained = np.zeros(self.n_examples or 0, dtype=bool)
@@ -85,11 +88,12 @@ class RunStatistics(TrainerCallback, ExportableState):
             return None
         return float(self._ever_trained.sum() / self.trained) if self.trained else 1.0
 
-    def count(self, *, seen: int, skipped: int, trained_ids: Tensor) -> None:
-        """Add one step: rows seen in its super-batch, broken ones among them, ids of the examples trained on."""
+    def count(self, *, seen: int, skipped: int, trained_ids: Tensor, flops: StepFlops) -> None:
+        """Add one step: rows seen in its super-batch, broken ones among them, ids of the examples trained on, cost."""
         self.seen += seen
         self.skipped += skipped
         self.trained += len(trained_ids)
+        self.flops += flops
         if self.n_examples is not None:
             self._ever_trained[trained_ids.numpy()] = True
 
@@ -128,6 +132,7 @@ class RunStatistics(TrainerCallback, ExportableState):
             "args": {"n_examples": self.n_examples, "settings": self.settings},
             "attributes": {
                 "counts": counts,
+                "flops": asdict(self.flops),
                 "ever_trained": base64.b64encode(bits).decode("ascii"),
                 "sources": self.sources,
             },
@@ -150,6 +155,7 @@ class RunStatistics(TrainerCallback, ExportableState):
             self.seen, self.trained, self.skipped = (
                 saved["attributes"]["counts"][name] for name in ("seen", "trained", "skipped")
             )
+            self.flops = StepFlops(**saved["attributes"].get("flops", {}))
             saved_sources = saved["attributes"].get("sources", {})
             self.sources |= {name: tuple(counts) for name, counts in saved_sources.items() if name in self.sources}
             bits = zlib.decompress(base64.b64decode(saved["attributes"]["ever_trained"]))

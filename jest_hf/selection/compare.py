@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What other selectors would have picked from the same super-batch: controls that cost a selection, and no training.
 
-Every selector draws with the noise of the step, so that two differ by what they look for and not by chance.
+Every selector that looks for something draws with the noise of the step, so that two differ by what they look for and
+not by chance. `"uniform"` has noise of its own: what it has in common with the selection is what chance gives.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def compare_selectors(
         shares ([`~jest_hf.distributed.Shares`]): How the super-batch lies over the ranks.
         embeddings (`dict`): This rank's n examples, under `"learner"`, `"reference"` or both.
         indices (`torch.Tensor`): What was selected, int64 `[b]`, positions in the super-batch.
-        loss (`str`): `"sigmoid"` or `"softmax"`: of a batch of pairs. [`PointwiseLosses`] are averaged.
+        loss (`str`): `"sigmoid"` or `"softmax"`: of a batch of pairs, and of the scores of joint selectors.
+            [`PointwiseLosses`] are averaged.
         sources (`torch.Tensor`, *optional*): Where each of this rank's examples comes from, int64 `[n]`, numbers into
             `source_names`.
         source_names (sequence of `str`, *optional*): The sources.
@@ -86,7 +88,9 @@ def compare_selectors(
     """
     metrics = {}
     for selector in selectors:
-        chunks = draw(selection=selector.selection, criterion=selector.criterion)
+        # Joint scores are always made of losses: similarities say nothing of an example's negatives.
+        by_loss = {"loss": loss} if selector.selection == "joint" else {}
+        chunks = draw(selection=selector.selection, criterion=selector.criterion, **by_loss)
         drawn = torch.cat([chunk.indices for chunk in chunks])
         values = {"overlap": torch.isin(drawn, indices).double().mean().item()}
         if len(embeddings) == 2:

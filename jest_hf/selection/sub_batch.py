@@ -18,8 +18,10 @@ from jest_hf.selection.pointwise import Scored
 
 SELECTIONS = ("joint", "independent", "top_k", "uniform")
 
-# The chunk whose noise draws uniformly: beyond those of any joint draw.
+# The chunks whose noise draws uniformly, beyond those of any joint draw: a uniform part, and a uniform selection. A
+# control that drew with the noise of the part would pick the same examples, and not by chance.
 _UNIFORM_CHUNK = 2**32
+_UNIFORM_SELECTION_CHUNK = _UNIFORM_CHUNK + 1
 _IDS_SHOWN = 10
 
 
@@ -71,8 +73,9 @@ def draw_sub_batch(
         raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
     if selection == "uniform":
         scores = PairwiseScores.from_pointwise(torch.zeros(len(eligible), device=eligible.device))
-        uniform_size = size
+        uniform_size, uniform_chunk = size, _UNIFORM_SELECTION_CHUNK
     else:
+        uniform_chunk = _UNIFORM_CHUNK
         scores = PairwiseScores.from_embeddings(**embeddings, criterion=criterion, loss=loss)
     own_scores = scores.diagonal()
     _check_scores(eligible & ~own_scores.isfinite(), example_ids, step, ranks)
@@ -84,7 +87,7 @@ def draw_sub_batch(
     if selection == "top_k":
         noise.zero_()
     if uniform_size:
-        uniform = gumbel_noise(seed, step, 1, total, first_chunk=_UNIFORM_CHUNK, **positions)
+        uniform = gumbel_noise(seed, step, 1, total, first_chunk=uniform_chunk, **positions)
         noise = torch.cat([noise, uniform])
     return list(draw_chunks(scores, size, n_chunks, gain, noise, eligible, ranks, uniform_size))
 

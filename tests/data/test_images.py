@@ -10,10 +10,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
+from transformers.models.levit.image_processing_pil_levit import LevitImageProcessorPil
+from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
+from transformers.models.perceiver.image_processing_pil_perceiver import PerceiverImageProcessorPil
+from transformers.models.poolformer.image_processing_pil_poolformer import PoolFormerImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from jest_hf.data.imagecheck import faithful_geometry
 from jest_hf.data.images import (
     BrokenImage,
     ImageGeometry,
@@ -69,6 +77,24 @@ def test_naflex_patches_equal_those_of_transformers(size):
     assert torch.equal(mask, expected["pixel_attention_mask"][0])
     normalised = (patches / 255 - 0.5) / 0.5 * mask[:, None]
     torch.testing.assert_close(normalised, expected["pixel_values"][0], atol=1e-5, rtol=0)
+
+
+SQUARE = {"height": 16, "width": 16}
+CROPPED = {"size": {"shortest_edge": 18}, "crop_size": SQUARE}
+
+
+@pytest.mark.parametrize("processor", [*PROCESSORS.values(), ViTImageProcessorPil(do_rescale=False, image_std=[9] * 3),
+                                       BitImageProcessorPil(**CROPPED), Siglip2ImageProcessorPil()])  # fmt: skip
+def test_processors_that_do_what_their_settings_say_are_taken(processor):
+    assert faithful_geometry(processor) == geometry_of(processor)
+
+
+@pytest.mark.parametrize("processor", [MobileViTImageProcessorPil(**CROPPED), LevitImageProcessorPil(**CROPPED),
+                                       PoolFormerImageProcessorPil(**CROPPED), EfficientNetImageProcessorPil(),
+                                       PerceiverImageProcessorPil()])  # fmt: skip
+def test_processors_with_steps_of_their_own_are_refused(processor):
+    with pytest.raises(ValueError, match=f"{type(processor).__name__} has steps of its own"):
+        faithful_geometry(processor)
 
 
 def test_geometry_is_comparable_and_reads_the_processor():

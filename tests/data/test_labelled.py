@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
 
 from jest_hf.data.classes import Classes
 from jest_hf.data.labelled import ImageLabelCollator, LanguageModelCollator, TextLabelCollator
@@ -89,8 +90,43 @@ def test_what_is_normalised_already_is_left_alone():
 
 
 def test_classes_have_numbers_or_names():
-    rows = [{**row, "label": label} for row, label in zip(image_rows(3), ["white", 3, np.int64(4)], strict=True)]
-    assert image_collator()(rows)["labels"].tolist() == [3, 3, 4]
+    labels = ["white", 3, np.int64(4), 2.0, True, np.True_, np.array(2), np.float32(4), torch.tensor(3)]
+    rows = [{**row, "label": label} for row, label in zip(image_rows(9), labels, strict=True)]
+    assert image_collator()(rows)["labels"].tolist() == [3, 3, 4, 2, 1, 1, 2, 4, 3]
+
+
+@pytest.mark.parametrize(
+    "labels", [[0, 1], np.zeros(5), torch.zeros(5), [[0, 1]]], ids=["list", "array", "tensor", "2"]
+)
+def test_several_labels_of_a_row_are_refused_by_name(labels):
+    with pytest.raises(ValueError, match="column 'label' holds a .* of labels .multi-label.*label_column"):
+        text_collator()([{"text": "a", "label": labels}])
+    with pytest.raises(ValueError, match="column 'label' holds a list of labels .multi-label"):
+        text_collator().check_labels(labelled([None, [0, 1]]))
+
+
+@pytest.mark.parametrize("name", ["image", "text"])
+def test_rows_to_predict_need_no_labels(name, caplog):
+    make, rows = COLLATORS[name]
+    good = rows(4)
+    collator = make().without_labels()
+    batch = collator([good[0], {**good[1], "label": None}, {**good[2], "label": "octagon"}, {**good[3], name: None}])
+    assert batch["valid"].tolist() == [True, True, True, False] and len(caplog.records) == 1
+    assert batch["labels"].tolist() == [good[0]["label"], IGNORED, IGNORED, IGNORED]
+    whole, inputs = make()(good), "pixel_values" if name == "image" else "input_ids"
+    assert torch.equal(batch[inputs][:3], whole[inputs][:3])
+    assert collator([{name: good[0][name]}])["valid"].tolist() == [True]
+    assert make()([good[0], {**good[1], "label": None}])["valid"].tolist() == [True, False]  # as before
+
+
+def test_a_processor_with_steps_of_its_own_is_refused():
+    size = {"size": {"shortest_edge": 18}, "crop_size": {"height": 16, "width": 16}}
+    flips = MobileViTImageProcessorPil(**size)
+    with pytest.raises(ValueError, match="MobileViTImageProcessorPil has steps of its own, .*do_flip_channel_order"):
+        ImageLabelCollator(flips, CLASSES)
+    with pytest.raises(ValueError, match="MobileViTImageProcessorPil has steps of its own"):
+        image_collator().with_reference(flips)
+    ImageLabelCollator(MobileViTImageProcessorPil(do_flip_channel_order=False, **size), CLASSES)
 
 
 # Language models
@@ -260,6 +296,12 @@ def test_labels_that_a_model_cannot_have_are_refused(dataset, words):
 
 def test_labels_that_a_model_has_and_rows_without_are_accepted():
     image_collator().check_labels(labelled([0, 4, -1, None]))
+    image_collator().check_labels(labelled([0.0, 4.0, None]))
+    image_collator().check_labels(labelled([True, False]))
+    for unlabelled in (labelled([-1, None]), labelled([0]).rename_column("label", "fine")):
+        image_collator().without_labels().check_labels(unlabelled)
+    with pytest.raises(ValueError, match="the label 7"):
+        image_collator().without_labels().check_labels(labelled([7]))
     Classes(CLASSES, "label").check(labelled(["red", "black", None]))
     Classes(CLASSES, "label").check(labelled([0, 1], datasets.ClassLabel(names=list(CLASSES))))
     names = {f"LABEL_{number}": number for number in range(2)}  # what a model without names has

@@ -158,14 +158,18 @@ def test_a_users_transform_is_not_broken():
         Stream,
         lambda: iter(random_rows(2)),
         lambda: (row for row in random_rows(2)),
-        lambda: {"train": random_rows(2)},
-        lambda: datasets.DatasetDict({"train": hf_dataset()}),
         lambda: "scenes:web",
     ],
 )
 def test_what_is_not_map_style_is_refused_with_the_way_out(make):
     with pytest.raises(TypeError, match=r"IterableDataset.*datasets\.Dataset\.from_generator"):
         Rows(make())
+
+
+@pytest.mark.parametrize("kind", [dict, datasets.DatasetDict])
+def test_of_several_data_sets_one_has_to_be_passed(kind):
+    with pytest.raises(TypeError, match=rf"{kind.__name__} holds several .*validation, test.*dataset\['validation'\]"):
+        Rows(kind({"validation": hf_dataset(), "test": hf_dataset()}))
 
 
 def test_a_missing_image_column_is_named_with_those_there_are():

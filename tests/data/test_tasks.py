@@ -11,7 +11,7 @@ import pytest
 from jest_hf.data import load_scenes
 from jest_hf.data.rows import EpochSampler
 from jest_hf.data.scenes import COLOURS, SHAPES, SIZES
-from jest_hf.data.tasks import TASKS, flip_labels, label_scenes, scene_of, scramble_texts
+from jest_hf.data.tasks import TASKS, class_names, flip_labels, label_scenes, scene_of, scramble_texts
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,35 @@ def test_flipped_labels_are_of_another_class_each_as_likely(names):
         for other in set(rows.unique("label")) - {right}:
             assert 150 < pairs.count((right, other)) < 250
     assert flip_labels(rows, 0.4, seed=3)["label"][:] == noisy["label"][:] != flip_labels(rows, 0.4, 4)["label"][:]
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature"),
+    [
+        ([0, 1, 2, -1, 1], None),
+        ([0, 1, 2, -1, 1], datasets.ClassLabel(num_classes=3)),
+        (["a", "b", "c", None, "b"], None),
+        ([0.0, 1.0, 2.0, None, 1.0], None),
+    ],
+)
+def test_rows_without_a_label_get_none(labels, feature):
+    features = datasets.Features({"label": feature}) if feature else None
+    rows = datasets.Dataset.from_dict({"label": labels * 100}, features=features)
+    noisy = flip_labels(rows, 0.5, seed=0)
+    wrong = [row for row, kind in enumerate(noisy["label_noise"]) if kind == "wrong"]
+    assert len(wrong) == 200 and all(row % 5 != 3 for row in wrong)
+    for row, (before, after) in enumerate(zip(rows["label"], noisy["label"], strict=True)):
+        assert (before != after) == (row in wrong) and (after in labels)
+        assert row % 5 != 3 or after == labels[3]
+    assert class_names(rows, "label") == (["a", "b", "c"] if labels[0] == "a" else ["0", "1", "2"])
+
+
+def test_only_texts_that_changed_are_scrambled():
+    texts = ["a", "b c", "d e f", None, "", "g g"] * 50
+    noisy = scramble_texts(datasets.Dataset.from_dict({"text": texts}), 1.0, 0)
+    changed = [before != after for before, after in zip(texts, noisy["text"], strict=True)]
+    assert changed == [kind == "scrambled" for kind in noisy["text_noise"]]
+    assert changed == [text in ("b c", "d e f") for text in texts]
 
 
 @pytest.mark.parametrize("make", [flip_labels, scramble_texts])

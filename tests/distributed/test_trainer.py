@@ -117,6 +117,15 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     return folder, _train(str(folder), {})
 
 
+def test_early_steps_fill_the_sub_batch_on_every_rank(tmp_path: Path) -> None:
+    """Where rows are broken, ranks have to look further than the schedule says, and not all of them as far."""
+    schedule = {"selection_warmup_steps": 3, "filter_ratio_ramp_steps": 4, "max_steps": 8}
+    results = run(2, _train, str(tmp_path), schedule, tuple(range(0, 200, 2)))
+    for result in results:
+        assert [len(ids) for ids in result["taken"]] == [SUB_BATCH // 2] * 8
+    _ledger_matches(tmp_path, results)
+
+
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_the_same_examples_and_weights_on_any_number_of_processes(
     alone: tuple[Path, dict], tmp_path: Path, world_size: int

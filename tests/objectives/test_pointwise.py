@@ -5,14 +5,21 @@
 from __future__ import annotations
 
 import datasets
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForNextSentencePrediction,
+    BertForTokenClassification,
+    BertModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaForSequenceClassification,
     SiglipConfig,
     SiglipForImageClassification,
@@ -35,6 +42,7 @@ from tests.objectives.labelled import (
     VOCABULARY,
     image_rows,
     prepared,
+    text_rows,
     tiny_bert,
     tiny_llama,
     tiny_vit,
@@ -144,6 +152,23 @@ def test_kinds_are_known_by_the_model():
     ]
 
 
+def test_a_subclass_of_a_language_model_is_one():
+    class Mine(LlamaForCausalLM):
+        pass
+
+    assert kind_of(Mine(tiny_llama().config)) == "language_model"
+
+
+def test_classes_may_be_named_one_way_round():
+    config = BertConfig(id2label=NAMED["id2label"], **TOWER, **VOCABULARY)
+    assert config.label2id is None
+    objective = PointwiseObjective("classification", config)
+    assert objective.collator(tiny_tokenizer(), None, 0).classes.label2id == CLASSES
+    objective.reader(tiny_bert(), tiny_tokenizer(), "reference")
+    config.label2id = {name: str(number) for name, number in CLASSES.items()}
+    assert PointwiseObjective("classification", config).label2id == CLASSES
+
+
 def test_collators_are_known_by_the_processor():
     vit, llama = (PointwiseObjective(kind_of(model), model.config) for model in (tiny_vit(), tiny_llama()))
     assert type(vit.collator(tiny_vit_processor(), None, 0)) is ImageLabelCollator
@@ -204,10 +229,39 @@ def test_images_and_texts_that_the_model_does_not_take_are_refused():
         objective.check(reader.inputs(batch), model.config, "learner")
 
 
+def test_positions_have_other_names():
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=4, **VOCABULARY))
+    objective = PointwiseObjective(kind_of(gpt2), gpt2.config)
+    batch = LanguageModelCollator(tiny_tokenizer())(text_rows(1))
+    inputs = objective.reader(gpt2, tiny_tokenizer(), "learner").inputs(batch)
+    with pytest.raises(ValueError, match="padded to 8 tokens, and the learner has 4 positions; set max_length=4"):
+        objective.check(inputs, gpt2.config, "learner")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "gives"),
+    [
+        (BertForTokenClassification, r"logits of shape \[1, 8, 5\]"),
+        (BertForMaskedLM, r"logits of shape \[1, 8, 14\]"),
+        (BertForNextSentencePrediction, r"logits of shape \[1, 2\]"),
+        (BertModel, "no logits"),
+    ],
+)
+def test_logits_that_are_not_one_for_each_label_are_refused(architecture, gives):
+    model = architecture(tiny_bert().config)
+    objective = PointwiseObjective(kind_of(model), model.config)
+    batch = TextLabelCollator(tiny_tokenizer(), CLASSES)(text_rows(1))
+    inputs = objective.reader(model, tiny_tokenizer(), "learner").inputs(batch)
+    complaint = f"the learner is a {architecture.__name__}, which gives {gives} .* needs \\[1, 5\\]; load"
+    with pytest.raises(ValueError, match=complaint):
+        objective.check(inputs, model.config, "learner", batch["labels"])
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_what_fits_is_accepted(name):
     model, objective, reader, collator, rows = prepared(name, 2)
-    objective.check(reader.inputs(collator(rows)), model.config, "learner")
+    batch = collator(rows)
+    objective.check(reader.inputs(batch), model.config, "learner", batch["labels"])
 
 
 def test_views_are_refused():
@@ -240,7 +294,20 @@ def test_evaluation_is_that_of_each_readable_row(name):
     else:
         assert metrics["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
         assert metrics["accuracy"] == (logits.argmax(dim=1) == labels).float().mean().item()
-        torch.testing.assert_close(results.predictions[0], logits, rtol=1e-4, atol=1e-5)
+        kept = [index for index in range(9) if index != 2]
+        torch.testing.assert_close(torch.from_numpy(results.predictions[kept]), logits, rtol=1e-4, atol=1e-5)
+        assert np.isnan(results.predictions[2]).all() and results.predictions.shape == (9, 5)
+        assert results.label_ids.tolist() == [*labels[:2].tolist(), IGNORED, *labels[2:].tolist()]
+
+
+def test_a_language_model_beyond_all_numbers_has_an_infinite_perplexity():
+    model, objective, reader, collator, rows = prepared("llama", 3)
+    with torch.no_grad():
+        model.lm_head.weight *= 1e5
+    results = objective.evaluate(
+        reader, model, [objective.eval_collator(collator)(rows)], torch.device("cpu"), Ranks()
+    )
+    assert results.metrics()["perplexity"] == float("inf") and results.metrics()["loss"] > 1000
 
 
 def test_nothing_to_evaluate():

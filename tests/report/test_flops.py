@@ -21,7 +21,7 @@ from transformers import (
 from jest_hf import JESTConfig, JESTDataCollator
 from jest_hf.models import DualEncoder, View, accept_views, embedding_width, expose_temperature
 from jest_hf.report import StepFlops, forward_flops, step_flops
-from jest_hf.report.flops import flops_of_run, forward_flops_of
+from jest_hf.report.flops import flops_of_cache, flops_of_step, forward_flops_of
 from tests.helpers import random_rows, tiny_clip_processor, tiny_siglip2_processor, tiny_siglip_processor
 
 
@@ -249,11 +249,38 @@ def test_a_run_at_a_view(tmp_path, criterion, scored):
     full = sum(forward_flops(config, text_length=7).values())
     low = sum(forward_flops(config, text_length=7, view=View.parse("patch:16")).values())
     forward = {"learner": full, "learner_at_view": low, "reference": full}
-    step, cached = flops_of_run(args, forward, {"learner": 8, "reference": 8}, 100)
+    step = flops_of_step(args, forward, {"learner": 8, "reference": 8})
     selection = 4 * 8 * 4 * 8
     assert step.selection == selection
     assert step.training == 3 * 4 * (full + low) / 2 and step.training_saved == 3 * 4 * (full - low) / 2
-    assert (step.scoring, step.reference) == ((8 * low, 0) if scored else (0, 8 * full)) and cached == 0
+    assert (step.scoring, step.reference) == ((8 * low, 0) if scored else (0, 8 * full))
+    assert flops_of_cache(args, forward, 100) == 0
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_step_costs_what_its_rows_do(tmp_path, cached):
+    args = JESTConfig(
+        output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=4, filter_ratio=0.5, scoring="proxy",
+        cache_reference=cached, distillation_weight=1.0,
+    )  # fmt: skip
+    forward, widths = {"learner": 100.0, "proxy": 10.0, "reference": 1.0}, {"learner": 5, "reference": 6}
+    whole = flops_of_step(args, forward, widths)
+    assert whole == StepFlops(1200.0, 80.0, 0.0 if cached else 8.0, 4 * 8 * 4 * (5 + 6), beside=120.0)
+    fewer = flops_of_step(args, forward, widths, trained=3, scored=6)
+    assert fewer == StepFlops(900.0, 60.0, 0.0 if cached else 6.0, 4 * 6 * 3 * (5 + 6), beside=90.0)
+    unscored = flops_of_step(args, forward, widths, trained=3, scored=0)  # but for the teacher
+    assert unscored == StepFlops(900.0, reference=0.0 if cached else 3.0, beside=90.0)
+    assert flops_of_cache(args, forward, 50) == (50.0 if cached else 0.0)
+    assert (whole + unscored).total == whole.total + unscored.total
+
+
+def test_an_online_reference_learns_from_what_can_be_read(tmp_path):
+    args = JESTConfig(
+        output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=4, filter_ratio=0.5, reference="online",
+    )  # fmt: skip
+    forward, widths = {"learner": 100.0, "reference": 10.0}, {"learner": 5, "reference": 5}
+    assert flops_of_step(args, forward, widths).beside == 3 * 10 * 8
+    assert flops_of_step(args, forward, widths, trained=4, scored=0, readable=4).beside == 3 * 10 * 4
 
 
 def test_parts_of_a_step():

@@ -61,7 +61,7 @@ def literal_loss(scored, loss, indices):
 )
 def test_figures_are_those_of_what_each_selector_draws(embeddings, loss):
     eligible = torch.arange(N) % 7 != 0
-    shares, draw = Shares.of(Ranks(), eligible), draw_of(embeddings, eligible)
+    shares, draw = Shares.of(Ranks(), eligible), draw_of(embeddings, eligible, loss=loss)
     sources, names = torch.arange(N) % 3 - 1, ["clean", "noise"]
     indices = torch.cat([chunk.indices for chunk in draw(selection="joint", criterion="learnability")])
     metrics = compare_selectors(map(Selector.parse, NAMES), draw, shares, embeddings, indices, loss, sources, names)
@@ -79,6 +79,15 @@ def test_figures_are_those_of_what_each_selector_draws(embeddings, loss):
     assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert metrics["compare/joint/learnability/overlap"] == 1
     assert metrics["compare/uniform/overlap"] < 0.7
+
+
+def test_joint_selectors_go_by_losses_also_beside_a_selection_by_similarity():
+    embeddings, eligible, selector = pairs(), torch.ones(N, dtype=torch.bool), Selector("joint", "learnability")
+    shares, by_similarity = Shares.of(Ranks(), eligible), draw_of(embeddings, eligible, loss="similarity")
+    by_loss = draw_of(embeddings, eligible, loss="softmax")(selection="joint", criterion="learnability")
+    indices = torch.cat([chunk.indices for chunk in by_loss])
+    metrics = compare_selectors([selector], by_similarity, shares, embeddings, indices, "softmax")
+    assert metrics["compare/joint/learnability/overlap"] == 1
 
 
 def test_one_model_has_no_learnability_and_no_sources_no_shares():

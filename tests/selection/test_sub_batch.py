@@ -29,6 +29,7 @@ from tests.selection.models import learner_and_reference
 
 SEED, STEP = 5, 9
 UNIFORM_CHUNK = 2**32
+UNIFORM_SELECTION_CHUNK = 2**32 + 1
 
 
 def draw(embeddings, n, **arguments):
@@ -50,8 +51,9 @@ def highest(keys, size, without=()):
 
 
 def literal_draw(selection, losses, n, size, n_chunks, gain, uniform_size, barred=()):
-    """A uniform part by its own noise, and then what the selection says."""
-    uniform_noise = gumbel_noise(SEED, STEP, 1, n, first_chunk=UNIFORM_CHUNK)[0]
+    """A uniform part by its own noise, and then what the selection says; a uniform selection by its own."""
+    chunk = UNIFORM_SELECTION_CHUNK if selection == "uniform" else UNIFORM_CHUNK
+    uniform_noise = gumbel_noise(SEED, STEP, 1, n, first_chunk=chunk)[0]
     uniform = highest(uniform_noise, size if selection == "uniform" else uniform_size, barred)
     if len(uniform) == size:
         return uniform
@@ -133,18 +135,28 @@ def test_the_uniform_part_is_uniform_whatever_the_scores(selection):
     assert stats.chisquare(pairs[different]).pvalue > 0.01
 
 
-def test_a_uniform_selection_needs_no_scores_and_begins_with_any_uniform_part():
+def test_a_uniform_selection_needs_no_scores():
     embeddings = dict(zip(("learner", "reference"), learner_and_reference("random", 60), strict=True))
-    whole = indices_of(draw({}, 60, selection="uniform", criterion=None))
-    for selection in SELECTIONS:
+    of_nothing = indices_of(draw({}, 60, selection="uniform", criterion=None))
+    assert of_nothing == indices_of(draw(embeddings, 60, selection="uniform"))
+
+
+def test_a_uniform_part_is_the_same_of_every_selection():
+    embeddings = dict(zip(("learner", "reference"), learner_and_reference("random", 60), strict=True))
+    whole = indices_of(draw(embeddings, 60, uniform_size=20))
+    for selection in set(SELECTIONS) - {"uniform"}:
         assert indices_of(draw(embeddings, 60, selection=selection, uniform_size=7))[:7] == whole[:7]
         assert indices_of(draw(embeddings, 60, selection=selection, uniform_size=20)) == whole
 
 
-def test_the_uniform_part_has_noise_of_its_own():
-    """Of a score that is the same for all, a selection is its noise: no two parts of a step may share theirs."""
+@pytest.mark.parametrize("uniform", [{"selection": "uniform"}, {"uniform_size": 100}], ids=["selection", "part"])
+def test_what_is_uniform_has_noise_of_its_own(uniform):
+    """Of a score that is the same for all, a selection is its noise: no two parts of a step may share theirs, nor a
+    selection and the uniform one that it is compared with."""
     same = {"learner": PointwiseLosses(torch.zeros(400))}
-    uniform = set(indices_of(draw({}, 400, selection="uniform", size=100)))
+    part = indices_of(draw(same, 400, criterion="hard_learner", uniform_size=100, size=100))
+    assert 10 < len(set(part) & set(indices_of(draw({}, 400, selection="uniform", size=100)))) < 40
+    uniform = set(indices_of(draw(same, 400, criterion="hard_learner", size=100, **uniform)))
     drawn = indices_of(draw(same, 400, criterion="hard_learner", size=400, n_chunks=4))
     for chunk in range(4):  # a quarter in common by chance
         assert 10 < len(uniform & set(drawn[100 * chunk : 100 * (chunk + 1)])) < 40
