@@ -335,7 +335,7 @@ class Chain:
         """A model before training."""
         model = self.recipe.model
         if model["learner"] is not None:
-            return AutoModel.from_pretrained(model["learner"])
+            return AutoModel.from_pretrained(model["learner"], dtype="float32")
         sizes = {name: model[name] for name in ("image_size", "patch_size")}
         return build_siglip(model["size"], self.processor.tokenizer, seed=seed, **sizes)
 

@@ -17,6 +17,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from transformers import AutoModel, AutoProcessor, PreTrainedModel
 from transformers.utils import logging
@@ -80,7 +81,7 @@ class Job(comparison.Comparison):
         """The learner before training."""
         script = self.script
         if script.learner is not None:
-            return AutoModel.from_pretrained(script.learner)
+            return AutoModel.from_pretrained(script.learner, dtype=torch.float32)
         return build_siglip(
             script.learner_size,
             self.processor.tokenizer,

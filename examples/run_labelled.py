@@ -151,9 +151,9 @@ class Job(comparison.Comparison):
             torch.manual_seed(seed)
             if config is None and script.learner is not None:
                 known = AutoConfig.from_pretrained(script.learner).label2id
-                if not script.has_labels or known == labels["label2id"]:
-                    return architecture.from_pretrained(script.learner)
-                return architecture.from_pretrained(script.learner, **labels, ignore_mismatched_sizes=True)
+                same = not script.has_labels or known == labels["label2id"]
+                head = {} if same else {**labels, "ignore_mismatched_sizes": True}
+                return architecture.from_pretrained(script.learner, dtype=torch.float32, **head)
             sizes = {"image_size": script.image_size} if script.kind == "image_classification" else self.vocabulary()
             sizes |= labels if script.has_labels else {}
             return architecture.from_config(

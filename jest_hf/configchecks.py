@@ -52,6 +52,12 @@ def check_selection(args: JESTConfig) -> None:
             raise ValueError(f"{name}={getattr(args, name)} must be in [0, 1]: it is {meaning}.")
     for name in ("n_chunks", "per_device_train_batch_size"):
         _check_whole(name, getattr(args, name), at_least=1)
+    size = args.per_device_train_batch_size
+    if args.selection != "uniform" and args.filter_ratio > 0 and args.per_device_super_batch_size == size:
+        raise ValueError(
+            f"filter_ratio={args.filter_ratio} leaves nothing to select from: with per_device_train_batch_size={size} "
+            "the super-batch is no larger than the sub-batch; raise one of them, or set selection='uniform'."
+        )
     for name in ("loss_tile_size", "scoring_batch_size", "gradient_cache_chunk_size"):
         if getattr(args, name) is not None:
             _check_whole(name, getattr(args, name), at_least=1)

@@ -19,6 +19,7 @@ from jest_hf.distributed import Ranks
 from jest_hf.late import LateImages
 from jest_hf.losses.pointwise import IGNORED
 from jest_hf.models import View, base_model
+from jest_hf.models.mixture import rows_at_view
 from jest_hf.objectives import Evaluated, Objective
 from jest_hf.online import OnlineReference
 from jest_hf.reference import Reference
@@ -198,6 +199,16 @@ class DataHooks:
             collate_fn=self.objective.eval_collator(collator),
             num_workers=self.args.dataloader_num_workers,
         )
+
+    def _n_at_view(self, n_rows: int) -> int:
+        """How many of this rank's rows are trained on at the scoring view. A collective."""
+        if self.scoring_view is None:
+            return 0
+        return rows_at_view(self.args.low_resolution_fraction, n_rows, self._fewest_rows(n_rows))
+
+    def _fewest_rows(self, n_rows: int) -> int:
+        """Rows of the rank that trains on the fewest: where many are broken, ranks may be an example apart."""
+        return min(self.ranks.gather_counts(n_rows, self.args.device))
 
     def evaluation_loop(
         self,

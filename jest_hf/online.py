@@ -28,7 +28,7 @@ from transformers.training_args import OptimizerNames
 from jest_hf.config import JESTConfig
 from jest_hf.distributed import Ranks, Shares
 from jest_hf.losses import backward_in_chunks
-from jest_hf.models import DualEncoderOutput, base_model, has_logit_bias
+from jest_hf.models import DualEncoderOutput, base_model, has_logit_bias, without_temperature
 from jest_hf.models.sharding import built_whole
 from jest_hf.objectives.objective import Objective, Reader
 from jest_hf.selection import ContrastiveEmbeddings, PointwiseLosses, take_readable
@@ -114,7 +114,7 @@ class OnlineModel:
         """A new optimizer and schedule, of so many steps; all ranks begin with the first one's weights. Collective."""
         args = self.args
         # A method that asks nothing of its Trainer: the rule is the learner's own, whatever it will become.
-        decayed = set(Trainer.get_decay_parameter_names(None, self.model))
+        decayed = set(without_temperature(Trainer.get_decay_parameter_names(None, self.model)))
         groups = [
             {
                 "params": [value for name, value in self.model.named_parameters() if (name in decayed) == decays],

@@ -46,6 +46,11 @@ class RecordHooks:
             ranks = torch.arange(self.ranks.size).repeat_interleave(torch.tensor(counts))
             self.ledger.record(self._step, ids, ranks, order)
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's, timed: a loader that cannot keep up shows as `loading_seconds`."""
+        with self.timed("loading_seconds"):
+            return super().get_batch_samples(*args, **kwargs)
+
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Wall time of a verb, with the device's queue drained: the Trainer waits for the loss of each step anyway."""
@@ -69,7 +74,10 @@ class RecordHooks:
         if "loss" in logs:
             logs.update(self.statistics.pop())
         elif "train_runtime" in logs:
-            logs.update(self.statistics.totals())
+            spent = self.run_flops
+            # In IID training of as many examples: what the run has to save in examples to pay.
+            relative = {"flops_relative_to_iid": spent.relative_to_iid} if spent.training else {}
+            logs.update(self.statistics.totals() | relative)
         super().log(logs, start_time)
 
     def create_model_card(self, language: str | list[str] | None = None, **about: Any) -> None:

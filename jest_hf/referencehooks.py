@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
 
 from jest_hf.config import JESTConfig
 from jest_hf.data.rows import Rows
@@ -28,6 +29,9 @@ from jest_hf.reference import (
 )
 from jest_hf.reference.losses import IrreducibleLosses
 from jest_hf.validation import check_loss
+
+
+logger = logging.get_logger(__name__)
 
 
 class ReferenceHooks:
@@ -95,6 +99,12 @@ class ReferenceHooks:
         return super().train(*args, **kwargs)
 
     def _cache_reference(self) -> None:
+        if getattr(self.train_dataset, "format", {}).get("type") == "custom":
+            logger.warning(
+                "cache_reference=True embeds every row once, and the training data have a transform of their own: if "
+                "it is random, the reference will have seen another draw than the learner; then set "
+                "cache_reference=False."
+            )
         if not self.objective.pairs:
             with self.reference.speaking():
                 self.reference = IrreducibleLosses.compute(

@@ -26,7 +26,7 @@ from jest_hf.distributed import Ranks, Shares
 from jest_hf.hub.push import SafePushes
 from jest_hf.late import LateImages
 from jest_hf.losses import backward_in_chunks
-from jest_hf.models import DualEncoderOutput, View, add_adapter, base_model, load_model
+from jest_hf.models import DualEncoderOutput, View, add_adapter, base_model, load_model, without_temperature
 from jest_hf.models.mixture import chunks_by_view, rows_at_view
 from jest_hf.models.sharding import check_shardable, prepare_for_fsdp2
 from jest_hf.objectives import objective_of
@@ -56,6 +56,7 @@ from jest_hf.validation import (
     check_launch,
     check_objective,
     check_train_size,
+    warn_of_low_precision,
 )
 
 
@@ -125,7 +126,7 @@ class JESTTrainer(DataHooks, ReferenceHooks, OnlineHooks, RecordHooks, SafePushe
             processing_class = data_collator.processor
         if isinstance(model, str):
             processing_class = processing_class or AutoProcessor.from_pretrained(model)
-            model = load_model(model)
+            model = load_model(model, dtype=torch.float32)  # to train: in less, small steps round away
         if processing_class is None:
             raise ValueError("processing_class=None: pass the learner's processor, or a data_collator made from it.")
         learner = model
@@ -178,6 +179,8 @@ class JESTTrainer(DataHooks, ReferenceHooks, OnlineHooks, RecordHooks, SafePushe
             prepare_for_fsdp2(base_model(self.model))
         if self.is_deepspeed_enabled:
             check_shardable(base_model(self.model))
+        else:  # its engine keeps float32 weights itself
+            warn_of_low_precision(self.model)
         # The loss is this trainer's, a mean over the batch: the Trainer must not rescale it.
         self.model_accepts_loss_kwargs = False
 
@@ -200,6 +203,10 @@ class JESTTrainer(DataHooks, ReferenceHooks, OnlineHooks, RecordHooks, SafePushe
         model = super().call_model_init(trial)
         self.objective.open_up(model)
         return model
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """As the Trainer's, but for the temperature: decay would pull it towards where similarities are all alike."""
+        return without_temperature(super().get_decay_parameter_names(model))
 
     # ---- The step ----
 
@@ -371,16 +378,6 @@ class JESTTrainer(DataHooks, ReferenceHooks, OnlineHooks, RecordHooks, SafePushe
             backward=self.accelerator.backward,
             no_sync=lambda: self.accelerator.no_sync(model),
         )
-
-    def _n_at_view(self, n_rows: int) -> int:
-        """How many of this rank's rows are trained on at the scoring view. A collective."""
-        if self.scoring_view is None:
-            return 0
-        return rows_at_view(self.args.low_resolution_fraction, n_rows, self._fewest_rows(n_rows))
-
-    def _fewest_rows(self, n_rows: int) -> int:
-        """Rows of the rank that trains on the fewest: where many are broken, ranks may be an example apart."""
-        return min(self.ranks.gather_counts(n_rows, self.args.device))
 
     def compute_loss(
         self,

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.distributed as dist
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 from transformers.utils.generic import strtobool
 
 from jest_hf.collator import JESTDataCollator
@@ -20,6 +22,8 @@ from jest_hf.config import JESTConfig
 from jest_hf.data.labelled import LabelledCollator
 from jest_hf.models import base_model
 
+
+logger = logging.get_logger(__name__)
 
 if TYPE_CHECKING:  # objectives are checked with what is in here
     from jest_hf.objectives.objective import Objective
@@ -59,6 +63,17 @@ def check_distinct(**models: nn.Module | str | None) -> None:
                 f"{other_name} is {name}, and training or freezing the one would do so to the other; pass a copy "
                 f"(copy.deepcopy) as {other_name}."
             )
+
+
+def warn_of_low_precision(model: nn.Module) -> None:
+    """Weights of 16 bits swallow small steps: what mixed precision keeps in float32 is not there."""
+    low = {value.dtype for value in model.parameters() if value.requires_grad} & {torch.bfloat16, torch.float16}
+    if low:
+        logger.warning(
+            f"The learner's own weights are {', '.join(str(one).removeprefix('torch.') for one in low)}, and most "
+            "steps of a small learning rate round away in them; load it with dtype=torch.float32 and set bf16=True, "
+            "which computes in bfloat16 and keeps the weights."
+        )
 
 
 def check_objective(args: JESTConfig, objective: Objective, data_collator: Any) -> None:

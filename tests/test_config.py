@@ -38,6 +38,7 @@ def test_inherited_defaults_that_would_be_wrong_here(tmp_path):
         ("filter_ratio", 1.0),
         ("filter_ratio", -0.1),
         ("filter_ratio", float("nan")),
+        ("filter_ratio", 0.01),  # a super-batch of the sub-batch's size
         ("n_chunks", 0),
         ("n_chunks", 2.5),
         ("selection", "greedy"),

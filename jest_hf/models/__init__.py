@@ -12,6 +12,7 @@ from jest_hf.models.dual_encoder import (
     expose_temperature,
     family_of,
     has_logit_bias,
+    without_temperature,
 )
 from jest_hf.models.load import load_model
 from jest_hf.models.resize import resize_patch_kernel
@@ -32,6 +33,7 @@ __all__ = [
     "build_siglip",
     "embedding_width",
     "expose_temperature",
+    "without_temperature",
     "family_of",
     "has_adapter",
     "has_logit_bias",

@@ -13,7 +13,7 @@ hand out the logit scale and bias together with the embeddings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +98,11 @@ def embedding_width(config: Any) -> int:
 def has_logit_bias(model: nn.Module) -> bool:
     """Whether the model has a logit bias (SigLIP) or none (CLIP)."""
     return any(name.rpartition(".")[2] == "logit_bias" for name, _ in model.named_parameters())
+
+
+def without_temperature(names: Iterable[str]) -> list[str]:
+    """Names of parameters, less those of a dual encoder's `logit_scale`."""
+    return [name for name in names if name.rpartition(".")[2] != "logit_scale"]
 
 
 def expose_temperature(model: PreTrainedModel) -> None:
