@@ -95,16 +95,19 @@ class StreamedRows(IterableDataset):
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch (`int`, from 0) of the next pass; it decides how a `datasets.IterableDataset` is shuffled."""
         self._epoch.fill_(epoch)
+        # Here alone: that epoch is in shared memory too, and workers that all set it at once add up their changes.
+        if isinstance(self.dataset, datasets.IterableDataset):
+            self.dataset.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         epoch = int(self._epoch)
         worker = get_worker_info()
         worker_id, n_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        set_epoch = getattr(self.dataset, "set_epoch", None)  # torch knows no such method, data sets often do
-        if set_epoch is not None:
-            set_epoch(epoch)
         rows: Iterable[Any] = self.dataset
         if not isinstance(self.dataset, datasets.IterableDataset):
+            set_epoch = getattr(self.dataset, "set_epoch", None)  # torch knows no such method, data sets often do
+            if set_epoch is not None:
+                set_epoch(epoch)
             if n_workers > 1:
                 raise ValueError(
                     f"dataloader_num_workers={n_workers} would read every row of a torch IterableDataset {n_workers} "

@@ -96,6 +96,14 @@ def test_the_epoch_reaches_the_shuffling_and_loader_workers(n_workers, persisten
     assert orders[0] != orders[1]
 
 
+def test_workers_leave_the_epoch_that_they_share_alone(monkeypatch):
+    """Each adds the difference to the one number in shared memory: two at once make another epoch of it."""
+    rows = StreamedRows(datasets.Dataset.from_list(random_rows(8)).to_iterable_dataset().shuffle(seed=1))
+    rows.set_epoch(3)
+    monkeypatch.setattr(datasets.IterableDataset, "set_epoch", None)
+    assert {row["epoch"] for row in rows} == {3} and rows.dataset.epoch == 3
+
+
 def test_a_torch_stream_hears_of_the_epoch():
     data = TorchStream(random_rows(2))
     rows = StreamedRows(data)
