@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from jest_hf import JESTTrainer
 from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
@@ -45,3 +46,10 @@ def test_what_it_makes_says_what_it_is_trained_for(tmp_path):
     assert trainer.objective.name == "classification"
     trainer.train()
     assert len(logged(trainer, "selected/learnability")) == 3
+
+
+def test_adapters_are_its_own_to_put_on(tmp_path):
+    options = {"model_init": lambda: tiny_siglip(0), "peft_config": LoraConfig(target_modules=["q_proj"])}
+    rows = {"train_dataset": random_rows(80), "processing_class": tiny_siglip_processor()}
+    with pytest.raises(ValueError, match="peft_config was given without a model; pass model, or let model_init"):
+        JESTTrainer(args=arguments(tmp_path), ref_model=tiny_siglip(1), **options, **rows)

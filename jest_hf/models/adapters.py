@@ -35,18 +35,23 @@ def has_adapter(model: nn.Module) -> bool:
     return isinstance(model, PeftModel)
 
 
-def add_adapter(model: nn.Module, peft_config: Any) -> nn.Module:
+def add_adapter(model: nn.Module | None, peft_config: Any) -> nn.Module:
     """
     Freeze `model` and put a fresh adapter on it (`peft.get_peft_model`).
 
     Raises:
-        ValueError: if the model has an adapter already.
+        ValueError: if the model has an adapter already, or there is none.
         ImportError: if `peft` is not installed.
     """
     if not is_peft_available():
         raise ImportError("peft_config was given, but peft is not installed: pip install 'jest_hf[peft]'.")
     from peft import get_peft_model
 
+    if model is None:
+        raise ValueError(
+            "peft_config was given without a model; pass model, or let model_init return one with an adapter "
+            "(peft.get_peft_model)."
+        )
     if has_adapter(model):
         raise ValueError(
             "peft_config was given, but the model has an adapter already: pass the bare model, or no peft_config."

@@ -20,7 +20,7 @@ def objective_of(args: JESTConfig, model: PreTrainedModel | None) -> Objective:
 
     Args:
         args ([`JESTConfig`]): `args.objective` and the options that belong to one.
-        model ([`~transformers.PreTrainedModel`], *optional*): The learner; not known yet where `model_init` makes it.
+        model ([`~transformers.PreTrainedModel`], *optional*): The learner, where one was passed.
 
     Raises:
         ValueError: for options that the objective has no use for.
@@ -31,7 +31,7 @@ def objective_of(args: JESTConfig, model: PreTrainedModel | None) -> Objective:
     if name in (None, "contrastive"):
         return ContrastiveObjective(args, None if model is None else base_model(model).config)
     if model is None:
-        raise ValueError(f"objective={name!r} needs the learner's classes from the start; pass model, not model_init.")
+        raise ValueError(f"objective={name!r} needs the learner's classes from the start; pass model or model_init.")
     _check_pointwise(args, name)
     return PointwiseObjective(name, base_model(model).config, args.label_smoothing_factor)
 
