@@ -13,6 +13,7 @@ beginning of a longer one.
     python benchmarks/methods.py --data scenes               # what was measured before stays
     python benchmarks/methods.py --data cross_style --seeds 0
     python benchmarks/methods.py --data scenes --report --steps 200  # only the table, as of an earlier step
+    python benchmarks/methods.py --data scenes --report --plot docs/images/methods.png
     python benchmarks/methods.py --data scenes --tune        # the learning rates, on the validation part
 
 The learning rate is the one of `--tune` with which IID training on the curated part ends best on the validation part,
@@ -45,7 +46,7 @@ from transformers.utils import logging  # noqa: E402
 from jest_hf import JESTConfig, JESTTrainer  # noqa: E402
 from jest_hf.data.processor import build_processor  # noqa: E402
 from jest_hf.models import build_siglip  # noqa: E402
-from jest_hf.report import format_table, read_selections  # noqa: E402
+from jest_hf.report import QualityPoint, format_table, plot_quality, read_selections  # noqa: E402
 
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -74,6 +75,7 @@ ARMS = [
     "aced/0.8@tiny",
     "online_reference/0.8",
 ]
+DRAWN = {"IID": "iid", "JEST": "joint/learnability/0.8", "JEST by easy_reference": "joint/easy_reference/0.8"}
 # By data: text tokens, steps, the rate that `--tune` gave.
 SETTINGS: dict[str, dict[str, Any]] = {
     "scenes": {"max_length": 20, "steps": 400, "learning_rate": 1e-3},
@@ -248,6 +250,18 @@ def report(options: argparse.Namespace) -> None:
     print(format_table(headers, rows))
 
 
+def plot(options: argparse.Namespace) -> None:
+    """Test R@5 of some arms against trained examples and FLOPs, means over the seeds that were measured."""
+    curves = {}
+    for name, arm in DRAWN.items():
+        runs = [seed[arm] for seed in (read(options, f"seed{number}") for number in options.seeds) if arm in seed]
+        for points in zip(*(run["points"] for run in runs), strict=True):
+            step, trained = points[0]["step"], points[0]["step"] * options.batch_size
+            quality = float(np.mean([point["R@5"] for point in points]))
+            curves.setdefault(name, []).append(QualityPoint(trained, trained, flops_of(runs[0], step), quality))
+    plot_quality(curves, options.plot, f"test R@5 ({options.data}, {len(options.seeds)} seeds)")
+
+
 def read(options: argparse.Namespace, what: str) -> dict[str, Any]:
     path = options.results / f"methods_{options.data}_{what}.json"
     return json.loads(path.read_text())["runs"] if path.exists() else {}
@@ -270,6 +284,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--iid_times", type=int, default=5, help="so many times the steps for the iid arm")
     parser.add_argument("--eval_steps", type=int, default=50)
     parser.add_argument("--tune", action="store_true", help="try learning rates, and nothing else")
+    parser.add_argument("--plot", type=Path, help="an image of some arms' curves")
     parser.add_argument("--report", action="store_true", help="only print the table of what was measured before")
     parser.add_argument("--work", type=Path, help="where references are kept; default: in the temporary folder")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -284,6 +299,8 @@ def main(argv: list[str] | None = None) -> None:
     if not options.report:
         measure(options)
     report(options)
+    if options.plot:
+        plot(options)
 
 
 if __name__ == "__main__":
