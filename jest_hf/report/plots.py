@@ -128,6 +128,7 @@ def _draw(axes: Axes, curves: Mapping[str, list[QualityPoint]], cost: str, label
     lowest = min(curves, key=lambda name: curves[name][-1].quality)
     target = curves[lowest][-1]
     axes.axhline(target.quality, color="0.4", linewidth=1.2, linestyle=":")
+    below = 4  # points under a ring; each label a line further, since rings may lie close together
     for (name, points), colour, marker in zip(curves.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
         costs = [getattr(point, cost) for point in points]
         axes.plot(costs, [point.quality for point in points], color=colour, marker=marker, markersize=5, label=name)
@@ -140,12 +141,13 @@ def _draw(axes: Axes, curves: Mapping[str, list[QualityPoint]], cost: str, label
         axes.annotate(
             f"{ratio:.1f}x fewer" if ratio >= 1 else f"{1 / ratio:.1f}x more",
             (spent, reached.quality),
-            xytext=(14, -4),
+            xytext=(14, -below),
             textcoords="offset points",
             va="top",
             color=colour,
             fontweight="bold",
         )
+        below += 12
     axes.set_xlabel(label)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
