@@ -105,39 +105,27 @@ class ReferenceHooks:
                 "it is random, the reference will have seen another draw than the learner; then set "
                 "cache_reference=False."
             )
+        args, folder = self.args, Path(self.args.output_dir)
+        data = Rows(self.train_dataset, self.data_collator.image_column), self.data_collator
+        options = {
+            "reference": self.reference_identity,
+            "batch_size": args.scoring_batch_size or args.per_device_train_batch_size,
+            "precision": self.accelerator.mixed_precision,
+            "replace": True,
+            "device": args.device,
+            "num_workers": args.dataloader_num_workers,
+            "disable_tqdm": args.disable_tqdm,
+            "ranks": self.ranks,
+        }
         if not self.objective.pairs:
+            view, model, file = self.reference.view, self.reference.model, folder / "irreducible_losses.safetensors"
             with self.reference.speaking():
-                self.reference = IrreducibleLosses.compute(
-                    Path(self.args.output_dir) / "irreducible_losses.safetensors",
-                    self.reference.view,
-                    self.reference.model,
-                    Rows(self.train_dataset, self.data_collator.image_column),
-                    self.data_collator,
-                    reference=self.reference_identity,
-                    batch_size=self.args.scoring_batch_size or self.args.per_device_train_batch_size,
-                    precision=self.accelerator.mixed_precision,
-                    replace=True,
-                    device=self.args.device,
-                    num_workers=self.args.dataloader_num_workers,
-                    disable_tqdm=self.args.disable_tqdm,
-                    ranks=self.ranks,
-                )
+                self.reference = IrreducibleLosses.compute(file, view, model, *data, **options)
             self.ref_model = None
             return
+        config = base_model(self.ref_model or self.model).config
         self.reference = self.reference.write_cache(
-            Path(self.args.output_dir) / "reference_cache",
-            base_model(self.ref_model or self.model).config,
-            Rows(self.train_dataset, self.data_collator.image_column),
-            self.data_collator,
-            reference=self.reference_identity,
-            batch_size=self.args.scoring_batch_size or self.args.per_device_train_batch_size,
-            dtype="float32",
-            precision=self.accelerator.mixed_precision,
-            replace=True,
-            device=self.args.device,
-            num_workers=self.args.dataloader_num_workers,
-            disable_tqdm=self.args.disable_tqdm,
-            ranks=self.ranks,
+            folder / "reference_cache", config, *data, dtype="float32", **options
         )
         self.ref_model, self.cache_flops = None, self.reference.cache.flops
 
