@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 from transformers import GemmaTokenizer, SiglipProcessor
 from transformers.models.siglip2.tokenization_siglip2 import Siglip2Tokenizer
 
-from jest_hf.collator import JESTDataCollator, choose_caption
+from jest_hf.data.captions import choose_caption
+from jest_hf.data.collator import JESTDataCollator
 from jest_hf.data.rows import EpochSampler, Rows
 from jest_hf.models import View
 from tests.helpers import (
@@ -299,7 +300,7 @@ def test_what_is_not_the_rows_fault_is_not_swallowed(monkeypatch, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("jest_hf.collator.decode_image", fail)
+    monkeypatch.setattr("jest_hf.data.collator.decode_image", fail)
     with pytest.raises(error):
         JESTDataCollator(tiny_siglip_processor())([GOOD])
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from jest_hf import JESTConfig
+from jest_hf.config.presets import DEFAULTS, PRESETS
 from jest_hf.data.rows import EpochSampler
 from jest_hf.models import expose_temperature
-from jest_hf.presets import DEFAULTS, PRESETS
 from jest_hf.report import read_selections
 from tests.helpers import random_rows, tiny_siglip
 from tests.trainers import arguments, logged, make_trainer
@@ -258,13 +258,13 @@ def test_a_teacher_pulls_the_learner_to_the_reference(tmp_path):
 def test_the_teacher_speaks_of_the_rows_that_are_trained_on(tmp_path):
     trainer = make_trainer(tmp_path, preset="aced", filter_ratio=0.75, scoring_view="patch:16", max_steps=1)
     seen = {}
-    loss = trainer.objective.loss
+    loss = trainer.learning_objective.loss
 
     def spy(output, batch, ranks, teacher=None):
         seen.update(batch=batch, teacher=teacher)
         return loss(output, batch, ranks, teacher)
 
-    trainer.objective.loss = spy
+    trainer.learning_objective.loss = spy
     trainer.train()
     expected = trainer.reference.score(None, seen["batch"], 8)
     torch.testing.assert_close(seen["teacher"].image, expected.image)

@@ -11,6 +11,7 @@ from transformers import AutoModel
 from jest_hf.losses import sigmoid_contrastive_loss
 from jest_hf.models import View
 from jest_hf.report import read_selections
+from jest_hf.training.step import SubBatch
 from tests.helpers import (
     random_rows,
     tiny_clip,
@@ -83,12 +84,15 @@ def test_the_loss_and_gradients_are_those_of_one_batch_at_two_resolutions(tmp_pa
 def test_which_examples_are_trained_at_the_view_is_random_and_repeatable(tmp_path):
     trainer = make_trainer(tmp_path, scoring_view="image:8")
     batch = {"example_id": torch.arange(8), "input_ids": torch.arange(16).view(8, 2)}
-    first, _ = trainer.shuffle(batch, None)
+
+    def shuffled(step):
+        return trainer.parts.update.prepare(trainer.model, SubBatch(batch, torch.arange(8), 0, 0, True), step).rows
+
+    first = shuffled(1)
     assert sorted(first["example_id"].tolist()) == list(range(8)) != first["example_id"].tolist()
     assert torch.equal(first["input_ids"], batch["input_ids"][first["example_id"]])
-    assert torch.equal(trainer.shuffle(batch, None)[0]["example_id"], first["example_id"])
-    trainer.state.global_step += 1
-    assert not torch.equal(trainer.shuffle(batch, None)[0]["example_id"], first["example_id"])
+    assert torch.equal(shuffled(1)["example_id"], first["example_id"])
+    assert not torch.equal(shuffled(2)["example_id"], first["example_id"])
 
 
 def test_a_resumed_run_selects_and_trains_the_same(tmp_path):

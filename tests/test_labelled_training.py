@@ -51,7 +51,7 @@ def test_any_model_with_labels_trains_on_what_is_selected_and_saves_as_itself(tm
     trainer = labelled_trainer(tmp_path, kind)
     before = weights(trainer.model).clone()
     trainer.train()
-    assert trainer.objective.name == KINDS[kind][3]
+    assert trainer.learning_objective.name == KINDS[kind][3]
     assert trainer.statistics.seen == 3 * 32 and trainer.statistics.trained == 24
     assert not torch.equal(weights(trainer.model), before)
     metrics = trainer.evaluate()

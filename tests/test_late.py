@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from jest_hf.collator import JESTDataCollator
-from jest_hf.data.images import ImageGeometry
+from jest_hf.data.collator import JESTDataCollator
+from jest_hf.data.late import LateImages, enlarge
 from jest_hf.data.rows import Rows
-from jest_hf.late import LateImages, enlarge
+from jest_hf.images.pixels import ImageGeometry
 from jest_hf.models import DualEncoder, View
 from tests.helpers import (
     encode,
@@ -192,7 +192,7 @@ def test_what_is_not_the_images_fault_is_not_swallowed(monkeypatch):
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr("jest_hf.late.decode_image", fail)
+    monkeypatch.setattr("jest_hf.data.late.decode_image", fail)
     with pytest.raises(MemoryError):
         late(batch, n_at_view=0)
 

@@ -43,7 +43,7 @@ def test_what_it_makes_says_what_it_is_trained_for(tmp_path):
         train_dataset=text_rows(80),
         processing_class=tiny_tokenizer(),
     )
-    assert trainer.objective.name == "classification"
+    assert trainer.learning_objective.name == "classification"
     trainer.train()
     assert len(logged(trainer, "selected/learnability")) == 3
 

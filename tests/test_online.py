@@ -12,11 +12,11 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModel, Trainer, TrainingArguments
 
-from jest_hf.collator import JESTDataCollator
+from jest_hf.data.collator import JESTDataCollator
 from jest_hf.data.rows import Rows
 from jest_hf.distributed import Ranks, Shares
 from jest_hf.models import add_adapter, without_temperature
-from jest_hf.online import OnlineReference, fresh_like
+from jest_hf.training.online_model import OnlineReference, fresh_like
 from tests.helpers import random_rows, tiny_clip, tiny_siglip, tiny_siglip_processor
 from tests.online import assert_equal, set_dropout, state_of, tiny_batch, tiny_online, tiny_vit
 

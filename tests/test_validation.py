@@ -13,7 +13,7 @@ import yaml
 
 from jest_hf import JESTConfig
 from jest_hf.cli import CONFIGS
-from jest_hf.validation import check_launch
+from jest_hf.training.checks import check_launch
 from tests.distributed.launching import start, tail, without_compiled_operators
 from tests.distributed.processes import run
 

@@ -16,15 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from jest_hf.data.filters import (
-    CurationFilters,
-    curate,
-    join,
-    measure_alignment,
-    measure_captions,
-    measure_images,
-)
-from jest_hf.data.near_duplicates import first_of_near_duplicates, perceptual_hash
+from jest_hf.curation.filters import CurationFilters, curate, join, measure_alignment, measure_captions, measure_images
+from jest_hf.curation.near_duplicates import first_of_near_duplicates, perceptual_hash
 from tests.helpers import (
     encode,
     random_image,

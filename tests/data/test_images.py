@@ -21,8 +21,8 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from jest_hf.data.imagecheck import faithful_geometry
-from jest_hf.data.images import (
+from jest_hf.images.faithful import faithful_geometry
+from jest_hf.images.pixels import (
     BrokenImage,
     ImageGeometry,
     PatchGeometry,

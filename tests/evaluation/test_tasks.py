@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from jest_hf import JESTDataCollator
 from jest_hf.data.rows import Rows
-from jest_hf.evaluation.tasks import CaptionCollator, embed_dataset
+from jest_hf.evaluation.pairs import CaptionCollator, embed_dataset
 from jest_hf.losses import sigmoid_contrastive_loss
 from jest_hf.models import DualEncoder, View, accept_views, expose_temperature
 from tests.helpers import random_rows, tiny_clip, tiny_clip_processor, tiny_siglip, tiny_siglip_processor

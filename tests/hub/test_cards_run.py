@@ -17,8 +17,8 @@ from transformers import AutoModel
 from jest_hf import JESTTrainer
 from jest_hf.data import build_processor, load_source
 from jest_hf.hub import RunSummary, learner_card, reference_card, run_card
-from jest_hf.hub.run import summarise_run, write_run_card
 from jest_hf.models import build_siglip
+from jest_hf.training.card import summarise_run, write_run_card
 from tests.helpers import random_rows, tiny_clip, tiny_clip_processor, tiny_siglip, tiny_siglip_processor
 from tests.hub.test_cards_datasets import python_of, run
 from tests.hub.test_model_card import JOINT

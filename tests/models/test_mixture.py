@@ -7,7 +7,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jest_hf.models.mixture import chunks_by_view, rows_at_view
+from jest_hf.training.update import chunks_by_view, rows_at_view
 
 
 ranks = st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(n, n + 40)))

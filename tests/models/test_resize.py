@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import conv2d, interpolate
 
+from jest_hf.images.resize import pi_resize_matrix, resize_patches, resize_positions
 from jest_hf.models import resize_patch_kernel
-from jest_hf.models.resize import pi_resize_matrix, resize_patches, resize_positions
 
 
 def kernel_of(size, seed=0, dtype=torch.float64):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from jest_hf import JESTDataCollator
-from jest_hf.models import View
+from jest_hf.models import View, check_view
 from tests.helpers import random_image, random_rows, tiny_siglip2, tiny_siglip2_processor
 from tests.models.viewed import CASES, small_clip, small_siglip, small_siglip2
 
@@ -63,12 +63,12 @@ def test_what_is_no_view(text, message):
 )
 def test_views_that_do_not_suit_the_model(build, text, message):
     with pytest.raises(ValueError, match=f"view '{text}'.*{message}"):
-        View.parse(text).check(build().config)
+        check_view(View.parse(text), build().config)
 
 
 @pytest.mark.parametrize("build, text", CASES)
 def test_views_that_do(build, text):
-    View.parse(text).check(build().config)
+    check_view(View.parse(text), build().config)
 
 
 # ---- Images ----

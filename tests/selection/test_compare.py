@@ -10,16 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from jest_hf import JESTConfig
 from jest_hf.distributed import Ranks, Shares
-from jest_hf.selection import (
-    CRITERIA,
-    PointwiseLosses,
-    Selector,
-    batch_loss,
-    compare_selectors,
-    draw_sub_batch,
-    source_shares,
-)
+from jest_hf.report import batch_loss, compare_selectors, source_shares
+from jest_hf.selection import CRITERIA, DrawKey, PointwiseLosses, Pool, Scores, Selector, draw_sub_batch
+from jest_hf.training.step import compared_selectors
 from tests.selection import literal
 from tests.selection.models import learner_and_reference
 
@@ -45,6 +40,15 @@ def draw_of(embeddings, eligible, start=0, total=N, ranks=None, **changed):
     )
 
 
+def compare(names, embeddings, eligible, indices, loss, *sources, **settings):
+    settings = {"n_chunks": 4, "loss": loss, **settings}
+    pool = Pool(
+        {"valid": eligible, "example_id": torch.arange(N)}, torch.arange(N), Shares.of(Ranks(), eligible), size=SIZE
+    )
+    selectors = [Selector.parse(name, **settings) for name in names]
+    return compare_selectors(selectors, pool, Scores.of(embeddings), DrawKey(0, 3), indices, loss, *sources)
+
+
 def literal_loss(scored, loss, indices):
     """Of the examples taken as one batch."""
     if isinstance(scored, PointwiseLosses):
@@ -61,10 +65,10 @@ def literal_loss(scored, loss, indices):
 )
 def test_figures_are_those_of_what_each_selector_draws(embeddings, loss):
     eligible = torch.arange(N) % 7 != 0
-    shares, draw = Shares.of(Ranks(), eligible), draw_of(embeddings, eligible, loss=loss)
+    draw = draw_of(embeddings, eligible, loss=loss)
     sources, names = torch.arange(N) % 3 - 1, ["clean", "noise"]
     indices = torch.cat([chunk.indices for chunk in draw(selection="joint", criterion="learnability")])
-    metrics = compare_selectors(map(Selector.parse, NAMES), draw, shares, embeddings, indices, loss, sources, names)
+    metrics = compare(NAMES, embeddings, eligible, indices, loss, sources, names)
     expected = {}
     for name in NAMES:
         selection, _, criterion = name.partition("/")
@@ -81,22 +85,20 @@ def test_figures_are_those_of_what_each_selector_draws(embeddings, loss):
     assert metrics["compare/uniform/overlap"] < 0.7
 
 
-def test_joint_selectors_go_by_losses_also_beside_a_selection_by_similarity():
-    embeddings, eligible, selector = pairs(), torch.ones(N, dtype=torch.bool), Selector("joint", "learnability")
-    shares, by_similarity = Shares.of(Ranks(), eligible), draw_of(embeddings, eligible, loss="similarity")
-    by_loss = draw_of(embeddings, eligible, loss="softmax")(selection="joint", criterion="learnability")
-    indices = torch.cat([chunk.indices for chunk in by_loss])
-    metrics = compare_selectors([selector], by_similarity, shares, embeddings, indices, "softmax")
-    assert metrics["compare/joint/learnability/overlap"] == 1
+def test_joint_selectors_go_by_losses_also_beside_a_selection_by_similarity(tmp_path):
+    names = ["joint/learnability", "independent/learnability"]
+    args = JESTConfig(
+        output_dir=tmp_path, pair_score="similarity", selection="top_k", compare_selectors=names, use_cpu=True
+    )
+    joint, independent = compared_selectors(args, "softmax")
+    assert (str(joint), joint.loss) == (names[0], "softmax")
+    assert (str(independent), independent.loss) == (names[1], "similarity")
 
 
 def test_one_model_has_no_learnability_and_no_sources_no_shares():
     embeddings = {"learner": pairs()["learner"]}
     eligible = torch.ones(N, dtype=torch.bool)
-    metrics = compare_selectors(
-        [Selector("top_k", "hard_learner"), Selector("uniform")], draw_of(embeddings, eligible),
-        Shares.of(Ranks(), eligible), embeddings, torch.arange(SIZE), "sigmoid",
-    )  # fmt: skip
+    metrics = compare(["top_k/hard_learner", "uniform"], embeddings, eligible, torch.arange(SIZE), "sigmoid")
     assert metrics.keys() == {"compare/top_k/hard_learner/overlap", "compare/uniform/overlap"}
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from jest_hf.selection import CRITERIA, LOSSES, ContrastiveEmbeddings, PairwiseScores
-from jest_hf.selection.parts import PAIR_LOSSES
+from jest_hf.selection.pair_terms import PAIR_LOSSES
 from tests.selection import literal
 
 
