@@ -13,8 +13,8 @@ from PIL import Image
 
 from jest_hf.data.collator import JESTDataCollator
 from jest_hf.models import View
+from tests.data.test_collator import GOOD, mixed_rows
 from tests.helpers import encode, random_image, tiny_clip_processor, tiny_siglip2_processor, tiny_siglip_processor
-from tests.test_collator import GOOD, mixed_rows
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from jest_hf.report import read_selections
 from tests.helpers import random_rows
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path for path in (ROOT / "examples" / "recipes").glob("*.yaml") if "run_labelled" in path.read_text())
 
 # Seconds on one core: 24 rows are 3 super-batches of half of which is trained on.

@@ -25,7 +25,7 @@ from jest_hf.report import read_selections
 from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
 RECIPES = [path for path in RECIPES if "run_jest.py" in path.read_text()]
 

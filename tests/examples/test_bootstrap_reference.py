@@ -22,7 +22,7 @@ from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
 from tests.hub.conftest import client, hub, served  # noqa: F401
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "examples" / "recipes").glob("bootstrap*.yaml"))
 
 
