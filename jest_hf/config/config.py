@@ -11,27 +11,31 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from jest_hf.config.checks import check_choice, check_selection, check_training
-from jest_hf.config.options import JESTOptions
+from jest_hf.config.options import JESTOptions, SelectionSettings
 from jest_hf.config.presets import DEFAULTS, PRESETS
 from jest_hf.selection import SELECTIONS, Selector
 
 
-@dataclass(frozen=True)
-class SelectionSettings:
-    """The options that a preset can fill in. In [`JESTConfig`] each may be `None` until it is filled in; here none is.
-
-    Args: as those of [`JESTConfig`].
-    """
-
-    selection: str
-    criterion: str
-    filter_ratio: float
-    pair_score: str
-    scoring: str
-    label_smoothing_factor: float
-    low_resolution_fraction: float
-    distillation_weight: float
-    cache_reference: bool
+# What decides which examples are selected.
+_DECISIVE = (
+    "selection",
+    "criterion",
+    "n_chunks",
+    "selection_gain",
+    "selection_scope",
+    "scoring_view",
+    "low_resolution_fraction",
+    "seed",
+    "data_seed",
+    "sub_batch_size",
+    "super_batch_size",
+    "pair_score",
+    "scoring",
+    "reference",
+    "uniform_fraction",
+    "selection_warmup_steps",
+    "filter_ratio_ramp_steps",
+)
 
 
 @dataclass
@@ -157,11 +161,11 @@ class JESTConfig(JESTOptions):
     def __post_init__(self) -> None:
         self._read()
         self._fill_in()
-        check_selection(self)
-        check_training(self)
+        check_selection(self, self.settings)
+        check_training(self, self.settings)
         if self.data_seed is None:
             self.data_seed = self.seed
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]  # transformers annotates no __post_init__
 
     def _read(self) -> None:
         """Numbers that came as words (YAML reads `1e-4` as one), and a lone selector without its list."""
@@ -179,7 +183,8 @@ class JESTConfig(JESTOptions):
         """Options that are not given, from the preset and then from the defaults."""
         if self.preset is not None:
             check_choice("preset", self.preset, tuple(PRESETS))
-        for name, value in {**DEFAULTS, **PRESETS.get(self.preset, {})}.items():
+        chosen = {} if self.preset is None else PRESETS[self.preset]
+        for name, value in {**DEFAULTS, **chosen}.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
 
@@ -229,33 +234,27 @@ class JESTConfig(JESTOptions):
     @property
     def uses_reference(self) -> bool:
         """Whether a reference is asked at all."""
-        return "reference" in self.scored_models or self.distillation_weight > 0
+        return "reference" in self.scored_models or self.settings.distillation_weight > 0
 
     @property
     def selection_settings(self) -> dict[str, Any]:
         """What decides which examples are selected; a resumed run is compared with its checkpoint in these."""
-        names = ("selection", "criterion", "n_chunks", "selection_gain", "selection_scope", "scoring_view")
-        names += ("low_resolution_fraction", "seed", "data_seed", "sub_batch_size", "super_batch_size")
-        names += ("pair_score", "scoring", "reference", "uniform_fraction")
-        names += ("selection_warmup_steps", "filter_ratio_ramp_steps")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in _DECISIVE}
 
     @property
     def per_device_super_batch_size(self) -> int:
         """Examples loaded and scored per step and device; for `selection="uniform"` the sub-batch itself."""
-        if not self.selects:
-            return self.per_device_train_batch_size
-        return round(self.per_device_train_batch_size / (1.0 - self.filter_ratio))
+        return self.settings.super_batch_size(self.per_device_train_batch_size)
 
     @property
     def sub_batch_size(self) -> int:
         """Examples trained on per step, over all devices (b)."""
-        return self.per_device_train_batch_size * self.world_size
+        return self.per_device_train_batch_size * int(self.world_size)
 
     @property
     def super_batch_size(self) -> int:
         """Examples loaded and scored per step, over all devices (B)."""
-        return self.per_device_super_batch_size * self.world_size
+        return self.per_device_super_batch_size * int(self.world_size)
 
 
 # Its public place, which is also the one in every pickled `training_args.bin`.

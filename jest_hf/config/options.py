@@ -12,6 +12,32 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from jest_hf.config.presets import PRESETS
+from jest_hf.selection import SELECTIONS
+
+
+@dataclass(frozen=True)
+class SelectionSettings:
+    """
+    The options that a preset can fill in. In [`JESTConfig`] each may be `None` until it is filled in; here none is.
+
+    Args: as those of [`JESTConfig`].
+    """
+
+    selection: str
+    criterion: str
+    filter_ratio: float
+    pair_score: str
+    scoring: str
+    label_smoothing_factor: float
+    low_resolution_fraction: float
+    distillation_weight: float
+    cache_reference: bool
+
+    def super_batch_size(self, sub_batch_size: int) -> int:
+        """Return the number of examples that are loaded to train on `sub_batch_size` of them."""
+        if not SELECTIONS[self.selection].scores:
+            return sub_batch_size
+        return round(sub_batch_size / (1.0 - self.filter_ratio))
 
 
 @dataclass
@@ -117,7 +143,7 @@ class JESTOptions(TrainingArguments):
     )
 
     # Inherited fields with another default; the class docstring says why.
-    label_smoothing_factor: float | None = field(
+    label_smoothing_factor: float | None = field(  # type: ignore[assignment]  # None: not given, until filled in
         default=None, metadata={"help": "Label smoothing of a classification; default 0, or the preset's."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: the collator needs them."})

@@ -27,7 +27,6 @@ import yaml
 from huggingface_hub import HfApi, ModelCard, ModelCardData, RepoCard, hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
-from huggingface_hub.utils import yaml_dump
 from transformers.utils import logging
 
 from jest_hf.hub.card_parts import is_hub_id
@@ -100,14 +99,20 @@ def push_card(
     Raises:
         `ValueError`: if the Hub does not accept the metadata, or those in the repository cannot be read.
     """
-    where = {"repo_id": repo_id, "repo_type": card.repo_type, "revision": revision, "token": token}
     try:
-        existing = Path(hf_hub_download(filename="README.md", **where)).read_text(encoding="utf-8-sig")
+        path = hf_hub_download(repo_id, "README.md", repo_type=card.repo_type, revision=revision, token=token)
+        existing = Path(path).read_text(encoding="utf-8-sig")
     except RemoteEntryNotFoundError:  # and not one that could not be asked for
         existing = None
     content = merge_card(card, existing).encode()
     commit = HfApi().upload_file(
-        path_or_fileobj=content, path_in_repo="README.md", commit_message=commit_message, **where
+        path_or_fileobj=content,
+        path_in_repo="README.md",
+        repo_id=repo_id,
+        repo_type=card.repo_type,
+        revision=revision,
+        token=token,
+        commit_message=commit_message,
     )
     return commit.oid
 
@@ -139,7 +144,7 @@ def merge_card(card: RepoCard, existing: str | None = None) -> str:
     merged = _merge_metadata(generated, metadata, written)
     body = _merge_text(_sections(card.text), text).strip()
     digests = METADATA.format(digests=" ".join(_digests(generated)))
-    return f"---\n{yaml_dump(merged, sort_keys=False).strip()}\n---\n\n{body}\n\n{digests}\n"
+    return f"---\n{yaml.dump(merged, allow_unicode=True, sort_keys=False).strip()}\n---\n\n{body}\n\n{digests}\n"
 
 
 # ---- Text ----

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import jinja2
 from huggingface_hub import CardData, RepoCard
@@ -66,7 +66,7 @@ def percent(share: float | None) -> str | None:
     return None if share is None else f"{share:.1%}"
 
 
-def is_hub_id(name: str | None) -> bool:
+def is_hub_id(name: str | None) -> TypeGuard[str]:
     """Only `owner/name`: a bare name, or a relative path that exists, is more likely something on this machine."""
     return name is not None and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not os.path.exists(name)
 

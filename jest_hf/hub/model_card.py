@@ -78,14 +78,14 @@ def run_card(summary: RunSummary) -> ModelCard:
     )
     task, sample = _task(summary)
     metrics = _quality(summary.metrics)
-    name = summary.model_id if is_hub_id(summary.model_id) else None
+    hub_id = summary.model_id if is_hub_id(summary.model_id) else None
     return render_card(
         ModelCard,
         _metadata(summary, metrics),
         TEMPLATES[summary.role],
-        title=name or public_name(summary.name) or summary.architecture,
+        title=hub_id or public_name(summary.name) or summary.architecture,
         role=summary.role,
-        model_id=name or ".",
+        model_id=hub_id or ".",
         architecture=summary.architecture,
         adapter=summary.adapter,
         method=selector.title,

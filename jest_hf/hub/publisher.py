@@ -19,7 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: see can_pass
+    HfHubHTTPError,
+    HTTPError,
+    OfflineModeIsEnabled,
+)
 from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import logging
@@ -39,9 +43,11 @@ PASSING = (408, 409, 412, 429, 500, 502, 503, 504)
 class Pushing(Protocol):
     """The part of a [`~transformers.Trainer`] that a push reads and changes."""
 
-    hub_model_id: str | None
     push_in_progress: Any
     is_in_train: bool
+
+    @property
+    def hub_model_id(self) -> str | None: ...
 
     def is_world_process_zero(self) -> bool: ...
 
@@ -175,7 +181,7 @@ class Publisher:
             wait()
 
     def _repository(self, trainer: Pushing) -> str:
-        return trainer.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        return trainer.hub_model_id or self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
 
     def _later(self, trainer: Pushing) -> str:
         """How to push what is on the disk."""

@@ -106,11 +106,18 @@ def pull(
         OSError: in one sentence, where the repository, the revision, the access, the connection or the cached copy is
             missing, and where a file is still damaged after it was downloaded again.
     """
-    asked, where = f"{option}={repo_id!r}", {"repo_type": repo_type, "token": token}
+    asked = f"{option}={repo_id!r}"
     for wait in (*WAITS, None):
         try:
             folder = Path(
-                snapshot_download(repo_id, revision=revision, allow_patterns=files, ignore_patterns="*/*", **where)
+                snapshot_download(
+                    repo_id,
+                    repo_type=repo_type,
+                    revision=revision,
+                    token=token,
+                    allow_patterns=list(files),
+                    ignore_patterns="*/*",
+                )
             )
             break
         # The transport's exceptions are of one library or another, by the version of the client.
@@ -125,7 +132,7 @@ def pull(
     snapshot = Snapshot(repo_id, folder, folder.name)
     for path in sorted(folder.glob("*")):  # of no such file at all there is no folder
         if not is_intact(path):
-            _mend(path, snapshot, asked, where)
+            _mend(path, snapshot, asked, repo_type, token)
     return snapshot
 
 
@@ -142,14 +149,21 @@ def is_intact(path: Path) -> bool:
     return digest.hexdigest() == name
 
 
-def _mend(path: Path, snapshot: Snapshot, asked: str, where: dict[str, str | None]) -> None:
+def _mend(path: Path, snapshot: Snapshot, asked: str, repo_type: str, token: str | None) -> None:
     """Download a damaged file once more."""
     damaged = f"{asked}: the copy of {path.name} in {snapshot.folder} is not what the Hub holds"
     if is_offline_mode():
         raise OSError(f"{damaged}; unset HF_HUB_OFFLINE to download it again.")
     logger.warning(f"{damaged}; downloading it again.")
     try:
-        hf_hub_download(snapshot.name, path.name, revision=snapshot.commit, force_download=True, **where)
+        hf_hub_download(
+            snapshot.name,
+            path.name,
+            repo_type=repo_type,
+            revision=snapshot.commit,
+            token=token,
+            force_download=True,
+        )
     except Exception as error:
         raise OSError(f"{damaged}, and downloading it again failed ({reason(error)}); try again later.") from error
     if not is_intact(path):

@@ -90,17 +90,20 @@ class ContrastiveObjective:
 
     def reader(self, model: PreTrainedModel, processor: Any, role: str, prefix: str = "") -> DualEncoder:
         reader = DualEncoder(model.config, processor, prefix)
-        self._architectures[type(model.config)] = type(base_model(model))
-        check_loss(self.loss_kind, f"{role} ({type(model).__name__})", has_logit_bias(model))
+        base: Any = base_model(model)
+        self._architectures[type(model.config)] = type(base)
+        if self.loss_kind is not None:
+            check_loss(self.loss_kind, f"{role} ({type(model).__name__})", has_logit_bias(model))
         check_vocabulary(processor.tokenizer, model.config, role)
         self.open_up(model)
         return reader
 
     def open_up(self, model: PreTrainedModel) -> None:
         """What a step needs through the forward of whatever wraps the model: its temperature, and views of images."""
-        expose_temperature(base_model(model))
+        base: Any = base_model(model)
+        expose_temperature(base)
         if self.views:
-            accept_views(base_model(model))
+            accept_views(base)
 
     def check_data(self, dataset: Any, collator: JESTDataCollator) -> None:
         """Nothing: a broken caption is skipped when it is met."""
@@ -124,12 +127,13 @@ class ContrastiveObjective:
         ranks: Ranks,
         teacher: ContrastiveEmbeddings | None = None,
     ) -> Tensor:
+        kind = self._loss_kind()
         embedded = (output.image_embeds, output.text_embeds, output.logit_scale, output.logit_bias)
-        how = {"tile_size": self.tile_size, "ranks": ranks, "exchange": self.exchange}
-        loss = LOSSES[self.loss_kind](*embedded, **how)
+        how: dict[str, Any] = {"tile_size": self.tile_size, "ranks": ranks, "exchange": self.exchange}
+        loss = LOSSES[kind](*embedded, **how)
         if teacher is None:
             return loss
-        return loss + self.distillation_weight * DISTILLATION[self.loss_kind](*embedded, teacher=teacher, **how)
+        return loss + self.distillation_weight * DISTILLATION[kind](*embedded, teacher=teacher, **how)
 
     def forward_flops(self, config: PretrainedConfig, inputs: Mapping[str, Any], view: View | None = None) -> float:
         if family_of(config).towers:
@@ -157,7 +161,14 @@ class ContrastiveObjective:
         ranks: Ranks,
     ) -> Embedded:
         """Retrieval in both directions; the predictions are the image and text embeddings."""
-        return embed_dataset(read, model, batches, device, self.loss_kind, ranks=ranks)
+        return embed_dataset(read, model, batches, device, self._loss_kind(), ranks=ranks)
+
+    def _loss_kind(self) -> str:
+        if self.loss_kind is None:
+            raise ValueError(
+                "ContrastiveObjective needs a loss to train or evaluate; pass loss='sigmoid' or 'softmax'."
+            )
+        return self.loss_kind
 
 
 OBJECTIVES[ContrastiveObjective.name] = ContrastiveObjective

@@ -21,15 +21,22 @@ from transformers import PretrainedConfig, PreTrainedModel
 from jest_hf.distributed import Ranks
 from jest_hf.models import View
 from jest_hf.models.reader import Reader
-from jest_hf.selection import Scored
+
+
+Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
 class Evaluated(Protocol):
     """A data set as one model sees it."""
 
-    predictions: Any
-    label_ids: np.ndarray | None
-    n_examples: int
+    @property
+    def predictions(self) -> Any: ...
+
+    @property
+    def label_ids(self) -> np.ndarray | None: ...
+
+    @property
+    def n_examples(self) -> int: ...
 
     def metrics(self) -> dict[str, float]: ...
 
@@ -99,7 +106,7 @@ class Objective(Protocol):
             ValueError: for a model or options that do not suit the objective.
         """
 
-    def collator(self, processor: Any, ref_processor: Any | None, seed: int) -> Callable[[list[dict]], dict]:
+    def collator(self, processor: Any, ref_processor: Any | None, seed: int) -> Collate:
         """The data collator of a run that brings none."""
 
     def reader(self, model: PreTrainedModel, processor: Any, role: str, prefix: str = "") -> Reader:
@@ -133,7 +140,7 @@ class Objective(Protocol):
     def check_metrics(self, compute_metrics: Callable[..., Any] | None) -> None:
         """Raise a `ValueError` for a `compute_metrics` that the evaluation could not call."""
 
-    def loss(self, output: Any, batch: Mapping[str, Tensor], ranks: Ranks, teacher: Scored | None = None) -> Tensor:
+    def loss(self, output: Any, batch: Mapping[str, Tensor], ranks: Ranks, teacher: Any | None = None) -> Tensor:
         """
         The loss of the sub-batch of all ranks, an fp32 scalar, from this rank's rows: `output` of [`Reader`] for
         them. Its gradients, averaged over the ranks as data-parallel training does, are those of the whole. With a
@@ -152,7 +159,7 @@ class Objective(Protocol):
     def prediction_collator(self, collator: Any) -> Any:
         """The data collator, for rows that need not have what a model predicts."""
 
-    def eval_collator(self, collator: Any) -> Callable[[list[dict]], dict]:
+    def eval_collator(self, collator: Any) -> Collate:
         """Makes evaluation batches of rows, of any number of them: an empty list too."""
 
     def evaluate(

@@ -10,7 +10,7 @@ wanted (ClassAct, arXiv 2312.05328; RHO-LOSS, arXiv 2206.07137).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,13 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from jest_hf.data.classes import label2id_of
-from jest_hf.data.labelled import ImageLabelCollator, LabelledCollator, LanguageModelCollator, TextLabelCollator
+from jest_hf.data.labelled import (
+    ClassCollator,
+    ImageLabelCollator,
+    LabelledCollator,
+    LanguageModelCollator,
+    TextLabelCollator,
+)
 from jest_hf.distributed import Ranks
 from jest_hf.evaluation.labelled import EvaluationCollator, LabelledResults, evaluate_labelled
 from jest_hf.images.normalise import Normalisation
@@ -29,6 +35,9 @@ from jest_hf.models.families import is_dual_encoder
 from jest_hf.models.labelled import KINDS, PointwiseReader
 from jest_hf.objectives.objective import OBJECTIVES, ObjectiveOptions
 from jest_hf.report.flops import forward_flops_of
+
+
+T = TypeVar("T")
 
 
 def kind_of(model: PreTrainedModel) -> str:
@@ -56,7 +65,7 @@ class PointwiseObjective:
 
     name: str
     pairs = False
-    loss_kind = None
+    loss_kind: str | None = None
     collator_type: ClassVar[type] = LabelledCollator
     refused: ClassVar[Mapping[str, Any]] = {
         "scoring_view": None,
@@ -77,7 +86,7 @@ class PointwiseObjective:
         self.config = config
         self.label_smoothing = label_smoothing
         self.causal = kind == "language_model"
-        if not self.causal and (config.num_labels < 2 or config.problem_type in _OTHER_PROBLEMS):
+        if not self.causal and ((config.num_labels or 0) < 2 or config.problem_type in _OTHER_PROBLEMS):
             raise ValueError(
                 f"objective='classification' needs one of at least two classes for each example, and the model has "
                 f"num_labels={config.num_labels}, problem_type={config.problem_type!r}; load it with num_labels of "
@@ -100,18 +109,19 @@ class PointwiseObjective:
 
     def collator(self, processor: Any, ref_processor: Any | None, seed: int) -> LabelledCollator:
         """By what the processor reads: images or texts; `seed` is for captions, of which there are none."""
-        read = _tokenizer if self.causal or not _has_images(processor) else _image_processor
-        own, reference = read(processor), None if ref_processor is None else read(ref_processor)
+        if not self.causal and _has_images(processor):
+            images, ref_images = _both(_image_processor, processor, ref_processor)
+            return ImageLabelCollator(images, self.label2id, ref_images)
+        texts, ref_texts = _both(_tokenizer, processor, ref_processor)
         if self.causal:
-            return LanguageModelCollator(own, reference)
-        make = ImageLabelCollator if read is _image_processor else TextLabelCollator
-        return make(own, self.label2id, reference)
+            return LanguageModelCollator(texts, ref_texts)
+        return TextLabelCollator(texts, self.label2id, ref_texts)
 
     def reader(self, model: PreTrainedModel, processor: Any, role: str, prefix: str = "") -> PointwiseReader:
         """How `model` reads a super-batch, once it is known to have the learner's classes and the words it reads."""
-        model = base_model(model)
-        config = model.config
-        self._architectures[type(config)] = type(model)
+        base: Any = base_model(model)
+        config: PretrainedConfig = base.config
+        self._architectures[type(config)] = type(base)
         if not self.causal:
             self._check_classes(label2id_of(config), role)
         normalisation = None
@@ -126,7 +136,7 @@ class PointwiseObjective:
 
     def check_data(self, dataset: Any, collator: LabelledCollator) -> None:
         """Labels that the model does not have; those of a language model are its texts."""
-        if not self.causal:
+        if not self.causal and isinstance(collator, ClassCollator):
             collator.check_labels(dataset)
 
     def check(
@@ -141,15 +151,16 @@ class PointwiseObjective:
                 f"texts are padded to {inputs['input_ids'].shape[1]} tokens, and the {role} has {longest} positions; "
                 f"set max_length={longest} in the collator, or {way_out}."
             )
-        outputs = []
+        outputs: list[Any] = []
 
-        def watched(config: PretrainedConfig) -> PreTrainedModel:
+        def build(config: PretrainedConfig) -> PreTrainedModel:
             model = self._architectures[type(config)](config)
             model.register_forward_hook(lambda _, arguments, output: outputs.append(output))
             return model
 
+        architecture: Any = build  # called as the class would be
         try:
-            forward_flops_of(watched, config, inputs)
+            forward_flops_of(architecture, config, inputs)
         except ValueError as error:
             raise ValueError(f"the {role} refuses what its processor makes ({error}); {way_out}.") from error
         if labels is not None:
@@ -240,6 +251,11 @@ _OTHER_PROBLEMS = ("regression", "multi_label_classification")
 def _has_images(processor: Any) -> bool:
     """Whether it reads images, among other things."""
     return isinstance(_part(processor, "image_processor"), BaseImageProcessor)
+
+
+def _both(read: Callable[[Any], T], processor: Any, ref_processor: Any | None) -> tuple[T, T | None]:
+    """What is read of the learner's processor, and of the reference's where it has its own."""
+    return read(processor), None if ref_processor is None else read(ref_processor)
 
 
 def _image_processor(processor: Any) -> BaseImageProcessor:

@@ -14,7 +14,7 @@ super-batch from the second epoch on, the next run has it for nothing, and no ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,8 @@ from jest_hf.data.collator import JESTDataCollator
 from jest_hf.data.rows import Rows
 from jest_hf.distributed import Ranks, gather_objects
 from jest_hf.evaluation.pairs import CaptionCollator
-from jest_hf.models import DualEncoder, family_of
+from jest_hf.models import family_of
+from jest_hf.models.reader import Reader
 from jest_hf.reference.fingerprint import describe_data, describe_reading, difference, own_keys
 from jest_hf.reference.store import (
     DTYPES,
@@ -55,7 +56,7 @@ SHARD_ROWS = 65536  # 200 MB of fp16 embeddings of width 768
 
 def write_cache(
     folder: str | Path,
-    view: DualEncoder,
+    view: Reader,
     model: nn.Module,
     config: PretrainedConfig,
     rows: Rows,
@@ -80,7 +81,7 @@ def write_cache(
 
     Args:
         folder (`str` or `Path`): Where the cache is to lie, on a file system that all processes share.
-        view ([`~jest_hf.models.DualEncoder`]): How the reference reads a batch.
+        view ([`~jest_hf.models.reader.Reader`]): How the reference reads a batch.
         model (`torch.nn.Module`): The reference, after [`~jest_hf.models.expose_temperature`].
         config ([`~transformers.PretrainedConfig`]): Its configuration.
         rows ([`~jest_hf.data.rows.Rows`]): The data.
@@ -121,7 +122,7 @@ def write_cache(
     captioned = CaptionCollator(collator)
     blank = captioned([])
     probe = _embed(view, model, blank, device)
-    plan = {
+    plan: dict[str, Any] = {
         "format": FORMAT,
         "reference": dict(reference),
         "reading": describe_reading(collator),
@@ -139,9 +140,10 @@ def write_cache(
         return open_folder(folder)
 
     tasks = list(_deal(pending, spans, batch_size, ranks))
+    batches: Iterable[Any] = [task.batch for task in tasks]  # ranges, where torch names lists
     loader = DataLoader(
         rows,
-        batch_sampler=[task.batch for task in tasks],
+        batch_sampler=batches,
         collate_fn=captioned,
         num_workers=num_workers,
         generator=torch.Generator(),  # it draws a seed for its workers: not from the global random state
@@ -204,7 +206,7 @@ def _deal(pending: Sequence[int], spans: Sequence[range], batch_size: int, ranks
 
 
 @torch.no_grad()
-def _embed(view: DualEncoder, model: nn.Module, batch: Mapping[str, Any], device: torch.device | str) -> _Part:
+def _embed(view: Reader, model: nn.Module, batch: Mapping[str, Any], device: torch.device | str) -> _Part:
     """One forward over a batch of a [`CaptionCollator`]."""
     model.eval()
     output = view(model, {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)})

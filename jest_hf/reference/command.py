@@ -72,13 +72,13 @@ def run(options: argparse.Namespace) -> ReferenceCache:
     identity = identify_reference(options.ref_model, model.config._commit_hash)  # of the commit that was loaded
     if "commit" in identity:  # a copy of it on a disk is the same reference
         identity = identify_reference(model) | identity
-    model = place_reference(model, accelerator)
+    placed = place_reference(model, accelerator)
     expose_temperature(model)
     with accelerator.autocast():
         cache = write_cache(
             options.output_dir,
             DualEncoder(model.config, processor),
-            model,
+            placed,
             model.config,
             Rows(rows, options.image_column),
             JESTDataCollator(

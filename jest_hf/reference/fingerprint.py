@@ -76,7 +76,7 @@ def identify_reference(ref_model: str | nn.Module, revision: str | None = None) 
             "the reference's weights are partitioned, so they cannot be told from others; identify it before it "
             "is sharded, or pass its id or path as ref_model."
         )
-    config = base_model(ref_model).config
+    config: Any = base_model(ref_model).config
     return {"weights": _hash_weights(sorted(weights.items())), "config": _hash_config(config)}
 
 
@@ -152,8 +152,8 @@ def describe_data(rows: Rows, collator: JESTDataCollator) -> dict[str, Any]:
         raise ValueError("the data set has no rows; pass one that has at least one.")
     caption_column = _caption_column(rows[0], collator)
     known = {}
-    if _has_plain_columns(rows.dataset):
-        known["captions"] = _hash_captions(rows.dataset, caption_column)
+    if (table := _table(rows)) is not None:
+        known["captions"] = _hash_captions(table, caption_column)
     if (keys := own_keys(rows)) is not None:
         known["keys"] = hashlib.sha256(keys.tobytes()).hexdigest()
     sample = np.unique(np.linspace(0, len(rows) - 1, SAMPLED_ROWS).round().astype(np.int64)).tolist()
@@ -178,10 +178,10 @@ def describe_row(row: Mapping[str, Any], number: int, collator: JESTDataCollator
 
 def own_keys(rows: Rows) -> np.ndarray | None:
     """The rows' own names, int64 `[N]`: their integer column `example_id`; `None` where there is none."""
-    dataset = rows.dataset
-    if not _has_plain_columns(dataset) or KEY_COLUMN not in dataset.column_names:
+    table = _table(rows)
+    if table is None or KEY_COLUMN not in table.column_names:
         return None
-    column = dataset.select_columns([KEY_COLUMN]).with_format("numpy")[:][KEY_COLUMN]
+    column = table.select_columns([KEY_COLUMN]).with_format("numpy")[:][KEY_COLUMN]
     return column.astype(np.int64) if np.issubdtype(column.dtype, np.integer) else None
 
 
@@ -232,9 +232,10 @@ def _caption_column(row: Mapping[str, Any], collator: JESTDataCollator) -> str:
     return collator.caption_column or next(name for name in CAPTION_COLUMNS if name in row)
 
 
-def _has_plain_columns(dataset: Any) -> bool:
-    """Whether one column can be read without the others."""
-    return isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom"
+def _table(rows: Rows) -> datasets.Dataset | None:
+    """Return the data set if one of its columns can be read without the others, else `None`."""
+    dataset = rows.dataset
+    return dataset if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom" else None
 
 
 def _hash_captions(dataset: datasets.Dataset, column: str) -> str:
@@ -269,7 +270,7 @@ def _content(image: Any) -> bytes:
 
 def _tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
     """All tensors of several files in the order of their names, one at a time in memory."""
-    where = {}
+    where: dict[str, Path] = {}
     for file in files:
         with safe_open(file, "pt") as tensors:
             where |= dict.fromkeys(tensors.keys(), file)
@@ -282,7 +283,7 @@ def _hash_weights(weights: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, weight in weights:
         digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -28,7 +28,7 @@ def load_reference(
     *,
     ranks: Ranks | None = None,
     device: torch.device | str = "cpu",
-) -> tuple[PreTrainedModel, Any | None]:
+) -> tuple[PreTrainedModel, Any]:
     """
     Load and freeze a reference.
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +127,10 @@ class IrreducibleLosses:
             return found
 
         model.eval()
+        batches: Iterable[Any] = share_batches(len(rows), batch_size, ranks)  # ranges, where torch names lists
         loader = DataLoader(
             rows,
-            batch_sampler=share_batches(len(rows), batch_size, ranks),
+            batch_sampler=batches,
             collate_fn=EvaluationCollator(collator),
             num_workers=num_workers,
             generator=torch.Generator(),  # it draws a seed for its workers: not from the global random state
@@ -212,6 +213,7 @@ class IrreducibleLosses:
         """What the file holds; `None` if there is none, or one that may be replaced."""
         if not path.exists():
             return None
+        found: str | None
         try:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in ("losses", "valid")}

@@ -71,7 +71,7 @@ def _shard(model: PreTrainedModel, accelerator: Accelerator) -> nn.Module:
     )
 
 
-def _lower_precision(model: PreTrainedModel, mixed_precision: str) -> None:
+def _lower_precision(model: nn.Module, mixed_precision: str) -> None:
     """There is no autocast under DeepSpeed: the learner's weights have the low precision, so must the replica's."""
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     if mixed_precision in dtypes:

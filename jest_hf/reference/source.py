@@ -102,7 +102,8 @@ class Reference:
         self.model = model
         self.shared = shared
         self.adapter = adapter
-        self.config = base_model(model).config if config is None else config
+        underneath: Any = base_model(model)
+        self.config: PretrainedConfig = underneath.config if config is None else config
 
     @property
     def reader(self) -> Reader:
@@ -197,7 +198,7 @@ class CachedReference:
             return cls(cache)
         if isinstance(dataset, datasets.IterableDataset):
             dataset = undecoded(dataset.with_format(None))
-        row = next(iter(dataset), {})
+        row: Mapping[str, Any] = next(iter(dataset), {})
         key = own_key(row)
         if key is None:
             raise ValueError(
