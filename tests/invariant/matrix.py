@@ -154,7 +154,7 @@ RUNS: dict[str, Run] = {
     "independent_easy": Run({"selection": "independent", "criterion": "easy_reference", "selection_gain": 3.0}),
     "similarity_top_k": Run({"selection": "top_k", "pair_score": "similarity"}, **CLIP),
     "uniform": Run({"selection": "uniform", "source_column": "source"}, reference=lambda: None, rows=sourced),
-    "uniform_fraction": Run({"uniform_fraction": 0.25}),
+    "uniform_fraction": Run({"uniform_fraction": 0.25, "filter_ratio": 0.5}),
     "warmup_and_ramp": Run(
         {"selection_warmup_steps": 1, "filter_ratio_ramp_steps": 3, "max_steps": 5}, rows=tiny.broken_pairs
     ),
@@ -227,7 +227,9 @@ RUNS: dict[str, Run] = {
         predicts=True,
         **BESIDE,
     ),
-    "text_classes": labelled(tiny.bert, settings={"selection": "top_k", "scoring": "proxy"}, **BESIDE),
+    "text_classes": labelled(
+        tiny.bert, settings={"selection": "top_k", "scoring": "proxy", "objective": "classification"}, **BESIDE
+    ),
     # ---- Evaluation, and a cache that was made beforehand ----
     "eval_at_view": Run({"scoring_view": "patch:16", "eval_at_view": True}, rows=tiny.photographs),
     "best_checkpoint": Run(

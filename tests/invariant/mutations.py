@@ -9,7 +9,6 @@ A matrix that cannot see these two proves little: with dropout the order of draw
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,8 +58,8 @@ def stepped_by(trainer: Any) -> tuple[Any, str]:
     """
     if not trainer.online_models:
         return None, ""
-    parts: Callable[[str], Any] = lambda name: getattr(getattr(trainer, "parts", None), name, None)  # noqa: E731
-    for owner, name in ((parts("companions"), "step"), (trainer, "train_beside")):
+    companions = getattr(getattr(trainer, "parts", trainer), "companions", None)
+    for owner, name in ((companions, "step"), (trainer, "train_beside")):
         if owner is not None and hasattr(owner, name):
             return owner, name
     raise AttributeError("the trainer steps its companions by no method that `stepped_by` knows; add the method.")
