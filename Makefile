@@ -17,7 +17,7 @@ help:
 	@echo "make test   run the tests"
 	@echo "make same BASE=<commit>  train a matrix of tiny runs with that commit and with this tree: equal bit by bit?"
 	@echo "make same-mutations      try whether that matrix sees a change in the order of random numbers"
-	@echo "make lint   check style and format"
+	@echo "make lint   check style, format, the layers of imports, and types"
 	@echo "make bench  run the short benchmarks, results in benchmarks/results (the long one: docs/results.md)"
 	@echo "make setup  only build $(VENV)"
 
@@ -53,6 +53,8 @@ same-mutations: $(if $(SAME_PYTHON),,$(STAMP))
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
 
 bench: $(STAMP)
 	@set -e; for name in selection overhead chunks; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done

@@ -232,9 +232,10 @@ class JESTTrainer(Trainer):
         self, model: nn.Module, sub_batch: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Gradients of ONE loss over the whole sub-batch; the loss, detached."""
-        if self.args.gradient_cache_chunk_size is None:
+        chunk_size = self.args.gradient_cache_chunk_size
+        if chunk_size is None:
             return super().training_step(model, sub_batch, num_items_in_batch)
-        return self.parts.update.backward_in_chunks(model, sub_batch, self.compute_loss_context_manager)
+        return self.parts.update.backward_in_chunks(model, sub_batch, chunk_size, self.compute_loss_context_manager)
 
     def compute_loss(
         self,

@@ -45,10 +45,10 @@ def check_arguments(args: Any, data_collator: Any, ref_model: Any) -> None:
         )
     cached = args.reference_cache is not None
     if args.uses_reference and ref_model is None and args.reference == "model" and not cached:
-        if args.selects and CRITERIA[args.criterion].reference:
+        if args.selects and CRITERIA[args.settings.criterion].reference:
             wants = f"criterion={args.criterion!r}"
             way_out = "choose criterion='hard_learner' or selection='uniform'"
-        elif args.distillation_weight > 0:
+        elif args.settings.distillation_weight > 0:
             wants, way_out = f"distillation_weight={args.distillation_weight}", "set it to 0"
         else:
             wants, way_out = f"compare_selectors={args.compare_selectors}", "compare with others ('uniform', say)"
@@ -80,7 +80,7 @@ def warn_of_low_precision(model: nn.Module) -> None:
 
 def check_options(args: JESTConfig, objective: type[Objective]) -> None:
     """Options that have no use with an objective."""
-    if SELECTIONS[args.selection].needs_pairs and not objective.pairs:
+    if SELECTIONS[args.settings.selection].needs_pairs and not objective.pairs:
         raise ValueError(
             f"selection={args.selection!r} needs examples that make pairs, and those of objective={objective.name!r} "
             "stand alone; set selection='independent' or 'top_k'."

@@ -94,7 +94,7 @@ class OnlineModel:
             )
         if args.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
             raise ValueError(
-                f"lr_scheduler_type={args.lr_scheduler_type.value!r} goes by evaluations, and the {title} is not "
+                f"lr_scheduler_type={SchedulerType(args.lr_scheduler_type).value!r} goes by evaluations, and the {title} is not "
                 "evaluated; choose one that goes by steps, such as 'cosine'."
             )
         if any(parameter.numel() == 0 for parameter in model.parameters()):
@@ -141,7 +141,7 @@ class OnlineModel:
         self._take_from_first_rank(self.model.parameters())
         self._take_from_first_rank(self.model.buffers())
 
-    def step(self, batch: Mapping[str, Tensor], autocast: Callable[[], AbstractContextManager] = nullcontext) -> float:
+    def step(self, batch: Mapping[str, Tensor], autocast: Callable[[], AbstractContextManager[object]] = nullcontext) -> float:
         """
         One step on one batch of all ranks; a collective.
 
@@ -178,7 +178,7 @@ class OnlineModel:
         """What the model has to say about a super-batch, `batch_size` rows at a time, in eval mode, no gradients."""
         return self.reader.score(self.model, batch, batch_size)
 
-    def _backward(self, batch: Mapping[str, Tensor], autocast: Callable[[], AbstractContextManager]) -> Tensor:
+    def _backward(self, batch: Mapping[str, Tensor], autocast: Callable[[], AbstractContextManager[object]]) -> Tensor:
         """Add this rank's part of the gradients to the parameters: their mean over ranks is the whole. The loss."""
         n_rows = len(batch["example_id"])
         chunk_size = self.chunk_size or n_rows
@@ -204,7 +204,7 @@ class OnlineModel:
         )
 
     def _backward_of_means(
-        self, batch: Mapping[str, Tensor], autocast: Callable[[], AbstractContextManager]
+        self, batch: Mapping[str, Tensor], autocast: Callable[[], AbstractContextManager[object]]
     ) -> Tensor:
         """A mean over examples that stand alone is a weighted sum of the means of chunks."""
         n_rows = len(batch["example_id"])
@@ -321,7 +321,7 @@ class OnlineReference:
         self,
         super_batch: dict[str, Tensor],
         shares: Shares,
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> float:
         """One [`~OnlineModel.step`] on all rows of a super-batch that can be read, evenly spread over its `shares`."""
         return self.online.step(take_readable(super_batch, shares).batch, autocast)
