@@ -138,7 +138,7 @@ class JESTTrainer(Trainer):
         for callback in self.parts.callbacks:
             self.add_callback(callback)
         if reports:
-            self.add_callback(ReportsCallback(lambda: plan.recorder.finish(summarise_run(self._facts))))
+            self.add_callback(ReportsCallback(lambda: plan.recorder.finish(summarise_run(self.facts))))
         check_evaluation(self.eval_dataset, self.get_eval_dataloader)
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
@@ -339,10 +339,11 @@ class JESTTrainer(Trainer):
     def create_model_card(self, language: str | list[str] | None = None, **about: Any) -> None:
         """Write the model card of this run to `output_dir/README.md`; the arguments are those of the Trainer's."""
         if self.is_world_process_zero():
-            write_run_card(self._facts, language=language, **about)
+            write_run_card(self.facts, language=language, **about)
 
     @property
-    def _facts(self) -> RunFacts:
+    def facts(self) -> RunFacts:
+        """What the run knows about itself now, for its model card."""
         return self.plan.facts(self.state, self.model, self.hub_model_id)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
