@@ -17,6 +17,7 @@ from tests.hub.test_pull import files_of
 from tests.hub.test_push import use_elsewhere
 
 
+pytestmark = pytest.mark.long
 pytest.importorskip("deepspeed")
 
 SETTINGS = {
