@@ -261,9 +261,9 @@ class JESTTrainer(Trainer):
         if self.train_dataset is None:
             raise ValueError("train_dataset=None: pass the rows to train on to JESTTrainer.")
         if is_stream(self.train_dataset):
-            return self.parts.loaders.stream(self.train_dataset)
+            return self.parts.loaders.stream(self.train_dataset, self.data_collator)
         reads_images = self.reference is not None and self.reference.reads_images
-        rows, sampler = self.parts.loaders.rows(self.train_dataset, reads_images)
+        rows, sampler = self.parts.loaders.rows(self.train_dataset, self.data_collator, reads_images)
         self.pop_callback(EpochCallback)
         self.add_callback(EpochCallback(sampler))
         return self._get_dataloader(
@@ -277,7 +277,7 @@ class JESTTrainer(Trainer):
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         """The collator of the loader of training data."""
         # Not set on the finished loader: accelerate hands out one that wraps it, and the inner one goes on as before.
-        return self.parts.loaders.training_collator()
+        return self.parts.loaders.training_collator(self.data_collator)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """
@@ -292,11 +292,11 @@ class JESTTrainer(Trainer):
             eval_dataset = self.eval_dataset
         if eval_dataset is None:
             raise ValueError("eval_dataset=None: pass the rows to evaluate on to JESTTrainer or to evaluate().")
-        return self.parts.loaders.evaluation(eval_dataset)
+        return self.parts.loaders.evaluation(eval_dataset, self.data_collator)
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
         """As [`~JESTTrainer.get_eval_dataloader`], of rows to predict: they need no labels."""
-        return self.parts.loaders.prediction(test_dataset)
+        return self.parts.loaders.prediction(test_dataset, self.data_collator)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, timed: a loader that cannot keep up shows as `loading_seconds`."""

@@ -19,7 +19,7 @@ import torch
 from transformers import TrainingArguments
 
 from jest_hf import JESTConfig
-from jest_hf.presets import PRESETS
+from jest_hf.config import PRESETS
 from tests.invariant import __main__ as command
 from tests.invariant import runner, trees
 from tests.invariant.comparison import compare, format_table, items_of, lacking, walk

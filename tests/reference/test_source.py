@@ -38,7 +38,7 @@ def trained(folder, rows, cache=None, *, dataset=None, collator=None, **changes)
         trainer.data_collator = collator
     if cache is not None:
         trainer.reference.model = CalledReference()
-        trainer.reference = CachedReference.of(cache, trainer.train_dataset, trainer.data_collator)
+        trainer.plan.reference.source = CachedReference.of(cache, trainer.train_dataset, trainer.data_collator)
     trainer.train()
     steps = defaultdict(list)
     for row in read_selections(folder / "selections.parquet").to_pylist():
