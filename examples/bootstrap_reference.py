@@ -66,8 +66,7 @@ QUIET = {"report_to": "none", "eval_strategy": "no", "save_strategy": "steps", "
 
 @dataclass
 class Recipe:
-    """
-    The settings of the whole chain. A source has the arguments of [`~jest_hf.data.load_source`]: `{spec: scenes:web}`.
+    """The settings of the whole chain. A source is as in [`~jest_hf.data.load_source`]: `{spec: scenes:web}`.
 
     `model` describes the model that every training starts from: `learner` (Hub id or path), or `size`, `image_size`,
     `patch_size`, `vocab_size` and `max_length` for random weights. `training` has options of [`JESTConfig`] for all

@@ -172,9 +172,8 @@ class History(TrainerCallback):
 
 
 class Comparison(ABC):
-    """
-    The models, the data and the settings of one call of a script. It trains a reference on clean data, unless one is
-    given; then the learner on selected examples; and, with `compare_uniform_steps`, the learner without selection.
+    """The models, the data and the settings of one call of a script. It trains a reference on clean data, unless one
+    is given; then the learner on selected examples; and, with `compare_uniform_steps`, the learner without selection.
     """
 
     baseline = "IID"  # name of the run without selection

@@ -25,8 +25,7 @@ RECORD = "_stage.json"  # files whose names start with "_" are not pushed
 
 
 class Stage:
-    """
-    A folder and the settings that identify it.
+    """A folder and the settings that identify it.
 
     Args:
         folder (`Path`): The folder; it is created if it does not exist.
@@ -133,8 +132,7 @@ def table_of(stages: Sequence[Stage]) -> str:
 
 
 def publish_folder(folder: Path, repo: str, private: bool | None = None) -> str:
-    """
-    Push a saved model with its card, without checkpoints, and return the commit.
+    """Push a saved model with its card, without checkpoints, and return the commit.
 
     Raises:
         OSError: if the Hub refuses.
@@ -146,8 +144,7 @@ def publish_folder(folder: Path, repo: str, private: bool | None = None) -> str:
 
 
 def publish_data(rows: datasets.Dataset, repo: str, summary: CuratedSummary, private: bool | None = None) -> str:
-    """
-    Push a curated data set and its card, and return the commit.
+    """Push a curated data set and its card, and return the commit.
 
     Raises:
         OSError: if the Hub refuses.

@@ -39,8 +39,7 @@ NOT_QUALITY = re.compile(r"^epoch$|runtime$|_per_second$|preparation_time$|^exam
 
 
 def learner_card(summary: RunSummary) -> ModelCard:
-    """
-    Make the card of a learner from the template `model_cards/learner.md`.
+    """Make the card of a learner from the template `model_cards/learner.md`.
 
     Args:
         summary ([`RunSummary`]): The run.

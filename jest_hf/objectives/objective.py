@@ -53,8 +53,7 @@ class Evaluated(Protocol):
 
 @dataclass(frozen=True)
 class ObjectiveOptions:
-    """
-    The options of a run that an objective may use, as plain values, so that scoring needs no training arguments.
+    """The options of a run that an objective may use, as plain values, so that scoring needs no training arguments.
 
     Args:
         loss (`str`, *optional*): `"sigmoid"` or `"softmax"`, for pairs. Default: the loss that the learner was
@@ -78,8 +77,7 @@ class ObjectiveOptions:
 
 
 class Objective(Protocol):
-    """
-    What a run trains for. `OBJECTIVES` is the registry.
+    """What a run trains for. `OBJECTIVES` is the registry.
 
     Attributes:
         name (`str`): The value of `JESTConfig.objective` that chooses this class.
@@ -106,8 +104,7 @@ class Objective(Protocol):
 
     @classmethod
     def make(cls, model: PreTrainedModel | None, options: ObjectiveOptions) -> Objective:
-        """
-        Make the objective of a run.
+        """Make the objective of a run.
 
         Args:
             model ([`~transformers.PreTrainedModel`], *optional*): The learner, without adapters, if there is one yet.
@@ -118,8 +115,7 @@ class Objective(Protocol):
         """
 
     def collator(self, processor: Any, ref_processor: Any | None, seed: int) -> Collate:
-        """
-        Make the data collator of a run that is given none.
+        """Make the data collator of a run that is given none.
 
         Args:
             processor: The learner's processor.
@@ -128,8 +124,7 @@ class Objective(Protocol):
         """
 
     def reader(self, model: PreTrainedModel, processor: Any, role: str, prefix: str = "") -> Reader:
-        """
-        Make a model ready for steps, and return how it reads a super-batch.
+        """Make a model ready for steps, and return how it reads a super-batch.
 
         Args:
             model ([`~transformers.PreTrainedModel`]): The model, not wrapped yet; it may have adapters.
@@ -151,8 +146,7 @@ class Objective(Protocol):
     def check(
         self, inputs: Mapping[str, Any], config: PretrainedConfig, role: str, labels: Tensor | None = None
     ) -> None:
-        """
-        Check one collated batch.
+        """Check one collated batch.
 
         Args:
             inputs (`dict`): What a reader makes of the batch: the arguments of the model's `forward`.
@@ -168,8 +162,7 @@ class Objective(Protocol):
         """Raise a `ValueError` for a `compute_metrics` that the evaluation cannot call."""
 
     def loss(self, output: Any, batch: Mapping[str, Tensor], ranks: Ranks, teacher: Any | None = None) -> Tensor:
-        """
-        Compute the loss of the sub-batch of all ranks, an fp32 scalar. A collective.
+        """Compute the loss of the sub-batch of all ranks, an fp32 scalar. A collective.
 
         Its gradients, averaged over the ranks as in data-parallel training, are those of the loss of the whole
         sub-batch.
@@ -206,8 +199,7 @@ class Objective(Protocol):
         device: torch.device,
         ranks: Ranks,
     ) -> Evaluated:
-        """
-        Evaluate a model on a whole data set. A collective: every rank returns the results of all rows.
+        """Evaluate a model on a whole data set. A collective: every rank returns the results of all rows.
 
         Args:
             read (`Callable`): `read(model, batch)` is one forward.
@@ -222,8 +214,7 @@ OBJECTIVES: dict[str, type[Objective]] = {}
 
 
 def find_objective(name: str | None, model: PreTrainedModel | None) -> type[Objective]:
-    """
-    Return the objective with a name; without a name, the last registered one that fits the learner.
+    """Return the objective with a name; without a name, the last registered one that fits the learner.
 
     Args:
         name (`str`, *optional*): The value of `JESTConfig.objective`.
@@ -235,9 +226,12 @@ def find_objective(name: str | None, model: PreTrainedModel | None) -> type[Obje
 
     Example:
 
-        >>> from jest_hf.objectives import find_objective
-        >>> find_objective("language_model", None).pairs
-        False
+    ```python
+    >>> from jest_hf.objectives import find_objective
+    >>> find_objective("language_model", None).pairs
+    False
+
+    ```
     """
     if name is None:
         fitting = [one for one in OBJECTIVES.values() if model is not None and one.fits(model)]
