@@ -38,20 +38,21 @@ class Criterion:
         learner (`float`, *optional*, defaults to 0): Weight of the learner's loss. With 0 the learner does not score.
         reference (`float`, *optional*, defaults to 0): Weight of the reference's loss. With 0 no reference is needed.
         title (`str`, *optional*, defaults to `name`): The criterion in the words of a model card.
-        shown (`str`, *optional*, defaults to `"learnability"`): Metric of selected and rejected examples that is
-            plotted against the step: `"learnability"`, `"learner_loss"` or `"reference_loss"`.
+        shown (`str`, *optional*): Metric of selected and rejected examples that is plotted against the step:
+            `"learnability"`, `"learner_loss"` or `"reference_loss"`. Default: the first where both models score, or
+            else the loss of the one that does.
         joint (`bool`, *optional*, defaults to `True`): Whether pairs of examples have scores too, as joint selection
             needs them.
 
     Raises:
-        ValueError: if both weights are 0.
+        ValueError: if both weights are 0, or [`~Criterion.own`] is overridden without `joint=False`.
     """
 
     name: str
     learner: float = 0
     reference: float = 0
     title: str = ""
-    shown: str = "learnability"
+    shown: str = ""
     joint: bool = True
 
     def __post_init__(self) -> None:
@@ -59,8 +60,16 @@ class Criterion:
             raise ValueError(
                 f"criterion {self.name!r} has no weights; give learner or reference a weight other than 0."
             )
+        if self.joint and type(self).own is not Criterion.own:
+            raise ValueError(
+                f"criterion {self.name!r} overrides own, which scores each example by itself, and joint=True promises "
+                "scores of pairs; set joint=False."
+            )
         if not self.title:
             object.__setattr__(self, "title", self.name)
+        if not self.shown:
+            both = len(self.weights) == 2
+            object.__setattr__(self, "shown", "learnability" if both else f"{next(iter(self.weights))}_loss")
 
     @property
     def weights(self) -> dict[ScoringModel, float]:

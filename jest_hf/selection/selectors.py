@@ -34,6 +34,7 @@ from jest_hf.selection.scores import PairwiseScores
 _UNIFORM_CHUNK = 2**32
 _UNIFORM_SELECTION_CHUNK = _UNIFORM_CHUNK + 1
 _IDS_SHOWN = 10
+_BY_ITSELF = "Each example was chosen by its own score, whatever the others."
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,12 @@ class Selector(ABC):
     Attributes:
         name (`str`): The value of `JESTConfig.selection` that chooses this class.
         needs_pairs (`bool`): Whether examples have to make pairs with each other, as in a contrastive loss.
-        scores (`bool`): Whether examples are scored at all. `False` means that the whole batch is trained on.
+        scores (`bool`): Whether there is a super-batch to select from. `False` means that the whole batch is trained
+            on.
+        uses_criterion (`bool`): Whether the selector goes by a criterion. With `False` the name stands alone, as in
+            `compare_selectors=["uniform"]`, and `models` is overridden if models score all the same.
         title (`str`): The way to select, in the words of a model card.
+        sentence (`str`): How the sub-batch is chosen, as a sentence of a model card.
         shown (tuple of `str`): The settings, of `n_chunks` and `gain`, that a model card shows.
     """
 
@@ -67,7 +72,9 @@ class Selector(ABC):
     name: ClassVar[str]
     needs_pairs: ClassVar[bool] = False
     scores: ClassVar[bool] = True
+    uses_criterion: ClassVar[bool] = True
     title: ClassVar[str] = "selection of examples by score"
+    sentence: ClassVar[str] = ""
     shown: ClassVar[tuple[str, ...]] = ()
 
     @staticmethod
@@ -84,11 +91,17 @@ class Selector(ABC):
         """
         selection, _, criterion = text.partition("/")
         known = SELECTIONS.get(selection)
-        if known is not None and (criterion in CRITERIA if known.scores else text == selection):
+        if known is not None and (criterion in CRITERIA if known.uses_criterion else text == selection):
+            if known.needs_pairs and criterion and not CRITERIA[criterion].joint:
+                raise ValueError(
+                    f"selector {text!r} needs scores of pairs, and criterion {criterion!r} scores each example by "
+                    "itself; use 'independent' or 'top_k' with it."
+                )
             return known(criterion or None, **settings)
-        scored = " or ".join(name for name, one in SELECTIONS.items() if one.scores)
+        alone = ", ".join(repr(name) for name, one in SELECTIONS.items() if not one.uses_criterion)
+        scored = " or ".join(name for name, one in SELECTIONS.items() if one.uses_criterion)
         raise ValueError(
-            f"a selector must be 'uniform', or {scored} with a criterion ({', '.join(CRITERIA)}) after a slash, such "
+            f"a selector must be {alone}, or {scored} with a criterion ({', '.join(CRITERIA)}) after a slash, such "
             f"as 'joint/easy_reference', got {text!r}."
         )
 
@@ -169,6 +182,10 @@ class Joint(_Drawn):
     name = "joint"
     needs_pairs = True
     title = "joint example selection (JEST)"
+    sentence = (
+        "It was drawn jointly, in chunks, each chunk by the scores of its candidates together with the examples "
+        "already drawn."
+    )
     shown = ("n_chunks", "gain")
 
 
@@ -177,6 +194,7 @@ class Independent(_Drawn):
 
     name = "independent"
     title = "independent example selection"
+    sentence = _BY_ITSELF
     shown = ("gain",)
 
 
@@ -185,6 +203,7 @@ class TopK(_Drawn):
 
     name = "top_k"
     title = "selection of the examples with the highest scores"
+    sentence = _BY_ITSELF
 
     def _noise(self, key: DrawKey, n_chunks: int, positions: Tensor) -> Tensor:
         return super()._noise(key, n_chunks, positions).zero_()
@@ -195,10 +214,8 @@ class Uniform(_Drawn):
 
     name = "uniform"
     scores = False
+    uses_criterion = False
     title = "IID training, without data selection"
-
-    def models(self) -> tuple[str, ...]:
-        return ()
 
     def draw(self, pool: Pool, scores: Scores, key: DrawKey, uniform_size: int = 0) -> list[Chunk]:
         eligible = pool.rows["valid"]
