@@ -72,6 +72,8 @@ def run_card(summary: RunSummary) -> ModelCard:
             raise ValueError(f"{name}={value!r} is not known: choose one of {', '.join(filter(None, known))}.")
     selector = SELECTIONS[summary.selection]
     selects = selector.scores
+    if not selector.uses_criterion:
+        summary = replace(summary, criterion=None)
     criterion = CRITERIA.get(summary.criterion or "")
     by_learner, by_reference = (
         (False, False) if criterion is None else (bool(criterion.learner), bool(criterion.reference))
@@ -89,8 +91,9 @@ def run_card(summary: RunSummary) -> ModelCard:
         architecture=summary.architecture,
         adapter=summary.adapter,
         method=selector.title,
+        sentence=selector.sentence,
         selection=summary.selection,
-        scorers=_scorers(summary, by_learner, by_reference),
+        scorers=_scorers(summary, by_learner, by_reference) if selector.uses_criterion else "",
         uses_reference=selects and by_reference,
         task=task,
         sample=sample,
