@@ -66,9 +66,10 @@ def expose_temperature(model: PreTrainedModel) -> None:
 def _add_temperature(model: PreTrainedModel, args: tuple, output: Any) -> DualEncoderOutput:
     bias = dict(model.named_parameters(recurse=False)).get("logit_bias")
     return DualEncoderOutput(
-        loss=output.loss,
-        logits_per_image=output.logits_per_image,
-        logits_per_text=output.logits_per_text,
+        # Nothing here needs these three: a model of another family may go without them.
+        loss=getattr(output, "loss", None),
+        logits_per_image=getattr(output, "logits_per_image", None),
+        logits_per_text=getattr(output, "logits_per_text", None),
         text_embeds=output.text_embeds,
         image_embeds=output.image_embeds,
         logit_scale=model.logit_scale.float().exp(),
