@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 
+from jest_hf.batch import TEXT_KEYS
 from jest_hf.models import View, accept_views
 from jest_hf.models.families import check_view, family_of
 from jest_hf.models.sharding import built_whole
@@ -111,7 +112,9 @@ def flops_of_inputs(config: PretrainedConfig, inputs: Mapping[str, Any], view: V
     return forward_flops(config, text_length=text_length, **size)
 
 
-def forward_flops_of(architecture: type[PreTrainedModel], config: PretrainedConfig, inputs: Mapping[str, Any]) -> int:
+def forward_flops_of(
+    architecture: type[PreTrainedModel], config: PretrainedConfig, inputs: Mapping[str, Any], n_images: int = 1
+) -> int:
     """
     Counts the forward FLOPs of ONE example of any model.
 
@@ -119,6 +122,7 @@ def forward_flops_of(architecture: type[PreTrainedModel], config: PretrainedConf
         architecture (`type[PreTrainedModel]`): Its class, such as `ViTForImageClassification`.
         config (`PretrainedConfig`): Its configuration.
         inputs (`dict`): What its `forward` gets, for any number of examples: shapes and dtypes of the tensors count.
+        n_images (`int`, *optional*, defaults to 1): Of a dual encoder, images beside the one text.
 
     Returns:
         `int`: the F of [`step_flops`]; padding counts like text, of which a model computes as much.
@@ -133,10 +137,30 @@ def forward_flops_of(architecture: type[PreTrainedModel], config: PretrainedConf
     # Fake tensors too: of these transformers knows that there are no values (of a mask, say) to look at.
     with built_whole(), FakeTensorMode(allow_non_fake_inputs=True), torch.device("meta"):
         one = {
-            name: torch.empty((1, *value.shape[1:]), dtype=value.dtype) if isinstance(value, Tensor) else value
+            name: torch.empty((1 if name in TEXT_KEYS else n_images, *value.shape[1:]), dtype=value.dtype)
+            if isinstance(value, Tensor)
+            else value
             for name, value in inputs.items()
         }
         return _count(architecture(config).eval(), one)
+
+
+def tower_flops_of(
+    architecture: type[PreTrainedModel], config: PretrainedConfig, inputs: Mapping[str, Any]
+) -> dict[str, int]:
+    """
+    As [`flops_of_inputs`], of a dual encoder whose towers cannot be run one by one: whole forwards are compared.
+
+    Args:
+        architecture (`type[PreTrainedModel]`): Its class.
+        config, inputs: As in [`forward_flops_of`]; texts are `input_ids` and `attention_mask`, all else is of images.
+
+    Returns:
+        `dict[str, int]`: FLOPs under `"image"` and `"text"`, whose sum is that of [`forward_flops_of`].
+    """
+    one = forward_flops_of(architecture, config, inputs)
+    image = forward_flops_of(architecture, config, inputs, n_images=2) - one
+    return {"image": image, "text": one - image}
 
 
 def _shapes_of(view: View, shape: torch.Size, vision: Any) -> dict[str, Any]:
