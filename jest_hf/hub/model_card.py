@@ -16,6 +16,7 @@ from dataclasses import replace
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from jest_hf.hub.card_parts import about_table, at_revision, is_hub_id, percent, public_name, render_card
+from jest_hf.losses import LOSSES
 from jest_hf.report.summary import RunSummary
 from jest_hf.report.table import format_table
 from jest_hf.selection import CRITERIA, SELECTIONS
@@ -97,6 +98,7 @@ def run_card(summary: RunSummary) -> ModelCard:
         uses_reference=selects and by_reference,
         task=task,
         sample=sample,
+        pairs=sample is None and task is not None,
         sigmoid=summary.loss == "sigmoid",
         text_length=summary.text_length,
         base=public_name(summary.base_model),
@@ -113,10 +115,19 @@ def run_card(summary: RunSummary) -> ModelCard:
     )
 
 
-def _task(summary: RunSummary) -> tuple[str, str | None]:
-    """The Hub's name of the model's task, and of a model of labels an input to try, in Python."""
+def _task(summary: RunSummary) -> tuple[str | None, str | None]:
+    """
+    The Hub's name of the model's task, and of a model of labels an input to try, in Python. For a class that is not in
+    `TASKS`, the task is known only where the loss is one of pairs.
+    """
     found = (task for ending, task in TASKS.items() if summary.architecture.endswith(ending))
-    return next(found, ("zero-shot-image-classification", None))
+    return next(found, ("zero-shot-image-classification" if summary.loss in LOSSES else None, None))
+
+
+def _measured_task(task: str | None, sample: str | None, metric: str) -> str:
+    if task is None:
+        return "other"
+    return task if sample is not None or "accuracy" in metric else "image-text-retrieval"
 
 
 def _scorers(summary: RunSummary, by_learner: bool, by_reference: bool) -> str:
@@ -134,12 +145,12 @@ def _metadata(summary: RunSummary, metrics: Mapping[str, float]) -> ModelCardDat
     tags += ["data-curation"] if SELECTIONS[summary.selection].scores else []
     tags += ["jest-reference"] if summary.role == "reference" else []
     task, sample = _task(summary)
-    tags += ["contrastive-learning"] if sample is None else []
+    tags += ["contrastive-learning"] if sample is None and task is not None else []
     tags += summary.tags
     measured_on = public_name(summary.eval_dataset) or "evaluation set"
     results = [
         EvalResult(
-            task_type=task if sample is not None or "accuracy" in name else "image-text-retrieval",
+            task_type=_measured_task(task, sample, name),
             dataset_type=measured_on,
             dataset_name=measured_on,
             metric_type=name,
