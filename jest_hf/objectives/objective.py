@@ -9,7 +9,7 @@ knows none of this, and an objective knows nothing of selection.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -59,15 +59,56 @@ class ObjectiveOptions:
     eval_group_column: str | None = None
 
 
+# Options that have no use where examples stand alone, with the value that each must keep.
+FOR_PAIRS_ALONE: Mapping[str, Any] = {
+    "scoring_view": None,
+    "gradient_cache_chunk_size": None,
+    "reference_cache": None,
+    "loss": None,
+    "distillation_weight": 0.0,
+    "pair_score": "loss",
+}
+
+
+class Collator(Protocol):
+    """
+    A data collator: makes a super-batch of rows, a `dict` of tensors of n rows each.
+
+    Besides what the models read, a super-batch has `example_id` (int64 `[n]`, from the rows) and `valid` (bool `[n]`,
+    False for a row that cannot be used: the row keeps its place, and its values do not matter). The keys that only a
+    reference reads begin with `ref_`.
+
+    Attributes:
+        processor: The learner's processor.
+        ref_processor (*optional*): The reference's, where the reference reads something else than the learner.
+        image_column (`str`, *optional*): Column of the images, where there are images.
+    """
+
+    processor: Any
+    ref_processor: Any | None
+    image_column: Any
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Make a super-batch."""
+
+    def with_reference(self, ref_processor: Any | None) -> Any:
+        """Return the same collator, for a reference that reads with `ref_processor`."""
+
+
 class Objective(Protocol):
     """
     What a run trains for. `OBJECTIVES` is the registry, by the value of `JESTConfig.objective`.
+
+    An objective that is a subclass inherits what holds for examples that stand alone: no pairs, nothing to cache, no
+    checks of its own. It has to write `fits`, `make`, `collator`, `reader`, `loss`, `forward_flops`, `eval_collator`
+    and `evaluate`, and to set `name` and `collator_type`.
 
     Attributes:
         name (`str`): As in `JESTConfig.objective`.
         pairs (`bool`): Whether examples make pairs, so that they can be selected jointly. Otherwise the loss is a mean
             over examples.
         loss_kind (`str`, *optional*): `"sigmoid"` or `"softmax"` where there are pairs.
+        loss_name (`str`): The loss in the words of a model card.
         collator_type (`type`): The class of the data collators that make super-batches for this objective.
         refused (`dict`): Options of `JESTConfig` that have no use with this objective, with the value that each must
             keep.
@@ -76,11 +117,15 @@ class Objective(Protocol):
     """
 
     name: str
-    pairs: bool
-    loss_kind: str | None
+    pairs: bool = False
+    loss_kind: str | None = None
     collator_type: ClassVar[type]
-    refused: ClassVar[Mapping[str, Any]]
-    cached_as: ClassVar[str | None]
+    refused: ClassVar[Mapping[str, Any]] = FOR_PAIRS_ALONE
+    cached_as: ClassVar[str | None] = None
+
+    @property
+    def loss_name(self) -> str:
+        return self.loss_kind or self.name
 
     @classmethod
     def fits(cls, model: PreTrainedModel) -> bool:
@@ -99,7 +144,7 @@ class Objective(Protocol):
             ValueError: for a model or options that do not suit the objective.
         """
 
-    def collator(self, processor: Any, ref_processor: Any | None, seed: int) -> Callable[[list[dict]], dict]:
+    def collator(self, processor: Any, ref_processor: Any | None, seed: int) -> Collator:
         """The data collator of a run that brings none."""
 
     def reader(self, model: PreTrainedModel, processor: Any, role: str, prefix: str = "") -> Reader:
@@ -145,12 +190,15 @@ class Objective(Protocol):
 
     def width(self, config: PretrainedConfig) -> int:
         """Numbers that a joint draw compares of each example; 0 where there are no pairs."""
+        return 0
 
     def text_length(self, collator: Any) -> int | None:
         """Tokens that captions are padded to, for the model card; `None` where the processor says so itself."""
+        return None
 
     def prediction_collator(self, collator: Any) -> Any:
         """The data collator, for rows that need not have what a model predicts."""
+        return collator
 
     def eval_collator(self, collator: Any) -> Callable[[list[dict]], dict]:
         """Makes evaluation batches of rows, of any number of them: an empty list too."""
@@ -163,7 +211,19 @@ class Objective(Protocol):
         device: torch.device,
         ranks: Ranks,
     ) -> Evaluated:
-        """The whole data set, whose batches the ranks share, on every rank: the same as of one process."""
+        """
+        Evaluate a whole data set, whose batches the ranks share: the result is the same on every rank, and the same as
+        of one process. A collective.
+
+        Args:
+            read (`Callable`): `read(model, batch)` is one forward; the model has to be put in eval mode, and gradients
+                have to be switched off.
+            model (`torch.nn.Module`): The wrapped learner.
+            batches (iterable): This rank's batches, made by [`~Objective.eval_collator`]; one for each of the other
+                ranks' batches, of which the last ones may have been made of no rows.
+            device (`torch.device`): Where the model is.
+            ranks ([`~jest_hf.distributed.Ranks`]): All processes of the run.
+        """
 
 
 OBJECTIVES: dict[str, type[Objective]] = {}
@@ -184,4 +244,4 @@ def find_objective(name: str | None, model: PreTrainedModel | None) -> type[Obje
     return OBJECTIVES[name]
 
 
-__all__ = ["OBJECTIVES", "Evaluated", "Objective", "ObjectiveOptions", "find_objective"]
+__all__ = ["FOR_PAIRS_ALONE", "OBJECTIVES", "Collator", "Evaluated", "Objective", "ObjectiveOptions", "find_objective"]
