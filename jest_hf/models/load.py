@@ -10,7 +10,7 @@ from typing import Any
 import transformers
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from jest_hf.models.families import FAMILIES
 
@@ -24,18 +24,32 @@ def load_model(name: str | Path, **options: Any) -> PreTrainedModel:
         **options: Of `from_pretrained`.
 
     Raises:
-        ValueError: for a model without a head (a bare backbone has no loss).
+        ValueError: for a model without a head (a bare backbone has no loss), and for a class that is neither one of
+            transformers nor registered with `AutoModel`.
     """
     config = AutoConfig.from_pretrained(name)
     saved_as = (config.architectures or ["nothing"])[0]
-    if "For" in saved_as or saved_as.endswith("LMHeadModel"):
-        return getattr(transformers, saved_as).from_pretrained(name, **options)
-    if config.model_type not in FAMILIES:
+    known = getattr(transformers, saved_as, None)
+    has_head = "For" in saved_as or saved_as.endswith("LMHeadModel")
+    if has_head and known is not None:
+        return known.from_pretrained(name, **options)
+    registered = known is None and saved_as == _automatic(config)
+    if registered or (config.model_type in FAMILIES and not has_head):
+        return AutoModel.from_pretrained(name, **options)
+    if known is None and config.architectures:
         raise ValueError(
-            f"{str(name)!r} was saved as {saved_as}, which has no loss of its own; use a dual encoder, or a model "
-            "such as ...ForImageClassification, ...ForSequenceClassification or ...ForCausalLM."
+            f"{str(name)!r} was saved as {saved_as}, which is no class of transformers; load it with its own class "
+            "and pass the model, or register the class with AutoModel.register."
         )
-    return AutoModel.from_pretrained(name, **options)
+    raise ValueError(
+        f"{str(name)!r} was saved as {saved_as}, which has no loss of its own; use a dual encoder, or a model "
+        "such as ...ForImageClassification, ...ForSequenceClassification or ...ForCausalLM."
+    )
+
+
+def _automatic(config: PretrainedConfig) -> str | None:
+    """Return the name of the class that `AutoModel` loads; a user can register a class of their own there."""
+    return getattr(MODEL_MAPPING[type(config)], "__name__", None) if type(config) in MODEL_MAPPING else None
 
 
 def restore_renamed(model: nn.Module, folder: str | Path) -> bool:
