@@ -4,7 +4,8 @@
 
 Every loss has the signature `(image, text, scale, bias=None, *, tile_size=None, ranks=None, exchange="gather") ->
 scalar`; [`LOSSES`] finds one by name. Those of [`DISTILLATION`] take a teacher besides, whose word on each pair is the
-target. [`backward_in_chunks`] back-propagates one through a batch larger than memory.
+target. [`backward_in_chunks`] back-propagates one through a batch larger than memory. Examples that stand alone have
+[`per_example_losses`], and [`mean_over_ranks`] is the loss of a batch of them.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from __future__ import annotations
 from jest_hf.losses.contrastive import LOSSES, sigmoid_contrastive_loss, softmax_contrastive_loss
 from jest_hf.losses.distillation import DISTILLATION, sigmoid_distillation_loss, softmax_distillation_loss
 from jest_hf.losses.gradient_cache import backward_in_chunks
+from jest_hf.losses.pointwise import mean_over_ranks, per_example_losses
 
 
 __all__ = [
     "DISTILLATION",
     "LOSSES",
     "backward_in_chunks",
+    "mean_over_ranks",
+    "per_example_losses",
     "sigmoid_contrastive_loss",
     "sigmoid_distillation_loss",
     "softmax_contrastive_loss",
