@@ -74,13 +74,12 @@ class TinyPair(PreTrainedModel):
 
 TINY_PAIR = Family("tiny_pair", loss="softmax", attention_mask=False, width=lambda config: config.width)
 
-AutoConfig.register("tiny_pair", TinyPairConfig)
-AutoModel.register(TinyPairConfig, TinyPair)
-
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
     monkeypatch.setitem(FAMILIES, "tiny_pair", TINY_PAIR)
+    AutoConfig.register("tiny_pair", TinyPairConfig, exist_ok=True)
+    AutoModel.register(TinyPairConfig, TinyPair, exist_ok=True)
 
 
 def tiny_pair(seed: int = 0) -> TinyPair:
