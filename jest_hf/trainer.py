@@ -34,7 +34,7 @@ from jest_hf.training.card import RunFacts, summarise_run, write_run_card
 from jest_hf.training.costs import check_evaluation
 from jest_hf.training.engine import Engine
 from jest_hf.training.online_model import OnlineModel
-from jest_hf.training.setup import Parts, build_parts, plan_run, prepare_learner
+from jest_hf.training.setup import Parts, RunPlan, build_parts, plan_run, prepare_learner
 
 
 logger = logging.get_logger(__name__)
@@ -101,13 +101,14 @@ class JESTTrainer(Trainer):
         **trainer_arguments: Any,
     ) -> None:
         self.model_init = model_init
-        self.parts: Parts | None = None  # until the Trainer is there, which calls some of the methods below
-        self.plan = plan = plan_run(
+        # Before `Trainer.__init__`, which calls some of the methods below: these use the plan, and not the parts.
+        self.plan: RunPlan = plan_run(
             model,
             args,
             data_collator,
             train_dataset,
             processing_class,
+            Engine(lambda: self.accelerator),
             first_learner=None if model_init is None else super().call_model_init,
             ref_model=ref_model,
             ref_processing_class=ref_processing_class,
@@ -116,6 +117,7 @@ class JESTTrainer(Trainer):
             reports=reports,
             functions=trainer_arguments,
         )
+        plan = self.plan
         super().__init__(
             model=plan.model,
             args=plan.args,
@@ -132,17 +134,16 @@ class JESTTrainer(Trainer):
         prepare_learner(self.model, plan.view, fsdp=self.is_fsdp_enabled, deepspeed=self.is_deepspeed_enabled)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(JESTProgress)
-        self.parts = build_parts(plan, Engine(lambda: self.accelerator), self.model, proxy_model)
+        self.parts: Parts = build_parts(plan, self.model, proxy_model)
         for callback in self.parts.callbacks:
             self.add_callback(callback)
         if reports:
-            self.add_callback(ReportsCallback(lambda: plan.recorder.finish(summarise_run(self._facts()))))
+            self.add_callback(ReportsCallback(lambda: plan.recorder.finish(summarise_run(self.facts))))
         check_evaluation(self.eval_dataset, self.get_eval_dataloader)
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         """As the Trainer's: each trial of a hyperparameter search starts from a new learner, and new companions."""
-        if self.parts is not None:
-            self.parts.companions.start_over()
+        self.plan.companions.start_over()
         model = super().call_model_init(trial)
         self.plan.objective.open_up(model)
         return model
@@ -191,12 +192,12 @@ class JESTTrainer(Trainer):
     @property
     def proxy(self) -> OnlineModel | None:
         """The small model that scores in the learner's place."""
-        return self.parts.companions.proxy
+        return self.plan.companions.proxy
 
     @property
     def online_models(self) -> list[OnlineModel]:
         """The models that are trained beside the learner."""
-        return self.parts.companions.models
+        return self.plan.companions.models
 
     @property
     def step_flops(self) -> StepFlops:
@@ -220,21 +221,21 @@ class JESTTrainer(Trainer):
     ) -> Tensor:
         """One step on one super-batch: score, select, take, record, learn."""
         super_batch, step = self._prepare_input(inputs), self.state.global_step + 1  # as in the names of checkpoints
-        parts, recorder = self.parts, self.plan.recorder
-        sub_batch, pool = parts.step(model, super_batch, step)
-        recorder.record(step, sub_batch, pool)
-        self.statistics.add(parts.companions.step(pool, sub_batch.rows))
-        batch = parts.update.prepare(model, sub_batch, step)
-        with parts.update.learning(batch):
+        sub_batch, pool = self.parts.step(model, super_batch, step)
+        self.plan.recorder.record(step, sub_batch, pool)
+        self.statistics.add(self.plan.companions.step(pool, sub_batch.rows))
+        batch = self.parts.update.prepare(model, sub_batch, step)
+        with self.parts.update.learning(batch):
             return self.learn(model, batch.rows, num_items_in_batch)
 
     def learn(
         self, model: nn.Module, sub_batch: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Gradients of ONE loss over the whole sub-batch; the loss, detached."""
-        if self.args.gradient_cache_chunk_size is None:
+        chunk_size = self.args.gradient_cache_chunk_size
+        if chunk_size is None:
             return super().training_step(model, sub_batch, num_items_in_batch)
-        return self.parts.update.backward_in_chunks(model, sub_batch, self.compute_loss_context_manager)
+        return self.parts.update.backward_in_chunks(model, sub_batch, chunk_size, self.compute_loss_context_manager)
 
     def compute_loss(
         self,
@@ -323,10 +324,7 @@ class JESTTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As [`~transformers.Trainer.train`], after caching the reference if `args.cache_reference`."""
-        plan, engine = self.plan, Engine(lambda: self.accelerator)
-        flops = plan.reference.cache_now(plan.objective, self.train_dataset, self.data_collator, engine)
-        if flops is not None:
-            plan.recorder.costs.of_cache = flops
+        self.plan.cache_reference(self.train_dataset, self.data_collator)
         return super().train(*args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Tensor]) -> float:
@@ -341,21 +339,12 @@ class JESTTrainer(Trainer):
     def create_model_card(self, language: str | list[str] | None = None, **about: Any) -> None:
         """Write the model card of this run to `output_dir/README.md`; the arguments are those of the Trainer's."""
         if self.is_world_process_zero():
-            write_run_card(self._facts(), language=language, **about)
+            write_run_card(self.facts, language=language, **about)
 
-    def _facts(self) -> RunFacts:
-        plan = self.plan
-        return RunFacts(
-            args=self.args,
-            state=self.state,
-            model=self.model,
-            objective=plan.objective,
-            collator=self.data_collator,
-            statistics=self.statistics,
-            flops=self.run_flops,
-            reference=plan.reference.about(),
-            hub_model_id=self.hub_model_id,
-        )
+    @property
+    def facts(self) -> RunFacts:
+        """What the run knows about itself now, for its model card."""
+        return self.plan.facts(self.state, self.model, self.hub_model_id)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # First: a run killed in between resumes from the older checkpoint, whose ledger is a part of this one.
@@ -369,11 +358,11 @@ class JESTTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        self.parts.companions.save(output_dir)
+        self.plan.companions.save(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        self.parts.companions.resumed_from = checkpoint
+        self.plan.companions.resumed_from = checkpoint
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if model is not None or self.is_fsdp_enabled or not restore_renamed(self.model, resume_from_checkpoint):

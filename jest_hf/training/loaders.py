@@ -73,7 +73,7 @@ class Loaders:
             in_full = (1 - settings.filter_ratio) * (1 - settings.low_resolution_fraction)
             n_threads = max(1, args.dataloader_num_workers)
             self.late_images = LateImages.where_it_serves(rows, self._at_view(), in_full, n_threads)
-        return rows, EpochSampler(len(rows), seed=args.data_seed)
+        return rows, EpochSampler(len(rows), seed=args.seed if args.data_seed is None else args.data_seed)
 
     def training_collator(self) -> Any:
         """The collator of super-batches: with images at the scoring view too, or with these alone."""
@@ -82,7 +82,7 @@ class Loaders:
     def _at_view(self) -> Any:
         return self.collator if self.view is None else self.collator.at_view(self.view)
 
-    def evaluation(self, dataset: Any) -> DataLoader:
+    def evaluation(self, dataset: Any) -> DataLoader[Any]:
         """
         This rank's share of the rows to evaluate on, in order.
 
@@ -91,11 +91,11 @@ class Loaders:
         """
         return self._whole(dataset, self.collator)
 
-    def prediction(self, dataset: Any) -> DataLoader:
+    def prediction(self, dataset: Any) -> DataLoader[Any]:
         """As [`~Loaders.evaluation`], of rows that need no labels."""
         return self._whole(dataset, self.objective.prediction_collator(self.collator))
 
-    def _whole(self, dataset: Any, collator: Any) -> DataLoader:
+    def _whole(self, dataset: Any, collator: Any) -> DataLoader[Any]:
         self.objective.check_data(dataset, collator)
         if self.args.eval_at_view:
             collator = collator.at_view(self.view)
