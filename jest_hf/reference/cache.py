@@ -229,7 +229,8 @@ def _forward_flops(
     if family_of(config).towers:
         return flops_of_inputs(config, batch)
     inputs = view.inputs({name: value for name, value in batch.items() if isinstance(value, Tensor)})
-    return tower_flops_of(type(base_model(extract_model_from_parallel(model))), config, inputs)
+    architecture: Any = type(base_model(extract_model_from_parallel(model)))
+    return tower_flops_of(architecture, config, inputs)
 
 
 def _assemble(parts: Sequence[_Part], span: range, width: int, dtype: torch.dtype) -> dict[str, Tensor]:
