@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -15,29 +16,30 @@ from tests.extensions.runs import ROWS, pair_trainer
 
 
 class CsvReport:
-    """Write `step,rank,example_id` for each example, and at the end a line on the run."""
+    """Write `step,rank,example_id` for each example, and at the end a few facts of the run beside it."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.rows: list[tuple[int, int, int]] = []
+        lines = self.path.read_text().splitlines()[1:] if self.path.exists() else []
+        self.rows = [tuple(map(int, line.split(","))) for line in lines]
 
     def on_step(self, record: StepRecord) -> None:
-        # A run that resumes from a checkpoint takes the steps after it again.
+        # A run that resumes takes the steps after its checkpoint again, and a new run begins with step 1.
         self.rows = [row for row in self.rows if row[0] < record.step]
-        self.rows += [
-            (record.step, rank, example)
-            for rank, example in zip(record.ranks.tolist(), record.ids.tolist(), strict=True)
-        ]
+        for rank, example in zip(record.ranks.tolist(), record.ids.tolist(), strict=True):
+            self.rows.append((record.step, rank, example))
 
     def on_checkpoint(self, step: int) -> None:
         self.write()
 
     def finish(self, summary: RunSummary) -> None:
-        self.write(f"{summary.architecture},{summary.steps},{summary.examples_trained}")
+        self.write()
+        facts = {"model": summary.architecture, "criterion": summary.criterion, "steps": summary.steps}
+        self.path.with_suffix(".json").write_text(json.dumps(facts))
 
-    def write(self, *more: str) -> None:
+    def write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = ["step,rank,example_id", *(f"{step},{rank},{example}" for step, rank, example in self.rows), *more]
+        lines = ["step,rank,example_id", *(",".join(map(str, row)) for row in self.rows)]
         self.path.write_text("\n".join(lines) + "\n")
 
 
@@ -70,7 +72,7 @@ def ledger_rows(trainer) -> list[tuple[int, int, int]]:
 
 def written(path: Path) -> list[tuple[int, ...]]:
     with open(path) as file:
-        return [tuple(map(int, row)) for row in list(csv.reader(file))[1:-1]]
+        return [tuple(map(int, row)) for row in list(csv.reader(file))[1:]]
 
 
 def test_it_gets_every_step_and_equals_the_ledger(tmp_path):
@@ -91,7 +93,8 @@ def test_it_gets_every_step_and_equals_the_ledger(tmp_path):
     ]
     assert last == "finish" and isinstance(summary, RunSummary)
     assert report.rows == ledger_rows(trainer) == written(report.path) and len(report.rows) == 5 * 8
-    assert report.path.read_text().endswith("\nSiglipModel,5,40\n")
+    facts = {"model": "SiglipModel", "criterion": "learnability", "steps": 5}
+    assert json.loads((tmp_path / "selected.json").read_text()) == facts
 
 
 def test_a_record_has_what_the_step_cost_and_what_was_logged_of_it(tmp_path):
@@ -121,11 +124,15 @@ def test_a_resumed_run_takes_the_steps_after_its_checkpoint_again(tmp_path):
     settings = {"record_selection": True, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
     report = Spy(tmp_path / "selected.csv")
     pair_trainer(tmp_path, options={"reports": [report]}, **settings).train()
-    whole = list(report.rows)
-    trainer = pair_trainer(tmp_path, options={"reports": [report]}, **settings)
+    again = Spy(tmp_path / "selected.csv")  # as in another process, which finds the file of the first
+    trainer = pair_trainer(tmp_path, options={"reports": [again]}, **settings)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert [call[1] for call in report.calls if call[0] == "step"] == [1, 2, 3, 4, 3, 4]
-    assert report.rows == whole == ledger_rows(trainer)
+    assert [call[1] for call in again.calls if call[0] == "step"] == [3, 4]
+    assert written(again.path) == report.rows == ledger_rows(trainer) and len(report.rows) == 4 * 8
+    fresh = Spy(tmp_path / "selected.csv")
+    trainer = pair_trainer(tmp_path, options={"reports": [fresh]}, seed=1, max_steps=1)
+    trainer.train()
+    assert len(written(fresh.path)) == 8 != len(report.rows)
 
 
 def test_several_reports_get_the_same(tmp_path):
