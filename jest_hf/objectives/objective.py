@@ -112,8 +112,9 @@ class Objective(Protocol):
         collator_type (`type`): The class of the data collators that make super-batches for this objective.
         refused (`dict`): Options of `JESTConfig` that have no use with this objective, with the value that each must
             keep.
-        cached_as (`str`, *optional*): What `cache_reference` writes: `"embeddings"`, `"losses"`, or `None` where a
-            reference cannot be cached.
+        cached_as (`str`, *optional*): What `cache_reference` writes: `"embeddings"` (of a [`JESTDataCollator`]),
+            `"losses"` (of a `LabelledCollator` and a [`PointwiseReader`]), or `None` where a reference cannot be
+            cached.
     """
 
     name: str
