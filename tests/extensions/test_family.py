@@ -87,12 +87,12 @@ def tiny_pair(seed: int = 0) -> TinyPair:
     return TinyPair(TinyPairConfig())
 
 
-def family_trainer(folder, model, ref_model, processor=None, settings=None, **changes) -> JESTTrainer:
+def family_trainer(folder, model, ref_model, processor=None, settings=None, rows=ROWS, **changes) -> JESTTrainer:
     return JESTTrainer(
         model=model,
         ref_model=ref_model,
         args=arguments(folder, **changes, **(settings or {})),
-        train_dataset=ROWS,
+        train_dataset=rows,
         eval_dataset=ROWS[:9],
         processing_class=processor or tiny_clip_processor(),
     )
@@ -160,6 +160,13 @@ def test_a_cached_reference_selects_the_same_and_its_costs_are_counted(tmp_path)
         tmp_path / "again", tiny_pair(0), None, reference_cache=str(tmp_path / "cached" / "reference_cache")
     )
     assert selected(again) == ids
+
+
+def test_a_cache_costs_one_image_and_every_caption_of_a_row(tmp_path):
+    rows = [{**row, "text": [row["text"], "a star", "a red star"]} for row in ROWS]
+    trainer = family_trainer(tmp_path, tiny_pair(0), tiny_pair(1), rows=rows, cache_reference=True, max_steps=1)
+    trainer.train()
+    assert trainer.cache_flops == 32 * (IMAGE + LOGIT) + 96 * TEXT
 
 
 @pytest.mark.parametrize("role", ["learner", "reference"])
