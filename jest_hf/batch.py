@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ TEXT_KEYS = ("input_ids", "attention_mask")
 VIEW_PREFIX = "view_"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class ContrastiveEmbeddings:
     """Image and text embeddings of one batch under one model.
 
@@ -42,24 +42,27 @@ class ContrastiveEmbeddings:
     image: Tensor
     text: Tensor
     logit_scale: float
-    logit_bias: float | None = None
+    logit_bias: float
 
-    def __post_init__(self) -> None:
-        if self.image.ndim != 2 or self.image.shape != self.text.shape:
+    def __init__(
+        self, image: Tensor, text: Tensor, logit_scale: float | Tensor, logit_bias: float | Tensor | None = None
+    ) -> None:
+        if image.ndim != 2 or image.shape != text.shape:
             raise ValueError(
                 "image and text embeddings must both be [B, D] with the same B and D, got "
-                f"{list(self.image.shape)} and {list(self.text.shape)}."
+                f"{list(image.shape)} and {list(text.shape)}."
             )
-        if not (self.image.is_floating_point() and self.text.is_floating_point()):
-            raise ValueError(f"embeddings must be floating point, got {self.image.dtype} and {self.text.dtype}.")
-        if self.image.device != self.text.device:
+        if not (image.is_floating_point() and text.is_floating_point()):
+            raise ValueError(f"embeddings must be floating point, got {image.dtype} and {text.dtype}.")
+        if image.device != text.device:
             raise ValueError(
-                "image and text embeddings must be on one device, got "
-                f"{self.image.device} and {self.text.device}: move one of them."
+                f"image and text embeddings must be on one device, got {image.device} and {text.device}: move one of "
+                "them."
             )
-        object.__setattr__(self, "logit_scale", _as_float("logit_scale", self.logit_scale))
-        bias = 0.0 if self.logit_bias is None else self.logit_bias
-        object.__setattr__(self, "logit_bias", _as_float("logit_bias", bias))
+        object.__setattr__(self, "image", image)
+        object.__setattr__(self, "text", text)
+        object.__setattr__(self, "logit_scale", _as_float("logit_scale", logit_scale))
+        object.__setattr__(self, "logit_bias", _as_float("logit_bias", 0.0 if logit_bias is None else logit_bias))
 
     def __len__(self) -> int:
         return self.image.shape[0]
@@ -83,7 +86,7 @@ class ContrastiveEmbeddings:
 
     def with_columns(self, columns: Mapping[str, Tensor]) -> ContrastiveEmbeddings:
         """Return what the same model says of other examples: those of which `columns` holds the rows."""
-        return replace(self, **columns)
+        return ContrastiveEmbeddings(columns["image"], columns["text"], self.logit_scale, self.logit_bias)
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,8 @@ def _unpack(packed: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors that [`_pack`] has packed; `like` has their names, dtypes and the shapes of their rows."""
     batch = {name: value.new_empty((len(packed), *value.shape[1:])) for name, value in sorted(like.items())}
     targets = [_as_bytes(rows) for rows in batch.values()]
-    for target, part in zip(targets, packed.split([target.shape[1] for target in targets], dim=1), strict=True):
+    parts = torch.split(packed, [target.shape[1] for target in targets], dim=1)
+    for target, part in zip(targets, parts, strict=True):
         target.copy_(part)
     return batch
 

@@ -26,7 +26,7 @@ def gather_objects(ranks: Ranks, value: Any, device: torch.device | str = "cpu")
         return [value]
     own = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8).to(device)
     counts = ranks.gather_counts(len(own), device)
-    parts = ranks.gather_rows(own, counts).cpu().split(counts)
+    parts = torch.split(ranks.gather_rows(own, counts).cpu(), counts)
     return [pickle.loads(part.numpy().tobytes()) for part in parts]
 
 
@@ -76,7 +76,7 @@ def gather_to_cpu(ranks: Ranks, rows: Tensor, device: torch.device | str = "cpu"
     for start in range(0, max(counts), step):
         sizes = [min(step, max(0, count - start)) for count in counts]
         gathered = ranks.gather_rows(rows[start : start + step].to(device), sizes).cpu()
-        for of_rank, part in zip(parts, gathered.split(sizes), strict=True):
+        for of_rank, part in zip(parts, torch.split(gathered, sizes), strict=True):
             of_rank.append(part)
     return torch.cat([part for of_rank in parts for part in of_rank]) if any(counts) else rows
 

@@ -9,10 +9,11 @@ division. A model trained on images made without them would learn, and on other 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
-from transformers.image_processing_utils import BaseImageProcessor
 
 from jest_hf.images.normalise import Normalisation
 from jest_hf.images.pixels import Geometry, PatchGeometry, geometry_of, to_uint8
@@ -23,7 +24,7 @@ from jest_hf.images.pixels import Geometry, PatchGeometry, geometry_of, to_uint8
 TOLERANCE = 0.02
 
 
-def faithful_geometry(image_processor: BaseImageProcessor) -> Geometry:
+def faithful_geometry(image_processor: Any) -> Geometry:
     """
     As [`~images.pixels.geometry_of`], of a processor that does nothing beside.
 

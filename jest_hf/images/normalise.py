@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers.image_processing_utils import BaseImageProcessor
 
 
 class Normalisation:
@@ -17,7 +18,7 @@ class Normalisation:
         image_processor ([`~transformers.BaseImageProcessor`]): Names the factor, the means and the deviations.
     """
 
-    def __init__(self, image_processor: BaseImageProcessor) -> None:
+    def __init__(self, image_processor: Any) -> None:
         scale = image_processor.rescale_factor if image_processor.do_rescale else 1.0
         mean, std = (0.0, 1.0)
         if image_processor.do_normalize:

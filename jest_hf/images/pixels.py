@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
-from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.siglip2.image_processing_pil_siglip2 import get_image_size_for_max_num_patches
 
 
@@ -80,7 +79,7 @@ class ImageGeometry:
             )
 
     @classmethod
-    def from_processor(cls, image_processor: BaseImageProcessor) -> ImageGeometry:
+    def from_processor(cls, image_processor: Any) -> ImageGeometry:
         """Read the geometry off a fixed-size image processor of `transformers`, such as SigLIP's or CLIP's."""
         size = shortest_edge = crop_size = None
         if image_processor.do_resize:
@@ -103,7 +102,7 @@ class ImageGeometry:
     @property
     def output_size(self) -> tuple[int, int]:
         """Height and width of every image that comes out."""
-        return self.crop_size or self.size
+        return next(size for size in (self.crop_size, self.size) if size is not None)
 
     def scaled_to(self, side: int) -> ImageGeometry:
         """The same view of an image, resized and cropped in proportion, of `side` x `side` pixels."""
@@ -147,7 +146,7 @@ class PatchGeometry:
     resample: int = Image.Resampling.BILINEAR
 
     @classmethod
-    def from_processor(cls, image_processor: BaseImageProcessor) -> PatchGeometry:
+    def from_processor(cls, image_processor: Any) -> PatchGeometry:
         """Read the geometry off a `Siglip2ImageProcessor`."""
         if not image_processor.do_resize:
             raise ValueError(
@@ -189,7 +188,7 @@ class PatchGeometry:
 Geometry = ImageGeometry | PatchGeometry
 
 
-def geometry_of(image_processor: BaseImageProcessor) -> Geometry:
+def geometry_of(image_processor: Any) -> Geometry:
     """The geometry of an image processor of `transformers`: patches for SigLIP 2 NaFlex, one size for all others."""
     naflex = "spatial_shapes" in image_processor.model_input_names
     return (PatchGeometry if naflex else ImageGeometry).from_processor(image_processor)
@@ -290,7 +289,7 @@ def _read(source: Any) -> bytes:
     if isinstance(source, bytes | bytearray | memoryview):
         if not len(source):
             raise BrokenImage("there is no image (0 bytes)")
-        return source
+        return source  # type: ignore[return-value]  # io.BytesIO takes all three
     if not isinstance(source, str | PathLike):
         raise BrokenImage(f"a {type(source).__name__} is not an image")
     try:
@@ -332,7 +331,8 @@ def _check_pixels(width: int, height: int) -> None:
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation; 1 (upright) where there is none, or the metadata are damaged: the image may yet be sound."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return orientation
     except MemoryError:
         raise
     except Exception:

@@ -77,7 +77,7 @@ def resize_patches(images: Tensor, patch_size: int, new_patch_size: int) -> Tens
     if patch_size == new_patch_size:
         return images
     matrix = pi_resize_matrix(new_patch_size, patch_size)
-    patches = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size)).transpose(3, 4)
+    patches = torch.unflatten(torch.unflatten(images, 3, (-1, patch_size)), 2, (-1, patch_size)).transpose(3, 4)
     resized = _between(matrix.T, patches, matrix)  # [b, channels, rows, columns, new, new]
     return resized.transpose(3, 4).flatten(4, 5).flatten(2, 3)
 
@@ -98,7 +98,7 @@ def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
     if (side, side) == tuple(grid):
         return positions
     wide = positions.to(torch.promote_types(positions.dtype, torch.float32))
-    square = wide.unflatten(0, (side, side)).permute(2, 0, 1)[None]
+    square = torch.unflatten(wide, 0, (side, side)).permute(2, 0, 1)[None]
     resized = interpolate(square, size=grid, mode="bilinear", align_corners=False, antialias=True)[0]
     return resized.flatten(1).T.to(positions.dtype)
 
@@ -111,7 +111,8 @@ def pi_resize_matrix(size: int, new_size: int) -> Tensor:
     """`pinv(B^T)`, float64 `[new_size, size]`, of the resize B of a row of `size` pixels; shared, so do not write."""
     pixels = torch.eye(size, dtype=torch.float64, device="cpu")[None]
     transposed = interpolate(pixels, size=new_size, mode="linear", align_corners=False)[0]  # row i: pixel i, resized
-    return torch.linalg.pinv(transposed)
+    matrix: Tensor = torch.linalg.pinv(transposed)
+    return matrix
 
 
 def _between(left: Tensor, values: Tensor, right: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ class View:
             if pixels.shape[1] < self.value:
                 raise ValueError(f"view '{self}' has more patches than the {pixels.shape[1]} of the full images.")
             same = pixels.shape[1] == self.value
-            return dict(images) if same else _fewer_patches(images, vision.patch_size, self.value)
+            return dict(images) if same else _fewer_patches(images, vision.patch_size, int(self.value))
         own, (height, width) = vision.image_size, pixels.shape[-2:]
         if self.kind == "image" and height == width == self.value:
             return {"pixel_values": pixels, "interpolate_pos_encoding": True}
@@ -126,14 +126,15 @@ class View:
         if self.kind == "drop":
             return {"pixel_values": pixels, "kept_patches": self._kept(vision, pixels.device)}
         if self.kind == "patch":
-            pixels = resize_patches(pixels, self.value, vision.patch_size)
+            pixels = resize_patches(pixels, int(self.value), vision.patch_size)
         else:
-            size = (self.value, self.value)
+            size = (int(self.value), int(self.value))
             pixels = interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
         return {"pixel_values": pixels, "interpolate_pos_encoding": True}
 
     def _n_kept(self, vision: Any) -> int:
-        return round((1 - self.value) * (vision.image_size // vision.patch_size) ** 2)
+        n_patches: int = (vision.image_size // vision.patch_size) ** 2
+        return round((1 - self.value) * n_patches)
 
     def _kept(self, vision: Any, device: torch.device) -> Tensor:
         """
@@ -158,11 +159,12 @@ def _fewer_patches(images: Mapping[str, Tensor], patch: int, max_num_patches: in
     }
     for rows, columns in {tuple(shape) for shape in shapes.tolist()}:
         these = (shapes == shapes.new_tensor([rows, columns])).all(dim=1)
-        patches = pixels[these, : rows * columns].unflatten(2, (patch, patch, -1)).unflatten(1, (rows, columns))
+        patches = torch.unflatten(pixels[these, : rows * columns], 2, (patch, patch, -1))
+        patches = torch.unflatten(patches, 1, (rows, columns))
         whole = patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # [m, 3, H, W]
         height, width = naflex_size(rows * patch, columns * patch, patch, max_num_patches)
         small = interpolate(whole, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
-        cut = small.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).permute(0, 2, 4, 3, 5, 1)
+        cut = torch.unflatten(torch.unflatten(small, 3, (-1, patch)), 2, (-1, patch)).permute(0, 2, 4, 3, 5, 1)
         n_patches = (height // patch) * (width // patch)
         reduced["pixel_values"][these, :n_patches] = cut.flatten(3, 5).flatten(1, 2)
         reduced["pixel_attention_mask"][these, :n_patches] = 1

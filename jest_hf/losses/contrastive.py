@@ -86,7 +86,10 @@ def sigmoid_contrastive_loss(
         if tile_size is None:
             return _dense_sigmoid(image, text, scale, bias)
         if _wants_gradients(image, text, scale, bias):
-            return TiledSigmoid.apply(image, text, scale, bias, way, tile_size)
+            loss: Tensor = TiledSigmoid.apply(  # type: ignore[no-untyped-call]  # torch has no annotation
+                image, text, scale, bias, way, tile_size
+            )
+            return loss
         return sweep_sigmoid(image, text, scale, bias, way, tile_size, gradients=False)[0]
 
 
@@ -137,7 +140,9 @@ def softmax_contrastive_loss(
         if tile_size is None:
             loss = _dense_softmax(image, text, scale)
         elif _wants_gradients(image, text, scale):
-            loss = TiledSoftmax.apply(image, text, scale, way, tile_size)
+            loss = TiledSoftmax.apply(  # type: ignore[no-untyped-call]  # torch has no annotation
+                image, text, scale, way, tile_size
+            )
         else:
             loss = sweep_softmax(image, text, scale, way, tile_size, gradients=False)[0]
         return loss + 0.0 * bias
@@ -171,15 +176,16 @@ def prepare(
     if not (image.is_floating_point() and text.is_floating_point()):
         raise ValueError(f"image and text must be floating point, but are {image.dtype} and {text.dtype}: cast them.")
     dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
-    scalars = []
-    for name, value in (("scale", scale), ("bias", 0.0 if bias is None else bias)):
-        value = torch.as_tensor(value, dtype=dtype, device=image.device)
-        if value.numel() != 1:
-            raise ValueError(
-                f"{name} must be one number, but its shape is {list(value.shape)}: pass one for all pairs."
-            )
-        scalars.append(value.reshape(()))
-    return image.to(dtype), text.to(dtype), *scalars
+    scale = _scalar("scale", scale, dtype, image.device)
+    bias = _scalar("bias", 0.0 if bias is None else bias, dtype, image.device)
+    return image.to(dtype), text.to(dtype), scale, bias
+
+
+def _scalar(name: str, value: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    value = torch.as_tensor(value, dtype=dtype, device=device)
+    if value.numel() != 1:
+        raise ValueError(f"{name} must be one number, but its shape is {list(value.shape)}: pass one for all pairs.")
+    return value.reshape(())
 
 
 def choose_exchange(n_pairs: int, ranks: Ranks | None, exchange: str, device: torch.device) -> Gathered | Ring:

@@ -212,7 +212,9 @@ def _distil(
     way = choose_exchange(len(image), ranks, exchange, image.device)
     with torch.autocast(image.device.type, enabled=False):
         tile_size = choose_tile_size(way, tile_size) or len(image)
-        return _Swept.apply(partial(sweep, teacher=teacher, exchange=way, tile_size=tile_size), *inputs)
+        bound = partial(sweep, teacher=teacher, exchange=way, tile_size=tile_size)
+        loss: Tensor = _Swept.apply(bound, *inputs)  # type: ignore[no-untyped-call]  # torch has no annotation
+        return loss
 
 
 __all__ = ["DISTILLATION", "sigmoid_distillation_loss", "softmax_distillation_loss"]

@@ -39,7 +39,7 @@ def backward_in_chunks(
     chunks: int | Sequence[slice],
     loss: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
     backward: Callable[[Tensor], None] = Tensor.backward,
-    no_sync: Callable[[], AbstractContextManager] = nullcontext,
+    no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Tensor:
     """
     Add the gradients of `loss` over `n_rows` rows to the parameters, one chunk's activations at a time.
@@ -70,7 +70,7 @@ def backward_in_chunks(
         `torch.Tensor`: the loss, a scalar without a graph.
 
     Raises:
-        ValueError: if there are no chunks, or more than `n_rows`.
+        ValueError: if there are no chunks, or more than `n_rows`, or if `loss` does not use all of its arguments.
     """
     n_chunks = chunks if isinstance(chunks, int) else len(chunks)
     if not 1 <= n_chunks <= n_rows:
@@ -93,13 +93,17 @@ def backward_in_chunks(
     image, text, scale = _leaf(torch.cat(images)), _leaf(torch.cat(texts)), _leaf(output.logit_scale)
     bias = None if output.logit_bias is None else _leaf(output.logit_bias)
     value = loss(image, text, scale, bias)
-    value.backward()
+    torch.autograd.backward(value)
+    image_gradient, text_gradient = _gradient("image", image), _gradient("text", text)
+    scale_gradient, bias_gradient = _gradient("scale", scale), None if bias is None else _gradient("bias", bias)
 
     def surrogate(rows: slice, weight: int) -> Tensor:
         output = forward(rows)
-        total = _inner(output.image_embeds, image.grad[rows]) + _inner(output.text_embeds, text.grad[rows])
-        total = total + weight * _inner(output.logit_scale, scale.grad)
-        return total if bias is None else total + weight * _inner(output.logit_bias, bias.grad)
+        total = _inner(output.image_embeds, image_gradient[rows]) + _inner(output.text_embeds, text_gradient[rows])
+        total = total + weight * _inner(output.logit_scale, scale_gradient)
+        if output.logit_bias is None or bias_gradient is None:
+            return total
+        return total + weight * _inner(output.logit_bias, bias_gradient)
 
     for rows, state in zip(chunks, states, strict=True):
         last = rows == chunks[-1]
@@ -117,13 +121,21 @@ def _leaf(value: Tensor) -> Tensor:
     return value.detach().to(torch.promote_types(value.dtype, torch.float32)).requires_grad_()
 
 
+def _gradient(name: str, leaf: Tensor) -> Tensor:
+    """The gradient of the loss with respect to a leaf, which every loss must have."""
+    if leaf.grad is None:
+        raise ValueError(f"loss does not depend on {name}, so {name} has no gradient: add 0.0 * {name}.sum() to it.")
+    return leaf.grad
+
+
 def _inner(value: Tensor, gradient: Tensor) -> Tensor:
     return (value.to(gradient.dtype) * gradient).sum()
 
 
 def _random_state() -> tuple[Tensor, Tensor | None]:
     """States of the generators that dropout draws from: of the CPU, and of the current GPU if one is in use."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    cuda_in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch has no annotation
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if cuda_in_use else None
 
 
 def _restore_random_state(state: tuple[Tensor, Tensor | None]) -> None:

@@ -64,7 +64,7 @@ class Gathered:
     def collect(self, spread: Tensor, combine: Callable[..., Tensor] = torch.sum) -> Tensor:
         """From *spread* to *own* form, once all blocks are done: `combine` joins what several ranks have written."""
         own, size = self.counts[self.ranks.rank], self.ranks.size
-        return combine(self.ranks.route(spread, self.counts, [own] * size).unflatten(0, (size, own)), dim=0)
+        return combine(torch.unflatten(self.ranks.route(spread, self.counts, [own] * size), 0, (size, own)), dim=0)
 
 
 class Ring:
@@ -96,7 +96,7 @@ class Ring:
         return spread[: self.counts[self.ranks.rank]]
 
 
-EXCHANGES = {"gather": Gathered, "ring": Ring}
+EXCHANGES: dict[str, type[Gathered | Ring]] = {"gather": Gathered, "ring": Ring}
 
 
 __all__ = ["EXCHANGES", "Gathered", "Ring"]

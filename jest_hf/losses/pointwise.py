@@ -11,10 +11,11 @@ loss is also what the update is made of. Where all texts fill the context the tw
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from jest_hf.distributed import Ranks
 
@@ -86,21 +87,23 @@ def mean_over_ranks(losses: Tensor, ranks: Ranks | None = None) -> Tensor:
     Returns:
         `torch.Tensor`: a scalar, the same to the bit on every rank; it can be differentiated once.
     """
-    return _Mean.apply(losses, ranks or Ranks())
+    mean: Tensor = _Mean.apply(losses, ranks or Ranks())  # type: ignore[no-untyped-call]  # torch has no annotation
+    return mean
 
 
 class _Mean(torch.autograd.Function):
     """See [`mean_over_ranks`]: the value is that of all, and the gradient W times that of this rank's part."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, losses: Tensor, ranks: Ranks) -> Tensor:
+    def forward(ctx: Any, losses: Tensor, ranks: Ranks) -> Tensor:
         total, count = ranks.sum(torch.stack([losses.sum(), losses.new_tensor(len(losses))]))
         ctx.n_losses, ctx.factor = len(losses), ranks.size / count
-        return total / count
+        mean: Tensor = total / count
+        return mean
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return (gradient * ctx.factor).expand(ctx.n_losses), None
 
 

@@ -46,10 +46,10 @@ def sweep_sigmoid(
     """Sigmoid loss in one sweep; with `gradients`, followed by those of image, text, scale and bias."""
     texts = exchange.spread(text)
     losses = image.new_zeros(len(image))
-    image_gradient = torch.zeros_like(image) if gradients else None
+    image_gradient = torch.zeros_like(image if gradients else image[:0])
     text_gradients = [torch.zeros_like(texts)] if gradients else []
     bias_gradient = image.new_zeros(())
-    for first, block, *text_gradient in exchange.blocks([texts], text_gradients):
+    for first, block, *written in exchange.blocks([texts], text_gradients):
         for rows, tile in cosine_tiles(image, block, tile_size):
             tile.mul_(scale).add_(bias)
             positives = tile.diagonal(first + rows.start)
@@ -59,12 +59,13 @@ def sweep_sigmoid(
                 tile.sigmoid_()
                 positives.neg_()
                 bias_gradient += tile.sum()
-                contract(tile, rows, image, block, image_gradient, *text_gradient)
+                contract(tile, rows, image, block, image_gradient, *written)
     n_pairs = sum(exchange.counts)
     loss = sum_over_ranks(losses, exchange) / n_pairs
     if not gradients:
         return (loss,)
-    text_gradient = exchange.collect(*text_gradients)
+    (spread_gradient,) = text_gradients
+    text_gradient = exchange.collect(spread_gradient)
     weight = exchange.ranks.size / n_pairs
     return loss, *weighted(image, scale, image_gradient, text_gradient, weight), weight * bias_gradient
 
@@ -134,7 +135,7 @@ class TiledSoftmax(torch.autograd.Function):
 
 
 def log_normalisers(
-    image: Tensor, texts: Tensor, scale: Tensor, exchange: Gathered | Ring, tile_size: int
+    image: Tensor, texts: Tensor, scale: Tensor | float, exchange: Gathered | Ring, tile_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Per own pair: logsumexp of the image's logits over all texts, of the text's over all images, and its own logit.
 

@@ -12,10 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from torch import nn
-from transformers.utils import is_peft_available
+from transformers.utils.import_utils import is_peft_available
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 REFERENCE_ADAPTER = "reference"
@@ -26,7 +30,7 @@ def base_model(model: nn.Module) -> nn.Module:
     return model.get_base_model() if has_adapter(model) else model
 
 
-def has_adapter(model: nn.Module) -> bool:
+def has_adapter(model: nn.Module) -> TypeGuard[PeftModel]:
     """Whether this is a `peft.PeftModel`."""
     if not is_peft_available():
         return False
@@ -82,7 +86,7 @@ def add_reference_adapter(model: nn.Module, folder: str | Path | None) -> None:
 
 
 @contextmanager
-def as_reference(model: nn.Module) -> Iterator[None]:
+def as_reference(model: Any) -> Iterator[None]:
     """Within, `model` (a `peft.PeftModel`, not what an engine wraps it in) speaks as the reference."""
     if REFERENCE_ADAPTER not in model.peft_config:
         with model.disable_adapter():

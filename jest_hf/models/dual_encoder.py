@@ -20,13 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from jest_hf.batch import IMAGE_KEYS, TEXT_KEYS, VIEW_PREFIX
 from jest_hf.images.normalise import Normalisation
 from jest_hf.images.views import View
 from jest_hf.models.families import family_of
 from jest_hf.selection import ContrastiveEmbeddings
+
+
+_SET_BY_FORWARD: Any = None  # ModelOutput allows no other default
 
 
 @dataclass
@@ -46,9 +49,9 @@ class DualEncoderOutput(ModelOutput):
     loss: Tensor | None = None
     logits_per_image: Tensor | None = None
     logits_per_text: Tensor | None = None
-    text_embeds: Tensor | None = None
-    image_embeds: Tensor | None = None
-    logit_scale: Tensor | None = None
+    text_embeds: Tensor = _SET_BY_FORWARD
+    image_embeds: Tensor = _SET_BY_FORWARD
+    logit_scale: Tensor = _SET_BY_FORWARD
     logit_bias: Tensor | None = None
 
     @classmethod
@@ -63,7 +66,7 @@ def expose_temperature(model: PreTrainedModel) -> None:
         model.register_forward_hook(_add_temperature)
 
 
-def _add_temperature(model: PreTrainedModel, args: tuple, output: Any) -> DualEncoderOutput:
+def _add_temperature(model: Any, args: tuple[Any, ...], output: Any) -> DualEncoderOutput:
     bias = dict(model.named_parameters(recurse=False)).get("logit_bias")
     return DualEncoderOutput(
         loss=output.loss,

@@ -65,4 +65,4 @@ def prepare_for_fsdp2(model: PreTrainedModel) -> None:
         for module in model.modules()
         if module is not token_embedding and token_embedding in module.modules()
     }
-    model._no_split_modules = set(model._no_split_modules) - around
+    model._no_split_modules = set(model._no_split_modules or ()) - around

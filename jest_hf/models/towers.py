@@ -51,14 +51,14 @@ def accept_views(model: PreTrainedModel) -> None:
     if family.accept_views is not None:
         family.accept_views(model)
         return
-    tower = model.vision_model
+    tower: Any = model.vision_model  # of transformers, with attributes of its own
     tower.forward = MethodType(_forward_views, tower)
     if not family.patches:  # with patches a model resizes positions to each image by itself
         tower.embeddings.interpolate_pos_encoding = MethodType(_positions, tower.embeddings)
 
 
 def _forward_views(
-    tower: nn.Module, pixel_values: Tensor | tuple[dict[str, Any], ...], **inputs: Any
+    tower: Any, pixel_values: Tensor | tuple[dict[str, Any], ...], **inputs: Any
 ) -> BaseModelOutputWithPooling:
     """The tower's `forward`, or the pooled outputs of several."""
     if isinstance(pixel_values, Tensor):
@@ -67,7 +67,7 @@ def _forward_views(
     return BaseModelOutputWithPooling(pooler_output=torch.cat(pooled))
 
 
-def _pooled(tower: nn.Module, kept_patches: Tensor | None = None, **inputs: Any) -> Tensor:
+def _pooled(tower: Any, kept_patches: Tensor | None = None, **inputs: Any) -> Tensor:
     with _keeping(tower.embeddings, kept_patches):
         return type(tower).forward(tower, **inputs).pooler_output
 
@@ -85,12 +85,12 @@ def _keeping(embeddings: nn.Module, kept_patches: Tensor | None) -> Iterator[Non
         hook.remove()
 
 
-def _keep(kept_patches: Tensor, embeddings: nn.Module, args: tuple, tokens: Tensor) -> Tensor:
+def _keep(kept_patches: Tensor, embeddings: Any, args: tuple[Any, ...], tokens: Tensor) -> Tensor:
     n_before = tokens.shape[1] - embeddings.num_patches  # the class token, in CLIP
     return torch.cat([tokens[:, :n_before], tokens[:, n_before:].index_select(1, kept_patches)], dim=1)
 
 
-def _positions(embeddings: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
+def _positions(embeddings: Any, tokens: Tensor, height: int, width: int) -> Tensor:
     """Position embeddings of an image of `height` x `width` pixels, `[1, tokens, width]`."""
     positions = embeddings.position_embedding(embeddings.position_ids)[0]  # its forward, where engines gather it
     n_before = len(positions) - embeddings.num_patches

@@ -13,16 +13,13 @@ the sentence in the model card, the metric that is plotted. To add a criterion, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 
-if TYPE_CHECKING:
-    from typing import Literal
-
-    ScoringModel = Literal["learner", "reference"]
+ScoringModel = Literal["learner", "reference"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class Criterion:
             reference (`torch.Tensor`, *optional*): The reference's, likewise.
         """
         losses = {"learner": learner, "reference": reference}
-        terms = [weight * losses[name] for name, weight in self.weights.items() if losses[name] is not None]
+        terms = [weight * loss for name, weight in self.weights.items() if (loss := losses[name]) is not None]
         return torch.stack(terms).sum(dim=0)
 
 
@@ -102,4 +99,4 @@ CRITERIA: dict[str, Criterion] = {
 }
 
 
-__all__ = ["CRITERIA", "Criterion"]
+__all__ = ["CRITERIA", "Criterion", "ScoringModel"]

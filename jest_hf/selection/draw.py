@@ -58,9 +58,10 @@ class Candidates:
     """
 
     def __init__(self, available: Tensor, sizes: list[int], ranks: Ranks) -> None:
-        told = [len(available), int(available.sum()), sum(sizes), len(sizes), sizes[0]]
-        told = ranks.gather(torch.tensor(told, device=available.device)).T.tolist()
-        lengths, n_available, wanted, n_draws, first = told
+        own = torch.tensor(
+            [len(available), int(available.sum()), sum(sizes), len(sizes), sizes[0]], device=available.device
+        )
+        lengths, n_available, wanted, n_draws, first = ranks.gather(own).T.tolist()
         if len({*zip(wanted, n_draws, first, strict=True)}) > 1:
             raise ValueError(
                 f"size, n_chunks and uniform_size must be the same on all ranks, got {wanted} in {n_draws} chunks, of "
@@ -113,8 +114,10 @@ class Candidates:
         """
         counts = drawn.owners.bincount(minlength=self._ranks.size).tolist()
         rows = self._ranks.gather_rows(take(self._own(drawn)), counts)
-        # They come by rank, and from each rank in order of drawing.
-        return rows[drawn.owners.argsort(stable=True).argsort()]
+        # Gathered rows lie by rank, and those of one rank in order of drawing.
+        by_rank = drawn.owners.argsort(stable=True)
+        collected: Tensor = rows[by_rank.argsort()]
+        return collected
 
     def _own(self, drawn: Draw) -> Tensor:
         """Positions within this rank's share of those drawn from it, in order of drawing."""
@@ -162,7 +165,7 @@ def raised_on_all(ranks: Ranks, device: torch.device) -> Iterator[None]:
     lengths = ranks.gather_counts(len(complaint), device)
     if any(lengths):
         words = torch.tensor(list(complaint), dtype=torch.uint8, device=device)
-        complaints = ranks.gather_rows(words, lengths).split(lengths)
+        complaints = torch.split(ranks.gather_rows(words, lengths), lengths)
         unhappy = [rank for rank, length in enumerate(lengths) if length]
         raise ValueError(f"rank {_listed(unhappy)}: {bytes(complaints[unhappy[0]].tolist()).decode()}")
 

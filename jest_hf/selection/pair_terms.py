@@ -165,7 +165,7 @@ class _RunningLoss:
         self._nothing_drawn = True
 
     def add(self, drawn: Tensor) -> None:
-        for part in drawn.split(_TILE_COLUMNS):
+        for part in torch.split(drawn, _TILE_COLUMNS):
             image, text = part.chunk(2, dim=1)
             self._reduce_into(self._as_image, self._image, text)
             self._reduce_into(self._as_text, self._text, image)
@@ -193,7 +193,7 @@ def _logit_tiles(candidates: Tensor, drawn: Tensor, scale: float, bias: float) -
     offset = drawn.new_tensor([bias])
     step = _tile_rows(candidates.device)
     scratch = drawn.new_empty(len(drawn) * min(step, len(candidates)))
-    for tile in candidates.split(step):
+    for tile in torch.split(candidates, step):
         logits = scratch[: len(drawn) * len(tile)].view(len(drawn), len(tile))
         yield torch.addmm(offset, drawn, tile.float().T, out=logits)
 
@@ -202,7 +202,7 @@ def _own_products(embeddings: ContrastiveEmbeddings) -> Tensor:
     """The product of each image with its own text, float32 `[B]`, upcast a tile at a time."""
     image, text = embeddings.image.detach(), embeddings.text.detach()
     step = _tile_rows(image.device)
-    tiles = zip(image.split(step), text.split(step), strict=True)
+    tiles = zip(torch.split(image, step), torch.split(text, step), strict=True)
     return torch.cat([(i.float() * t.float()).sum(dim=1) for i, t in tiles])
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from jest_hf.batch import ContrastiveEmbeddings, Scored
-from jest_hf.selection.criteria import CRITERIA, Criterion
+from jest_hf.selection.criteria import CRITERIA, Criterion, ScoringModel
 from jest_hf.selection.pair_terms import PAIR_LOSSES, MatrixPart, Part, PointwisePart, Running, model_part
 
 
@@ -64,34 +64,24 @@ class PairwiseScores:
             ValueError: for an unknown criterion or loss, a model that the criterion needs and that is missing, or
                 learner and reference of different kinds, of different length or on different devices.
         """
-        chosen = criterion if isinstance(criterion, Criterion) else CRITERIA.get(criterion)
+        chosen = criterion if isinstance(criterion, Criterion) else CRITERIA.get(criterion or "")
         if chosen is None:
             raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}.")
-        models = {"learner": learner, "reference": reference}
+        models: dict[ScoringModel, Scored | None] = {"learner": learner, "reference": reference}
         if loss not in LOSSES and any(isinstance(model, ContrastiveEmbeddings) for model in models.values()):
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}.")
+        scored: dict[ScoringModel, Scored] = {}
         for name in chosen.weights:
-            if models[name] is None:
+            model = models[name]
+            if model is None:
                 raise ValueError(f"criterion {chosen.name!r} needs the {name}'s embeddings: pass {name}=.")
-        if len(chosen.weights) == 2:
-            if type(learner) is not type(reference):
-                raise ValueError(
-                    "learner and reference must both embed pairs or both have losses, got "
-                    f"{type(learner).__name__} and {type(reference).__name__}."
-                )
-            if len(learner) != len(reference):
-                raise ValueError(
-                    f"learner and reference must embed the same examples, got {len(learner)} and {len(reference)}."
-                )
-            if learner.device != reference.device:
-                raise ValueError(
-                    "learner and reference embeddings must be on one device, got "
-                    f"{learner.device} and {reference.device}: move one of them."
-                )
-        parts = {name: model_part(models[name], loss) for name in chosen.weights}
+            scored[name] = model
+        if len(scored) == 2:
+            _check_alike(scored["learner"], scored["reference"])
+        parts = {name: model_part(model, loss or "") for name, model in scored.items()}
         if not chosen.joint:
-            own = {name: parts[name].diagonal() if name in parts else None for name in models}
-            return cls.from_pointwise(chosen.own(**own))
+            own = {name: part.diagonal() for name, part in parts.items()}
+            return cls.from_pointwise(chosen.own(own.get("learner"), own.get("reference")))
         return cls([(weight, parts[name]) for name, weight in chosen.weights.items()])
 
     @classmethod
@@ -135,16 +125,35 @@ class RunningScores:
     """The conditional term of every candidate given the examples drawn so far (a + c in Algorithm 1)."""
 
     def __init__(self, parts: Sequence[tuple[float, Running, int]]) -> None:
-        self._signs, self._parts, self._widths = zip(*parts, strict=True)
+        self._parts = [(sign, part) for sign, part, _ in parts]
+        self._widths = [width for _, _, width in parts]
 
     def add(self, drawn: Tensor) -> None:
         """Count examples, none of them added before, as drawn: what [`PairwiseScores.take`] says of them, `[m, K]`."""
-        for part, columns in zip(self._parts, drawn.split(self._widths, dim=1), strict=True):
+        for (_, part), columns in zip(self._parts, torch.split(drawn, self._widths, dim=1), strict=True):
             part.add(columns)
 
     def total(self) -> Tensor:
         """Return the conditional term, float64 `[B]`: 0 before anything is drawn, meaningless for drawn examples."""
-        return torch.stack([s * part.total() for s, part in zip(self._signs, self._parts, strict=True)]).sum(dim=0)
+        return torch.stack([sign * part.total() for sign, part in self._parts]).sum(dim=0)
+
+
+def _check_alike(learner: Scored, reference: Scored) -> None:
+    """Raise a `ValueError` unless both score the same examples, in the same way, on the same device."""
+    if type(learner) is not type(reference):
+        raise ValueError(
+            "learner and reference must both embed pairs or both have losses, got "
+            f"{type(learner).__name__} and {type(reference).__name__}."
+        )
+    if len(learner) != len(reference):
+        raise ValueError(
+            f"learner and reference must embed the same examples, got {len(learner)} and {len(reference)}."
+        )
+    if learner.device != reference.device:
+        raise ValueError(
+            "learner and reference embeddings must be on one device, got "
+            f"{learner.device} and {reference.device}: move one of them."
+        )
 
 
 __all__ = ["LOSSES", "PairwiseScores", "RunningScores"]
