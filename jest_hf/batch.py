@@ -152,8 +152,7 @@ Scored = ContrastiveEmbeddings | PointwiseLosses
 
 @dataclass(frozen=True)
 class Scores:
-    """
-    What the models that score computed of the same rows.
+    """What the models that score computed of the same rows.
 
     Args:
         learner ([`ContrastiveEmbeddings`] or [`PointwiseLosses`], *optional*): Computed by the learner, or by the

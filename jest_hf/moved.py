@@ -11,8 +11,7 @@ from typing import Any
 
 
 def moved(old_module: str, new_modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """
-    Return the `__getattr__` of a module whose names have moved.
+    """Return the `__getattr__` of a module whose names have moved.
 
     Args:
         old_module (`str`): The module from which the names can still be imported.

@@ -29,8 +29,7 @@ Layout = dict[str, tuple[str, list[int]]]  # dtype and shape of one row, by key 
 
 @dataclass(frozen=True)
 class Exchanged:
-    """
-    The rows that one rank trains on.
+    """The rows that one rank trains on.
 
     Args:
         batch (`dict[str, torch.Tensor]`): This rank's sub-batch, in order of drawing.
@@ -46,8 +45,7 @@ class Exchanged:
 
 
 def quotas(n: int, world_size: int) -> list[int]:
-    """
-    Return how many of n examples each rank trains on: `n // world_size`, and the first `n % world_size` ranks one
+    """Return how many of n examples each rank trains on: `n // world_size`, and the first `n % world_size` ranks one
         more.
 
     Example:
@@ -63,8 +61,7 @@ def quotas(n: int, world_size: int) -> list[int]:
 
 
 def plan_exchange(owners: Tensor, world_size: int) -> Tensor:
-    """
-    Decide which rank trains on which selected example.
+    """Decide which rank trains on which selected example.
 
     Every rank gets the number of examples in [`quotas`]. In order of drawing, an example stays with its owner until
     the owner's quota is used up; the other examples go to the ranks with too few, in the order of ranks. No plan moves
@@ -102,8 +99,7 @@ def plan_exchange(owners: Tensor, world_size: int) -> Tensor:
 def exchange(
     ranks: Ranks, super_batch: Mapping[str, Tensor], indices: Tensor, counts: Sequence[int] | None = None
 ) -> Exchanged:
-    """
-    Return this rank's sub-batch of a global selection. A collective.
+    """Return this rank's sub-batch of a global selection. A collective.
 
     Args:
         ranks ([`Ranks`]): The ranks that share the super-batch.

@@ -31,8 +31,7 @@ def gather_objects(ranks: Ranks, value: Any, device: torch.device | str = "cpu")
 
 
 def ask_first_rank(ranks: Ranks, question: Callable[[], Any], device: torch.device | str = "cpu") -> Any:
-    """
-    Call `question` on the first rank and return its result on every rank. A collective.
+    """Call `question` on the first rank and return its result on every rank. A collective.
 
     For results that may differ between two calls, such as those of the Hub.
 
@@ -63,8 +62,7 @@ def ask_first_rank(ranks: Ranks, question: Callable[[], Any], device: torch.devi
 
 
 def gather_to_cpu(ranks: Ranks, rows: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """
-    Gather the rows of all ranks, in the order of ranks, on the CPU, a part at a time. A collective.
+    """Gather the rows of all ranks, in the order of ranks, on the CPU, a part at a time. A collective.
 
     Args:
         ranks ([`Ranks`]): The ranks that gather.

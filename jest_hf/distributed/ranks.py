@@ -19,8 +19,7 @@ from torch import Tensor
 
 
 class Ranks:
-    """
-    The processes of a group, seen from one of them.
+    """The processes of a group, seen from one of them.
 
     Args:
         group (`torch.distributed.ProcessGroup`, *optional*): The group; `None` is this process alone. For the default
@@ -71,8 +70,7 @@ class Ranks:
         return self.gather(torch.tensor(count, device=device)).tolist()
 
     def gather_rows(self, rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
-        """
-        Return the rows of all ranks, in the order of ranks: `[sum(counts), ...]`. A collective.
+        """Return the rows of all ranks, in the order of ranks: `[sum(counts), ...]`. A collective.
 
         Args:
             rows (`torch.Tensor`): This rank's `[n, ...]`; n may differ between ranks, the rest of the shape may not.
@@ -96,8 +94,7 @@ class Ranks:
         return total
 
     def route(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
-        """
-        Send the first `sent[0]` rows to rank 0, the next `sent[1]` to rank 1, and so on. A collective.
+        """Send the first `sent[0]` rows to rank 0, the next `sent[1]` to rank 1, and so on. A collective.
 
         Args:
             rows (`torch.Tensor`): `[sum(sent), ...]`.

@@ -14,8 +14,7 @@ from jest_hf.distributed.ranks import Ranks
 
 
 class Shares(NamedTuple):
-    """
-    The shares of a super-batch, the same on every rank.
+    """The shares of a super-batch, the same on every rank.
 
     Attributes:
         ranks ([`Ranks`]): The ranks that hold the shares.

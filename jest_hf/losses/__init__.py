@@ -3,8 +3,8 @@
 """Contrastive losses of a dual encoder, as plain functions of its embeddings.
 
 Every loss has the signature `(image, text, scale, bias=None, *, tile_size=None, ranks=None, exchange="gather") ->
-scalar`; [`LOSSES`] finds one by name. Those of [`DISTILLATION`] take a teacher besides, whose word on each pair is the
-target. [`backward_in_chunks`] back-propagates one through a batch larger than memory.
+scalar`; [`LOSSES`] maps names to losses. Those of [`DISTILLATION`] also take a teacher, whose probabilities of the
+pairs are the targets. [`backward_in_chunks`] back-propagates a loss through a batch that is larger than memory.
 """
 
 from __future__ import annotations

@@ -24,8 +24,7 @@ ScoringModel = Literal["learner", "reference"]
 
 @dataclass(frozen=True)
 class Criterion:
-    """
-    A score as a weighted sum of two losses: `learner * (learner's loss) + reference * (reference's loss)`.
+    """A score as a weighted sum of two losses: `learner * (learner's loss) + reference * (reference's loss)`.
 
     For a criterion that is no weighted sum, write a subclass that overrides [`~Criterion.own`] and pass `joint=False`.
     Such a criterion works with the selections that score each example by itself, `"independent"` and `"top_k"`.
@@ -78,8 +77,7 @@ class Criterion:
         return {name: weight for name, weight in weights.items() if weight}
 
     def own(self, learner: Tensor | None, reference: Tensor | None) -> Tensor:
-        """
-        Return the score of each example by itself, float32 `[n]`.
+        """Return the score of each example by itself, float32 `[n]`.
 
         Args:
             learner (`torch.Tensor`, *optional*): The learner's loss of each example (for image-text pairs, of each

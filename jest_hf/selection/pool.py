@@ -17,8 +17,7 @@ from jest_hf.selection.joint import Chunk
 
 
 class DrawKey(NamedTuple):
-    """
-    Seed and step, on which the noise of a draw depends, besides the positions of the candidates.
+    """Seed and step, on which the noise of a draw depends, besides the positions of the candidates.
 
     Attributes:
         seed (`int`): Seed of the run.
@@ -31,8 +30,7 @@ class DrawKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Pool:
-    """
-    The candidates of one step, as one rank sees them.
+    """The candidates of one step, as one rank sees them.
 
     Args:
         rows (`dict`): This rank's n rows of the super-batch. `valid`, bool `[n]`, marks the rows that can be selected;
@@ -56,8 +54,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Selection:
-    """
-    A sub-batch, the same on every rank that selects together.
+    """A sub-batch, the same on every rank that selects together.
 
     Args:
         indices (`torch.Tensor`): Positions in the super-batch of the ranks that select together, int64 `[b]`, in order

@@ -38,8 +38,7 @@ _IDS_SHOWN = 10
 
 @dataclass(frozen=True)
 class Selector(ABC):
-    """
-    A way to select, with its settings.
+    """A way to select, with its settings.
 
     Args:
         criterion (`str`, *optional*): One of `CRITERIA`; `None` for `"uniform"`.
@@ -82,8 +81,7 @@ class Selector(ABC):
 
     @staticmethod
     def parse(text: str, **settings: Any) -> Selector:
-        """
-        Read `"uniform"`, or `"<selection>/<criterion>"` such as `"joint/easy_reference"`.
+        """Read `"uniform"`, or `"<selection>/<criterion>"` such as `"joint/easy_reference"`.
 
         Args:
             text (`str`): The selection, and its criterion after a slash.
@@ -111,8 +109,7 @@ class Selector(ABC):
 
     @abstractmethod
     def select(self, pool: Pool, ask: Ask, key: DrawKey) -> Selection:
-        """
-        Select the sub-batch of a step. A collective.
+        """Select the sub-batch of a step. A collective.
 
         Args:
             pool ([`Pool`]): The candidates.
@@ -237,8 +234,7 @@ def draw_sub_batch(
     selection: str = "joint",
     uniform_size: int = 0,
 ) -> list[Chunk]:
-    """
-    Draw the sub-batch of a step: a function of (scores, seed, step) alone, without any state. A collective.
+    """Draw the sub-batch of a step: a function of (scores, seed, step) alone, without any state. A collective.
 
     Args:
         embeddings (`dict`): What the models computed of this rank's n examples, under the keys `"learner"`,

@@ -28,8 +28,7 @@ def take_readable(super_batch: dict[str, Tensor], shares: Shares) -> Exchanged:
 def take_sub_batch(
     shares: Shares, super_batch: dict[str, Tensor], embeddings: Mapping[str, Scored], indices: Tensor
 ) -> tuple[Exchanged, dict[str, dict[str, Scored]]]:
-    """
-    Return this rank's part of the sub-batch, and the scores of selected and of rejected examples. A collective.
+    """Return this rank's part of the sub-batch, and the scores of selected and of rejected examples. A collective.
 
     Args:
         shares ([`~jest_hf.distributed.Shares`]): How the super-batch is spread over the ranks.
