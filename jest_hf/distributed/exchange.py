@@ -164,8 +164,8 @@ def _check_layout(ranks: Ranks, super_batch: Mapping[str, Tensor], device: torch
         )
         raise ValueError(
             f"the rows of {name!r} are {_describe(layouts[0], name)} on rank 0 and {_describe(layouts[other], name)} "
-            f"on rank {other}, and rows of different shapes cannot change ranks: let the data collator pad to a fixed "
-            "length, or set selection_scope='local'."
+            f"on rank {other}, and rows that differ in this way cannot change ranks: let the data collator pad to a "
+            "fixed length, or set selection_scope='local'."
         )
 
 
