@@ -3,9 +3,9 @@
 """Contrastive losses of a dual encoder, as plain functions of its embeddings.
 
 Every loss has the signature `(image, text, scale, bias=None, *, tile_size=None, ranks=None, exchange="gather") ->
-scalar`; [`LOSSES`] finds one by name. Those of [`DISTILLATION`] take a teacher besides, whose word on each pair is the
-target. [`backward_in_chunks`] back-propagates one through a batch larger than memory. Examples that stand alone have
-[`per_example_losses`], and [`mean_over_ranks`] is the loss of a batch of them.
+scalar`; [`LOSSES`] maps names to losses. Those of [`DISTILLATION`] also take a teacher, whose probabilities of the
+pairs are the targets. [`backward_in_chunks`] back-propagates a loss through a batch that is larger than memory.
+[`per_example_losses`] and [`mean_over_ranks`] are for examples that stand alone.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Load a model as what it was saved as: a dual encoder whole, anything else with the head that it was trained with."""
+"""Load a model as the class it was saved as: a dual encoder with both towers, other models with their head."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from jest_hf.models.families import FAMILIES
 
 
 def load_model(name: str | Path, **options: Any) -> PreTrainedModel:
-    """
-    Load a learner, proxy or reference.
+    """Load a learner, proxy or reference.
 
     Args:
         name (`str` or `Path`): Hub id or local path.
-        **options: Of `from_pretrained`.
+        **options: Options of `from_pretrained`.
 
     Raises:
-        ValueError: for a model without a head (a bare backbone has no loss), and for a class that is neither one of
-            transformers nor registered with `AutoModel`.
+        ValueError: for a backbone without a head, which has no loss, and for a class that neither belongs to
+            transformers nor is registered with `AutoModel`.
     """
     config = AutoConfig.from_pretrained(name)
     saved_as = (config.architectures or ["nothing"])[0]
@@ -53,14 +52,17 @@ def _automatic(config: PretrainedConfig) -> str | None:
 
 
 def restore_renamed(model: nn.Module, folder: str | Path) -> bool:
-    """
-    Load the weights of a checkpoint into a model whose `save_pretrained` writes them under other names.
+    """Load the weights of a checkpoint into a model whose `save_pretrained` writes them under other names.
 
-    transformers 5 saves some models (ViT) under the names of earlier versions, and its Trainer resumes by the names
-    that the model has: what it does not find keeps the weights that the run started with, and a log line says so.
+    transformers 5 saves some models (ViT) with the parameter names of earlier versions, while its Trainer resumes by
+    the names in the model: it keeps the start weights of parameters that it does not find, and only logs this.
+
+    Args:
+        model (`torch.nn.Module`): The model to load into.
+        folder (`str` or `Path`): The checkpoint.
 
     Returns:
-        Whether that was the case, and the weights are loaded; otherwise nothing is done.
+        `bool`: whether the names differ, and the weights were loaded. Otherwise the model is not changed.
     """
     files = list(Path(folder).glob("model*.safetensors"))
     if not isinstance(model, PreTrainedModel) or not files:
