@@ -96,11 +96,8 @@ def draw_caption(n: int, seed: int, epoch: int, example_id: int) -> int:
 
 def usable_captions(value: Any) -> list[str]:
     """The captions that are not empty; `BrokenCaption` if there is none, or what there is is not a string."""
-    captions = (
-        [value]
-        if value is None or isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable)
-        else value
-    )
+    is_one = value is None or isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable)
+    captions: Iterable[Any] = [value] if is_one else value
     wrong = next((caption for caption in captions if caption is not None and not isinstance(caption, str)), None)
     if wrong is not None:
         raise BrokenCaption(f"its caption is a {type(wrong).__name__}, not a string")
@@ -110,7 +107,7 @@ def usable_captions(value: Any) -> list[str]:
     return usable
 
 
-def tokenizer_definition(tokenizer: PreTrainedTokenizerBase) -> tuple:
+def tokenizer_definition(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
     """What decides a tokenizer's output at a given length (fast tokenizers also keep their last padding: left out)."""
     if tokenizer.is_fast:
         state = json.loads(tokenizer.backend_tokenizer.to_str())

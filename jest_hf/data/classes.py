@@ -109,9 +109,9 @@ class Classes:
 
 def label2id_of(config: PretrainedConfig) -> dict[str, int]:
     """The classes of a model, by name, of which a configuration may know one direction alone."""
-    if config.label2id is None:
-        return {name: int(number) for number, name in config.id2label.items()}
-    return {name: int(number) for name, number in config.label2id.items()}
+    if config.label2id is not None:
+        return {name: int(number) for name, number in config.label2id.items()}
+    return {name: int(number) for number, name in (config.id2label or {}).items()}
 
 
 def plain_label(label: Any) -> Any:

@@ -31,7 +31,7 @@ from jest_hf.data.captions import (
     usable_captions,
 )
 from jest_hf.images.faithful import faithful_geometry
-from jest_hf.images.pixels import BrokenImage, Geometry, decode_image
+from jest_hf.images.pixels import BrokenImage, Geometry, ImageGeometry, PatchGeometry, decode_image
 from jest_hf.images.views import View
 
 
@@ -224,9 +224,11 @@ class JESTDataCollator:
 
 def _geometry_at(view: View, full: Geometry) -> Geometry | None:
     """What to do to images for a view that is a smaller image; `None` for any other."""
-    if view.kind == "num_patches":
-        return replace(full, max_num_patches=view.value)
-    return full.scaled_to(view.value) if view.kind == "image" else None
+    if view.kind == "num_patches" and isinstance(full, PatchGeometry):
+        return replace(full, max_num_patches=int(view.value))
+    if view.kind == "image" and isinstance(full, ImageGeometry):
+        return full.scaled_to(int(view.value))
+    return None
 
 
 def _parts(processor: ProcessorMixin, name: str, max_length: int | None) -> tuple[Geometry, TextEncoder]:

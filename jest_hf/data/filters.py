@@ -7,7 +7,15 @@ from __future__ import annotations
 from jest_hf.moved import moved
 
 
-_NAMES = ("CurationFilters", "FilterResult", "caption_column_of", "curate", "join")
-_NAMES += ("measure_alignment", "measure_captions", "measure_images")
+_NAMES = (
+    "CurationFilters",
+    "FilterResult",
+    "caption_column_of",
+    "curate",
+    "join",
+    "measure_alignment",
+    "measure_captions",
+    "measure_images",
+)
 
 __getattr__ = moved(__name__, dict.fromkeys(_NAMES, "jest_hf.curation"))

@@ -180,7 +180,7 @@ class ImageLabelCollator(ClassCollator):
         image_column: str = "image",
         label_column: str = "label",
     ) -> None:
-        self.image_column = image_column
+        self.image_column: str = image_column
         super().__init__(image_processor, label2id, image_column=image_column, label_column=label_column)
         self.geometries: dict[str, Geometry] = {"": faithful_geometry(image_processor)}
         self._add_reference(ref_image_processor)

@@ -34,4 +34,5 @@ def build_processor(
         raise ValueError(f"image_size is {image_size}: it counts pixels, so it must be at least 1.")
     # The PIL backend needs no torchvision; where that is installed, `AutoProcessor` loads what is saved here with it.
     image_processor = SiglipImageProcessorPil(size={"height": image_size, "width": image_size})
-    return SiglipProcessor(image_processor, train_tokenizer(captions, vocab_size, max_length))
+    tokenizer = train_tokenizer(captions, vocab_size, max_length)
+    return SiglipProcessor(image_processor, tokenizer)  # type: ignore[no-untyped-call]  # transformers has no types

@@ -78,7 +78,7 @@ def share_batches(n_rows: int, batch_size: int, ranks: Ranks | None = None) -> l
     return own + [range(0)] * (share - len(own))
 
 
-class Rows(Dataset):
+class Rows(Dataset[dict[str, Any]]):
     """
     Map-style view of a data set whose rows carry their `example_id` and `epoch`.
 
@@ -97,7 +97,9 @@ class Rows(Dataset):
     """
 
     def __init__(
-        self, dataset: datasets.Dataset | Dataset | Sequence[Mapping], image_column: str | None = None
+        self,
+        dataset: datasets.Dataset | Dataset[Any] | Sequence[Mapping[str, Any]],
+        image_column: str | None = None,
     ) -> None:
         _require_map_style(dataset)
         if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
@@ -108,7 +110,7 @@ class Rows(Dataset):
                     f"{', '.join(dataset.column_names)}); name the column of the images as the data collator's "
                     "image_column."
                 )
-        self.dataset = dataset
+        self.dataset: Any = dataset
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -34,7 +34,7 @@ def is_stream(dataset: Any) -> bool:
     return isinstance(dataset, datasets.IterableDataset | IterableDataset)
 
 
-class StreamedRows(IterableDataset):
+class StreamedRows(IterableDataset[dict[str, Any]]):
     """
     One rank's part of a stream, its rows labelled with `example_id` and `epoch`, images undecoded as in [`Rows`].
 
@@ -60,7 +60,7 @@ class StreamedRows(IterableDataset):
 
     def __init__(
         self,
-        dataset: datasets.IterableDataset | IterableDataset,
+        dataset: datasets.IterableDataset | IterableDataset[Any],
         image_column: str | None = None,
         ranks: Ranks | None = None,
     ) -> None:
@@ -72,7 +72,8 @@ class StreamedRows(IterableDataset):
         ranks = ranks or Ranks()
         self.rank, self.n_ranks = ranks.rank, ranks.size  # no group: the object travels to loader workers
         # In shared memory: persistent workers, which got their copy long ago, see it too.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = torch.zeros((), dtype=torch.int64)
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # torch gives it no types
         if isinstance(dataset, datasets.IterableDataset):
             dataset = self._own_part(dataset, image_column)
         self.dataset = dataset
@@ -118,7 +119,7 @@ class StreamedRows(IterableDataset):
             yield _labelled(row, epoch, (position * n_workers + worker_id) * self.n_ranks + self.rank)
 
 
-class StreamedBatches(IterableDataset):
+class StreamedBatches(IterableDataset[dict[str, Tensor]]):
     """
     The super-batches of a stream, without end: pass after pass, as long as every rank has one.
 
@@ -138,17 +139,20 @@ class StreamedBatches(IterableDataset):
         ValueError: While iterating, on all ranks, if a pass holds not even one super-batch for every rank.
     """
 
-    def __init__(self, loader: DataLoader, ranks: Ranks | None = None, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, loader: DataLoader[dict[str, Any]], ranks: Ranks | None = None, device: torch.device | str = "cpu"
+    ) -> None:
         self.loader = loader
         self.ranks = ranks or Ranks()
         self.device = device
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        rows: Any = self.loader.dataset
         for epoch in count():
-            self.loader.dataset.set_epoch(epoch)
+            rows.set_epoch(epoch)
             n_batches = 0
             batches = iter(self.loader)
-            while self._all_have(batch := next(batches, None)):
+            while self._all_have(batch := next(batches, None)) and batch is not None:
                 n_batches += 1
                 yield batch
             if n_batches == 0:
@@ -163,7 +167,7 @@ class StreamedBatches(IterableDataset):
 
 
 def load_stream(
-    dataset: datasets.IterableDataset | IterableDataset,
+    dataset: datasets.IterableDataset | IterableDataset[Any],
     collator: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
     batch_size: int,
     *,
@@ -171,7 +175,7 @@ def load_stream(
     ranks: Ranks | None = None,
     device: torch.device | str = "cpu",
     **options: Any,
-) -> DataLoader:
+) -> DataLoader[dict[str, Tensor]]:
     """
     Super-batches of a stream, as a `Trainer` wants them of its `get_train_dataloader`.
 
@@ -191,13 +195,18 @@ def load_stream(
     loader = DataLoader(rows, batch_size, collate_fn=collator, drop_last=True, generator=generator, **options)
     batches = DataLoader(StreamedBatches(loader, ranks, device), batch_size=None, collate_fn=_as_it_is)
     # Left to itself, accelerate would read a stream on rank 0 alone, or split a second time what is split already.
-    device = torch.device(device)
-    return prepare_data_loader(
-        batches, device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
+    prepared: DataLoader[dict[str, Tensor]] = prepare_data_loader(
+        batches,
+        torch.device(device),
+        num_processes=1,
+        process_index=0,
+        put_on_device=True,
+        dispatch_batches=False,
     )
+    return prepared
 
 
-def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 

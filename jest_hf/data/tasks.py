@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import datasets
 import numpy as np
@@ -81,8 +82,9 @@ def class_names(rows: datasets.Dataset, column: str) -> list[str]:
             f"the data have no column {column!r} (there are: {', '.join(rows.column_names)}); name the column of the "
             "labels with label_column."
         )
-    if isinstance(rows.features[column], datasets.ClassLabel):
-        return rows.features[column].names
+    feature = rows.features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        return list(feature.names)
     labels = {plain_label(label) for label in rows.unique(column)} - {None}
     if all(isinstance(label, str) for label in labels):
         return sorted(labels)
@@ -152,7 +154,7 @@ def _some(rows: list[int], share: float, rng: np.random.Generator) -> list[int]:
 
 
 def _replace(
-    rows: datasets.Dataset, column: str, values: list, key: str, altered: list[int], words: tuple[str, str]
+    rows: datasets.Dataset, column: str, values: list[Any], key: str, altered: list[int], words: tuple[str, str]
 ) -> datasets.Dataset:
     """The rows with other values in a column, and the answer key of what was altered in a new one."""
     is_altered = np.isin(np.arange(len(rows)), altered)

@@ -21,14 +21,14 @@ import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from jest_hf.data.captions import CAPTION_COLUMNS
 from jest_hf.data.collator import JESTDataCollator
 from jest_hf.data.rows import Rows, share_batches
 from jest_hf.distributed import Ranks
 from jest_hf.evaluation.zero_shot import DEFAULT_TEMPLATES, zero_shot_accuracy, zero_shot_classifier
-from jest_hf.models import IMAGE_KEYS, DualEncoderOutput
+from jest_hf.models import IMAGE_KEYS
 
 
 class EvaluatingTrainer(Protocol):
@@ -79,7 +79,7 @@ class ZeroShotCallback(TrainerCallback):
     def __init__(
         self,
         trainer: EvaluatingTrainer,
-        dataset: datasets.Dataset | Dataset | Sequence[Mapping[str, Any]],
+        dataset: datasets.Dataset | Dataset[Any] | Sequence[Mapping[str, Any]],
         class_names: Sequence[str],
         templates: Sequence[str] = DEFAULT_TEMPLATES,
         label_column: str = "label",
@@ -92,10 +92,18 @@ class ZeroShotCallback(TrainerCallback):
         self.rows = Rows(dataset, self.collator.image_column)
         self.labels = _labels(dataset, label_column, len(class_names))
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the metrics to those of an evaluation. Called by the Trainer. A collective."""
         several = self.trainer.eval_dataset
         loss = f"eval_{next(iter(several))}_loss" if isinstance(several, dict) else "eval_loss"
-        if loss in metrics:
+        if metrics is not None and loss in metrics:
             found = {f"eval_zero_shot_{name}": value for name, value in self.compute().items()}
             metrics.update(found)
             # The Trainer has logged its own metrics by now, and log() adds the epoch to what it is given.
@@ -108,44 +116,46 @@ class ZeroShotCallback(TrainerCallback):
         model = trainer.model_wrapped
         model.eval()
         batch_size = args.eval_batch_size
+        batches: list[Any] = share_batches(len(self.rows), batch_size, ranks)
         loader = DataLoader(
             self.rows,
-            batch_sampler=share_batches(len(self.rows), batch_size, ranks),
+            batch_sampler=batches,
             collate_fn=_ImageCollator(self.collator),
             num_workers=args.dataloader_num_workers,
         )
         blank = self.collator.blank()
 
-        def forward(inputs: dict[str, Tensor]) -> DualEncoderOutput:
-            return trainer.learner_view(
+        def embed(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            output = trainer.learner_view(
                 model, {name: value.to(args.device) for name, value in (blank | inputs).items()}
             )
+            return output.image_embeds, output.text_embeds
 
         def encode_text(prompts: list[str]) -> Tensor:
             parts = [prompts[rank * batch_size : (rank + 1) * batch_size] for rank in range(ranks.size)]
             own = parts[ranks.rank]
-            embeds = forward(self.collator.tokenize(own or [""])).text_embeds
+            _, embeds = embed(self.collator.tokenize(own or [""]))
             return ranks.gather_rows(embeds[: len(own)], [len(part) for part in parts])
 
         with trainer.accelerator.autocast():
             class_embeds = zero_shot_classifier(
                 encode_text, self.class_names, self.templates, batch_size=batch_size * ranks.size
             )
-            images, labels = [], []
+            own_images, own_labels = [], []
             for batch in loader:
                 valid = batch["valid"]
                 pixels = {name: value[valid] for name, value in batch.items() if name in IMAGE_KEYS}
-                embeds = forward(pixels if valid.any() else {}).image_embeds
-                images.append(embeds[: int(valid.sum())])
-                labels.append(self.labels[batch["example_id"][valid]].to(args.device))
-        counts = ranks.gather_counts(sum(len(part) for part in labels), args.device)
+                embeds, _ = embed(pixels if valid.any() else {})
+                own_images.append(embeds[: int(valid.sum())])
+                own_labels.append(self.labels[batch["example_id"][valid]].to(args.device))
+        counts = ranks.gather_counts(sum(len(part) for part in own_labels), args.device)
         if not any(counts):
             raise ValueError(
                 f"not one of the {len(self.rows)} images for zero-shot classification can be read; check the column "
                 f"{self.collator.image_column!r}."
             )
-        image, labels = (ranks.gather_rows(torch.cat(parts), counts) for parts in (images, labels))
-        accuracy = zero_shot_accuracy(image, class_embeds, labels)
+        images, labels = (ranks.gather_rows(torch.cat(parts), counts) for parts in (own_images, own_labels))
+        accuracy = zero_shot_accuracy(images, class_embeds, labels)
         return {**accuracy, "examples_skipped": len(self.rows) - len(labels)}
 
 
@@ -180,7 +190,7 @@ def _labels(dataset: Any, column: str, n_classes: int) -> Tensor:
         labels = list(dataset.with_format(None)[column])
     else:
         labels = [dataset[index][column] for index in range(len(dataset))]
-    wrong = [label for label in labels if not isinstance(label, numbers.Integral) or not 0 <= label < n_classes]
+    wrong = [label for label in labels if not isinstance(label, numbers.Integral) or not 0 <= int(label) < n_classes]
     if wrong:
         raise ValueError(
             f"{len(wrong)} of {len(labels)} labels in label_column={column!r} are none of 0 to {n_classes - 1}, the "

@@ -75,12 +75,13 @@ class LabelledResults:
         `examples_skipped`, and over the rows with a label `loss`, the mean over examples; of classifiers of whole
         examples `accuracy`, of others `perplexity`, the exponential of the mean over all tokens.
         """
-        skipped, counted = {"examples_skipped": len(self.valid) - self.n_examples}, self.n_labels > 0
+        skipped: dict[str, float] = {"examples_skipped": len(self.valid) - self.n_examples}
+        counted = self.n_labels > 0
         if not counted.any():
             return skipped
         losses, n_labels = self.losses[counted].double(), self.n_labels[counted]
         metrics = {"loss": losses.mean().item(), **skipped}
-        if self.logits is not None:
+        if self.logits is not None and self.labels is not None:
             right = self.logits[counted].argmax(dim=1) == self.labels[counted]
             return metrics | {"accuracy": right.double().mean().item()}
         return metrics | {"perplexity": ((losses * n_labels).sum() / n_labels.sum()).exp().item()}

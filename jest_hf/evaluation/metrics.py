@@ -40,7 +40,7 @@ Args:
 """
 
 
-class RetrievalMetric(evaluate.Metric):
+class RetrievalMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     """
     [`retrieval_recall`] over everything added.
 
@@ -60,7 +60,7 @@ class RetrievalMetric(evaluate.Metric):
     ```
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._added = {"image": 0, "text": 0}
 
@@ -91,7 +91,11 @@ class RetrievalMetric(evaluate.Metric):
         if image_embeds is None and text_embeds is None:
             raise ValueError("add_batch got neither image_embeds nor text_embeds: pass at least one of them.")
         inputs = {"image": (image_embeds, image_groups), "text": (text_embeds, text_groups)}
-        columns = {kind: self._columns(kind, *values) for kind, values in inputs.items() if values[0] is not None}
+        columns = {
+            kind: self._columns(kind, embeds, groups)
+            for kind, (embeds, groups) in inputs.items()
+            if embeds is not None
+        }
         for kind, rows in columns.items():
             super().add_batch(**rows)
             self._added[kind] += len(rows["group"])
@@ -133,7 +137,8 @@ class RetrievalMetric(evaluate.Metric):
         if self.writer is None:
             raise ValueError("RetrievalMetric has nothing to compute: call add_batch first, or pass the embeddings.")
         self._added = {"image": 0, "text": 0}
-        return super().compute(ks=ks, tile_size=tile_size)
+        recalls: dict[str, float] | None = super().compute(ks=ks, tile_size=tile_size)
+        return recalls
 
     def _compute(
         self,
@@ -146,15 +151,15 @@ class RetrievalMetric(evaluate.Metric):
         widths = {len(row) for row in embedding}
         if len(widths) > 1:
             raise ValueError(f"RetrievalMetric got embeddings of widths {sorted(widths)}: take all from one model.")
-        embedding, is_image, group = np.asarray(embedding, np.float32), np.asarray(is_image), np.asarray(group)
-        if is_image.all() or not is_image.any():
+        embeddings, groups, images = np.asarray(embedding, np.float32), np.asarray(group), np.asarray(is_image)
+        if images.all() or not images.any():
             raise ValueError("RetrievalMetric got only one of images and texts: add the other kind before compute.")
         return retrieval_recall(
-            embedding[is_image], embedding[~is_image], group[is_image], group[~is_image], ks=ks, tile_size=tile_size
+            embeddings[images], embeddings[~images], groups[images], groups[~images], ks=ks, tile_size=tile_size
         )
 
 
-class ZeroShotMetric(evaluate.Metric):
+class ZeroShotMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     """
     [`zero_shot_accuracy`] over everything added.
 
@@ -211,7 +216,8 @@ class ZeroShotMetric(evaluate.Metric):
             self.add_batch(image_embeds=image_embeds, labels=labels)
         if self.writer is None:
             raise ValueError("ZeroShotMetric has nothing to compute: call add_batch first, or pass the embeddings.")
-        return super().compute(class_embeds=class_embeds, ks=ks, tile_size=tile_size)
+        accuracies: dict[str, float] | None = super().compute(class_embeds=class_embeds, ks=ks, tile_size=tile_size)
+        return accuracies
 
     def _compute(
         self,

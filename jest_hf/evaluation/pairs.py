@@ -18,7 +18,7 @@ from jest_hf.data.collator import JESTDataCollator
 from jest_hf.distributed import Ranks, gather_objects, gather_to_cpu
 from jest_hf.evaluation.retrieval import retrieval_recall
 from jest_hf.losses import LOSSES
-from jest_hf.models import IMAGE_KEYS, DualEncoderOutput
+from jest_hf.models import IMAGE_KEYS
 
 
 class CaptionCollator:
@@ -108,7 +108,7 @@ class Embedded:
 
 @torch.no_grad()
 def embed_dataset(
-    read: Callable[..., DualEncoderOutput],
+    read: Callable[..., Any],
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
     device: torch.device,
@@ -119,7 +119,8 @@ def embed_dataset(
     Embed the batches of a [`CaptionCollator`], in eval mode.
 
     Args:
-        read (`Callable`): `read(model, batch)` is one forward: a [`~jest_hf.models.DualEncoder`], or one at a view.
+        read (`Callable`): `read(model, batch)` is one forward, which returns a
+            [`~jest_hf.models.DualEncoderOutput`]: a [`~jest_hf.models.DualEncoder`], or one at a view.
         model (`torch.nn.Module`): the model, wrapped or not.
         batches (iterable): this rank's batches, as many as every other rank's ([`~data.rows.share_batches`] sees to
             it): each is one forward, a collective under some engines.
@@ -135,7 +136,8 @@ def embed_dataset(
     """
     ranks = ranks or Ranks()
     model.eval()
-    images, texts, image_groups, text_groups, losses = [], [], [], [], []
+    columns: dict[str, list[Tensor]] = {"image": [], "text": [], "image_groups": [], "text_groups": []}
+    own_losses: list[float] = []
     number_of: dict[Any, int] = {}
     skipped = 0
     for batch in batches:
@@ -144,28 +146,24 @@ def embed_dataset(
         output = read(model, tensors)
         caption_of, n = batch["caption_of"].cpu(), len(batch["groups"])
         image, text = output.image_embeds[:n].float(), output.text_embeds[: len(caption_of)].float()
-        groups = [number_of.setdefault(group, len(number_of)) for group in batch["groups"]]
-        groups = torch.tensor(groups, dtype=torch.int64)
+        numbers = [number_of.setdefault(group, len(number_of)) for group in batch["groups"]]
+        groups = torch.tensor(numbers, dtype=torch.int64)
         if n > 0:
             first_captions = torch.searchsorted(caption_of, torch.arange(n))
-            losses.append(LOSSES[loss](image, text[first_captions], output.logit_scale, output.logit_bias).item())
-        images.append(image.cpu())
-        texts.append(text.cpu())
-        image_groups.append(groups)
-        text_groups.append(groups[caption_of])
+            loss_of_batch = LOSSES[loss](image, text[first_captions], output.logit_scale, output.logit_bias)
+            own_losses.append(loss_of_batch.item())
+        rows = {"image": image.cpu(), "text": text.cpu(), "image_groups": groups, "text_groups": groups[caption_of]}
+        for name, values in rows.items():
+            columns[name].append(values)
     skipped = sum(ranks.gather_counts(skipped, device))
-    losses = gather_to_cpu(ranks, torch.tensor(losses, dtype=torch.float64), device).tolist()
+    losses = gather_to_cpu(ranks, torch.tensor(own_losses, dtype=torch.float64), device).tolist()
     if not losses:
         raise ValueError(f"not one of the {skipped} evaluation rows can be read; check the image and caption columns.")
-    numbers = _common_numbers(ranks, list(number_of), device)
-    return Embedded(
-        image=gather_to_cpu(ranks, torch.cat(images), device),
-        text=gather_to_cpu(ranks, torch.cat(texts), device),
-        image_groups=gather_to_cpu(ranks, numbers[torch.cat(image_groups)], device),
-        text_groups=gather_to_cpu(ranks, numbers[torch.cat(text_groups)], device),
-        loss=sum(losses) / len(losses),
-        skipped=skipped,
-    )
+    common = _common_numbers(ranks, list(number_of), device)
+    own = {name: torch.cat(parts) for name, parts in columns.items()}
+    own |= {name: common[own[name]] for name in ("image_groups", "text_groups")}
+    gathered = {name: gather_to_cpu(ranks, values, device) for name, values in own.items()}
+    return Embedded(**gathered, loss=sum(losses) / len(losses), skipped=skipped)
 
 
 def _common_numbers(ranks: Ranks, groups: list[Any], device: torch.device) -> Tensor:

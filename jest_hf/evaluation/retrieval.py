@@ -16,6 +16,7 @@ Queries are taken a tile at a time; the `[Ni, Nt]` matrix never exists.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-Array = Tensor | np.ndarray | Sequence
+Array = Tensor | np.ndarray | Sequence[Any]
 
 # Cosines closer than this are a tie: above float32 rounding noise, below any difference that means something.
 TIE = 1e-6
@@ -113,7 +114,7 @@ def group_ranks(
         raise ValueError(f"tile_size must be at least 1, but is {tile_size}: the default is 256.")
     ranks = []
     with torch.autocast(queries.device.type, enabled=False):
-        for rows, groups in zip(queries.split(tile_size), query_groups.split(tile_size), strict=True):
+        for rows, groups in zip(torch.split(queries, tile_size), torch.split(query_groups, tile_size), strict=True):
             scores = rows @ gallery.T
             own = groups[:, None] == gallery_groups
             best = scores.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)

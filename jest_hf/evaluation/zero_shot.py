@@ -78,7 +78,7 @@ def zero_shot_classifier(
         raise ValueError(
             f"encode_text returned {len(embeddings)} rows for {len(prompts)} prompts: return one per prompt."
         )
-    return F.normalize(embeddings.unflatten(0, (len(class_names), len(templates))).mean(dim=1), dim=1)
+    return F.normalize(embeddings.view(len(class_names), len(templates), -1).mean(dim=1), dim=1)
 
 
 def zero_shot_accuracy(

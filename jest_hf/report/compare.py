@@ -78,7 +78,7 @@ def compare_selectors(
         was selected too), with both models `learnability` (learner's loss minus reference's loss of its sub-batch,
         taken as one batch), and `share/<source>` (the part of its sub-batch that comes from there).
     """
-    metrics = {}
+    metrics: dict[str, float] = {}
     by_model = scores.by_model()
     for selector in selectors:
         drawn = selector.select(pool, lambda models: scores, key).indices
@@ -94,7 +94,7 @@ def compare_selectors(
     return metrics
 
 
-def batch_loss(scored: Scored, loss: str, ranks: Ranks | None = None) -> float:
+def batch_loss(scored: Scored, loss: str | None, ranks: Ranks | None = None) -> float:
     """The loss of examples taken as one batch, which is spread over `ranks`; a collective.
 
     Args:
@@ -106,7 +106,9 @@ def batch_loss(scored: Scored, loss: str, ranks: Ranks | None = None) -> float:
     if isinstance(scored, PointwiseLosses):
         own = scored.losses.detach().double().sum()
         total, n = ranks.gather(torch.stack([own, own.new_tensor(len(scored))])).sum(dim=0).tolist()
-        return total / n
+        return float(total / n)
+    if loss is None:
+        raise ValueError('loss=None cannot be computed of embeddings; pass "sigmoid" or "softmax".')
     return LOSSES[loss](scored.image, scored.text, scored.logit_scale, scored.logit_bias, ranks=ranks).item()
 
 

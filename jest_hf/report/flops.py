@@ -75,13 +75,15 @@ def forward_flops(
         if image_size is not None or num_patches is not None:
             raise ValueError(f"view '{view}' is one of the model's own size: leave out image_size and num_patches.")
         if takes_patches:
-            num_patches = view.value
+            num_patches = int(view.value)
 
+    architecture: Any = MODEL_MAPPING[type(config)]
     with built_whole(), torch.device("meta"):
-        model = MODEL_MAPPING[type(config)](config).eval()
-        accept_views(model)
+        meta_model = architecture(config).eval()
+        accept_views(meta_model)
         length = config.text_config.max_position_embeddings if text_length is None else text_length
         texts = {"input_ids": torch.zeros(1, length, dtype=torch.int64)}
+        images: dict[str, Any]
         if takes_patches:
             patches = vision.num_patches if num_patches is None else num_patches
             images = {
@@ -97,8 +99,8 @@ def forward_flops(
             elif size != vision.image_size:
                 images["interpolate_pos_encoding"] = True
         return {
-            "image": _count(model.get_image_features, {"pixel_values": (images,)}),
-            "text": _count(model.get_text_features, texts),
+            "image": _count(meta_model.get_image_features, {"pixel_values": (images,)}),
+            "text": _count(meta_model.get_text_features, texts),
         }
 
 
@@ -136,7 +138,7 @@ def forward_flops_of(architecture: type[PreTrainedModel], config: PretrainedConf
             name: torch.empty((1, *value.shape[1:]), dtype=value.dtype) if isinstance(value, Tensor) else value
             for name, value in inputs.items()
         }
-        return _count(architecture(config).eval(), one)
+        return _count(architecture(config).train(False), one)
 
 
 def _shapes_of(view: View, shape: torch.Size, vision: Any) -> dict[str, Any]:
@@ -148,7 +150,7 @@ def _shapes_of(view: View, shape: torch.Size, vision: Any) -> dict[str, Any]:
 def _count(function: Callable[..., Any], inputs: Mapping[str, Any]) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         function(**inputs)
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 @dataclass(frozen=True)
@@ -310,4 +312,6 @@ def flops_of_step(
 def flops_of_cache(args: Any, forward: Mapping[str, float], n_rows: int | None) -> float:
     """FLOPs of caching the reference before the first step, with `args.cache_reference`; arguments as above, and the
     rows of the training data, of which a stream has no number."""
-    return float(n_rows * forward.get("reference", 0.0)) if args.cache_reference else 0.0
+    if not args.cache_reference or n_rows is None:
+        return 0.0
+    return float(n_rows * forward.get("reference", 0.0))

@@ -69,9 +69,12 @@ class SelectionLedger:
             raise ValueError(f"step={step}, but steps are counted from 1: pass the number of the step being taken.")
         ids = torch.as_tensor(example_ids, dtype=torch.int64).cpu().numpy()
         size = len(ids)
-        order = np.arange(size) if order is None else order.cpu().numpy()
-        rank = np.broadcast_to(torch.as_tensor(rank).cpu().numpy(), size)
-        columns = (np.full(size, step), rank, order, ids)
+        columns = (
+            np.full(size, step),
+            np.broadcast_to(torch.as_tensor(rank).cpu().numpy(), size),
+            np.arange(size) if order is None else order.cpu().numpy(),
+            ids,
+        )
         arrays = [pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)]
         self._pending.append(pa.record_batch(arrays, schema=SCHEMA))
 

@@ -129,6 +129,6 @@ class RunStatistics(TrainerCallback, ExportableState):
             self.flops = StepFlops(**saved["attributes"].get("flops", {}))
             saved_sources = saved["attributes"].get("sources", {})
             self.sources |= {name: tuple(counts) for name, counts in saved_sources.items() if name in self.sources}
-            bits = zlib.decompress(base64.b64decode(saved["attributes"]["ever_trained"]))
-            bits = np.unpackbits(np.frombuffer(bits, np.uint8), count=len(self._ever_trained))
+            packed = zlib.decompress(base64.b64decode(saved["attributes"]["ever_trained"]))
+            bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=len(self._ever_trained))
             self._ever_trained = bits.astype(bool)

@@ -106,6 +106,11 @@ def test_a_batch_of_single_examples_has_their_mean_loss():
     assert batch_loss(PointwiseLosses(torch.tensor([1.0, 2.0, 6.0])), "sigmoid") == 3.0
 
 
+def test_the_loss_of_a_batch_of_pairs_needs_a_name():
+    with pytest.raises(ValueError, match='loss=None .*pass "sigmoid" or "softmax"'):
+        batch_loss(pairs()["learner"], None)
+
+
 def test_shares_of_sources_without_a_name_are_nobodys():
     shares = Shares.of(Ranks(), torch.ones(5, dtype=torch.bool))
     sources = torch.tensor([-1, 0, 0, 1, 7])
