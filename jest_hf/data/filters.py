@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The old place of the filters; see `jest_hf.curation`."""
+"""Old import path of the filters, which are now in `jest_hf.curation`."""
 
 from __future__ import annotations
 

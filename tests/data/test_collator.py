@@ -330,7 +330,7 @@ def test_a_named_caption_column_has_to_be_there():
 @pytest.mark.parametrize("name", ["processor", "ref_processor"])
 @pytest.mark.parametrize("part", [tiny_tokenizer(), tiny_siglip_processor().image_processor, "google/siglip"])
 def test_half_a_processor_is_refused(name, part):
-    with pytest.raises(ValueError, match=f"^{name} has to hold .* this {type(part).__name__} does not; pass"):
+    with pytest.raises(ValueError, match=f"^{name} must have .* this {type(part).__name__} has not; pass"):
         JESTDataCollator(**{"processor": tiny_siglip_processor(), name: part})
 
 

@@ -114,7 +114,7 @@ def test_an_image_that_is_lost_is_replaced_by_its_view(family, n_at_view, tmp_pa
     (tmp_path / "2.jpg").write_bytes(b"no image")
     after = late(batch, n_at_view)
     assert late.n_enlarged == 2 and len(caplog.records) == 2
-    assert "Example 1 is trained on at its view" in caplog.messages[0]
+    assert "Example 1 is trained on with its enlarged view" in caplog.messages[0]
     for name, value in before.items():
         assert after[name].shape == value.shape and after[name].dtype == value.dtype
     assert torch.equal(after["pixel_values"][0], before["pixel_values"][0])

@@ -145,5 +145,5 @@ def test_shuffled_captions_describe_another_scene(web):
 
 @pytest.mark.parametrize("arguments", [{"split": "train"}, {"split": "web", "n": -1}, {"split": "web", "seed": -1}])
 def test_wrong_arguments_are_refused(arguments):
-    with pytest.raises(ValueError, match="choose one of|zero or more"):
+    with pytest.raises(ValueError, match="choose one of|must both be at least 0"):
         load_scenes(**arguments)

@@ -155,13 +155,13 @@ def test_what_cannot_be_streamed_is_refused_with_the_way_out():
         rank, size = 1, 4
 
     cases = [
-        (TypeError, lambda: StreamedRows(table()), r"Dataset is no stream; pass a `datasets\.IterableDataset`"),
+        (TypeError, lambda: StreamedRows(table()), r"Dataset is not a stream; pass a `datasets\.IterableDataset`"),
         (ValueError, lambda: StreamedRows(stream(), "picture"), "image_column='picture' .*there are: image, text"),
         (TypeError, lambda: next(iter(StreamedRows(TorchStream([(1, 2)])))), "A row of the stream is a tuple"),
         (
             ValueError,
             lambda: StreamedRows(split_dataset_by_node(stream(), 1, 2), None, Four),
-            "split by node already.*pass the whole stream",
+            "already split by node.*pass the whole stream",
         ),
         (
             ValueError,

@@ -44,7 +44,7 @@ def test_labels_are_what_the_captions_say(curated):
 def test_labels_that_cannot_be_read_off(curated):
     with pytest.raises(ValueError, match="task='size' is not known; choose one of shape, "):
         label_scenes(curated, "size")
-    with pytest.raises(ValueError, match="task='shape' reads labels off the built-in scenes"):
+    with pytest.raises(ValueError, match="task='shape' needs built-in scenes"):
         label_scenes(curated.remove_columns("group"), "shape")
 
 
@@ -116,7 +116,7 @@ def test_scrambled_texts_have_the_same_words(curated):
 
 def test_noise_that_cannot_be_made():
     rows = datasets.Dataset.from_dict({"label": ["a", "a"], "text": ["a", "b"]})
-    with pytest.raises(ValueError, match=r"share=1.5 of the rows must be in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"share=1.5 must lie in \[0, 1\]"):
         scramble_texts(rows, 1.5, 0)
-    with pytest.raises(ValueError, match="'label' has 1 class"):
+    with pytest.raises(ValueError, match="column='label' has labels of 1 class"):
         flip_labels(rows, 0.5, 0)
