@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Retrieval and zero-shot classification: pure functions of embeddings, `evaluate` metrics and a callback.
 
-Nothing here loads a model or needs the network. The functions need torch only; the classes are imported when first
-asked for: the metrics because they import `evaluate`, the callback because it imports the collator.
+No function here loads a model or uses the network. The functions need torch only. The classes are imported at first
+use, since the metrics import `evaluate`, and the callback imports the collator.
 """
 
 from __future__ import annotations

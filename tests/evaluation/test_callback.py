@@ -201,8 +201,8 @@ def test_what_is_wrong_is_said_before_training(tmp_path):
     rows = labelled_rows(6)
     table = datasets.Dataset.from_list(rows)
     cases = [
-        ((rows, COLOURS, TEMPLATES, "class"), "label_column='class' is not a column .*it has image, label"),
-        ((table, COLOURS, TEMPLATES, "class"), "label_column='class' is not a column .*it has image, label"),
+        ((rows, COLOURS, TEMPLATES, "class"), "label_column='class' is not a column .*there are: image, label"),
+        ((table, COLOURS, TEMPLATES, "class"), "label_column='class' is not a column .*there are: image, label"),
         (([*rows, {**rows[0], "label": 5}], COLOURS), r"1 of 7 labels .*are none of 0 to 4.*\(5 is the first\)"),
         (([*rows, {**rows[0], "label": -1}], COLOURS), r"\(-1 is the first\)"),
         (([*rows, {**rows[0], "label": "red"}], COLOURS), r"\('red' is the first\)"),

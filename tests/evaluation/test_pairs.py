@@ -84,7 +84,9 @@ def test_groups_are_the_values_of_the_column():
     ]
     collator = JESTDataCollator(tiny_siglip_processor())
     assert CaptionCollator(collator, "concept")(rows)["groups"] == ["x", "y", "x", None]
-    with pytest.raises(ValueError, match="eval_group_column='topic' is not a column .*it has concept, image, text"):
+    with pytest.raises(
+        ValueError, match="eval_group_column='topic' is not a column .*there are: concept, image, text"
+    ):
         CaptionCollator(collator, "topic")(rows)
 
 
