@@ -165,7 +165,7 @@ def test_sizes_of_the_wrong_kind_of_model():
         forward_flops(SiglipConfig(vision_config=VISION, text_config=WORDS), num_patches=16)
     with pytest.raises(ValueError, match="view 'patch:16' does not suit a siglip2 model"):
         forward_flops(naflex, view=View.parse("patch:16"))
-    with pytest.raises(ValueError, match="view 'num_patches:4' is one of the model's own size: leave out"):
+    with pytest.raises(ValueError, match="view 'num_patches:4' is made from the model's image size; leave out"):
         forward_flops(naflex, num_patches=16, view=View.parse("num_patches:4"))
 
 
