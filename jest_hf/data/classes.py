@@ -85,10 +85,10 @@ class Classes:
             raise ValueError(
                 f"label_column={self.column!r} has no label in any row; set label_column to the column of the labels."
             )
-        strange = sorted(repr(label) for label in labels if self._number(label) is None)
-        if strange:
+        unknown = sorted(repr(label) for label in labels if self._number(label) is None)
+        if unknown:
             raise ValueError(
-                f"column {self.column!r} has the label {strange[0]}, which is none of the model's "
+                f"column {self.column!r} has the label {unknown[0]}, which is none of the model's "
                 f"{len(self.label2id)} classes; build the model with the num_labels and label2id of the data."
             )
 

@@ -107,7 +107,7 @@ class JESTDataCollator:
         self.image_column = image_column
         self.caption_column = caption_column
         self.seed = seed
-        geometry, text = _parts(processor, "processor", max_length)
+        geometry, text = _read_processor(processor, "processor", max_length)
         self.geometries: dict[str, Geometry] = {"": geometry}  # by prefix of the keys in the super-batch
         self.texts: dict[str, TextEncoder] = {"": text}
         self._add_reference(ref_processor)
@@ -117,7 +117,7 @@ class JESTDataCollator:
         self.ref_processor = ref_processor
         if ref_processor is None or ref_processor is self.processor:
             return
-        geometry, text = _parts(ref_processor, "ref_processor", self.max_length)
+        geometry, text = _read_processor(ref_processor, "ref_processor", self.max_length)
         if geometry != self.geometries[""]:
             self.geometries[REF_PREFIX] = geometry
         if not text.same_as(self.texts[""]):
@@ -254,7 +254,7 @@ def _geometry_at(view: View, full: Geometry) -> Geometry | None:
     return None
 
 
-def _parts(processor: ProcessorMixin, name: str, max_length: int | None) -> tuple[Geometry, TextEncoder]:
+def _read_processor(processor: ProcessorMixin, name: str, max_length: int | None) -> tuple[Geometry, TextEncoder]:
     """Return the geometry and the text encoder of a processor; `name` is for error messages."""
     if any(getattr(processor, part, None) is None for part in ("image_processor", "tokenizer")):
         raise ValueError(

@@ -152,7 +152,7 @@ class Rows(Dataset[dict[str, Any]]):
     def __getitem__(self, key: Key) -> dict[str, Any]:
         """Return the row at `key`: `(epoch, index)`, or `index` for epoch 0."""
         epoch, index = self._split(key)
-        return _labelled(self.dataset[index], epoch, index)
+        return _with_ids(self.dataset[index], epoch, index)
 
     def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
         """Return the rows at `keys`, in one read of a `datasets.Dataset`. Torch's `DataLoader` calls this method."""
@@ -162,7 +162,7 @@ class Rows(Dataset[dict[str, Any]]):
             rows = self.dataset.__getitems__(indices)
         else:
             rows = [self.dataset[index] for index in indices]
-        return [_labelled(row, epoch, index) for row, (epoch, index) in zip(rows, pairs, strict=True)]
+        return [_with_ids(row, epoch, index) for row, (epoch, index) in zip(rows, pairs, strict=True)]
 
     def _split(self, key: Key) -> tuple[int, int]:
         epoch, index = key if isinstance(key, tuple) else (0, operator.index(key))
@@ -199,7 +199,7 @@ def undecoded(dataset: datasets.Dataset | datasets.IterableDataset) -> datasets.
     return dataset
 
 
-def _labelled(row: Any, epoch: int, index: int) -> dict[str, Any]:
+def _with_ids(row: Any, epoch: int, index: int) -> dict[str, Any]:
     if not isinstance(row, Mapping):
         raise TypeError(
             f"Row {index} is a {type(row).__name__}; return each row as a dict such as {{'image': ..., 'text': ...}}."

@@ -127,7 +127,7 @@ class StreamedRows(IterableDataset[dict[str, Any]]):
                 )
             rows = islice(self.dataset, self.rank, None, self.n_ranks)
         for position, row in enumerate(rows):
-            yield _labelled(row, epoch, (position * n_workers + worker_id) * self.n_ranks + self.rank)
+            yield _with_ids(row, epoch, (position * n_workers + worker_id) * self.n_ranks + self.rank)
 
 
 class StreamedBatches(IterableDataset[dict[str, Tensor]]):
@@ -203,7 +203,7 @@ def load_stream(
     # Every pass draws a number. With the default generator, a resumed run would draw other numbers in training.
     generator = torch.Generator()
     loader = DataLoader(rows, batch_size, collate_fn=collator, drop_last=True, generator=generator, **options)
-    batches = DataLoader(StreamedBatches(loader, ranks, device), batch_size=None, collate_fn=_as_it_is)
+    batches = DataLoader(StreamedBatches(loader, ranks, device), batch_size=None, collate_fn=_identity)
     # By default accelerate would read the stream on rank 0 only, or split it a second time.
     prepared: DataLoader[dict[str, Tensor]] = prepare_data_loader(
         batches,
@@ -216,11 +216,11 @@ def load_stream(
     return prepared
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
-def _labelled(row: Any, epoch: int, number: int) -> dict[str, Any]:
+def _with_ids(row: Any, epoch: int, number: int) -> dict[str, Any]:
     if not isinstance(row, Mapping):
         raise TypeError(
             f"A row of the stream is a {type(row).__name__}; return each row as a dict such as {{'image': ..., "

@@ -136,7 +136,7 @@ def flip_labels(rows: datasets.Dataset, share: float, seed: int, column: str = "
             "of at least two classes."
         )
     rng = _generator(seed, "labels")
-    wrong = _some([row for row, label in enumerate(labels) if plain_label(label) is not None], share, rng)
+    wrong = _draw_rows([row for row, label in enumerate(labels) if plain_label(label) is not None], share, rng)
     place = {name: number for number, name in enumerate(classes)}
     for row, shift in zip(wrong, rng.integers(1, len(classes), len(wrong)), strict=True):
         labels[row] = classes[(place[labels[row]] + shift) % len(classes)]
@@ -159,7 +159,7 @@ def scramble_texts(rows: datasets.Dataset, share: float, seed: int, column: str 
     """
     texts = rows[column][:]
     rng = _generator(seed, "texts")
-    scrambled = _some([row for row, text in enumerate(texts) if text and len(set(text.split())) > 1], share, rng)
+    scrambled = _draw_rows([row for row, text in enumerate(texts) if text and len(set(text.split())) > 1], share, rng)
     for row in scrambled:
         before = texts[row].split()
         words = rng.permutation(before).tolist()
@@ -180,19 +180,19 @@ def _classes(rows: datasets.Dataset, column: str) -> list[int | str]:
     return [label for label in rows.unique(column) if plain_label(label) is not None]
 
 
-def _some(rows: list[int], share: float, rng: np.random.Generator) -> list[int]:
+def _draw_rows(rows: list[int], share: float, rng: np.random.Generator) -> list[int]:
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"share={share} must lie in [0, 1]; pass a share of the rows, such as 0.2.")
     return [rows[place] for place in rng.permutation(len(rows))[: round(share * len(rows))]]
 
 
 def _replace(
-    rows: datasets.Dataset, column: str, values: list[Any], key: str, altered: list[int], words: tuple[str, str]
+    rows: datasets.Dataset, column: str, values: list[Any], key: str, altered: list[int], marks: tuple[str, str]
 ) -> datasets.Dataset:
-    """Replace a column, and add a column `key` of `words[1]` for altered rows and `words[0]` for the others."""
+    """Replace a column, and add a column `key` of `marks[1]` for altered rows and `marks[0]` for the others."""
     is_altered = np.isin(np.arange(len(rows)), altered)
     columns = datasets.Dataset.from_dict(
-        {column: values, key: np.where(is_altered, words[1], words[0])},
+        {column: values, key: np.where(is_altered, marks[1], marks[0])},
         features=datasets.Features({column: rows.features[column], key: datasets.Value("string")}),
     )
     return datasets.concatenate_datasets([rows.remove_columns(column), columns], axis=1)

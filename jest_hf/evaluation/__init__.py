@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jest_hf.evaluation.callback import ZeroShotCallback
     from jest_hf.evaluation.metrics import RetrievalMetric, ZeroShotMetric
 
-_HOMES = {"RetrievalMetric": ".metrics", "ZeroShotCallback": ".callback", "ZeroShotMetric": ".metrics"}
+_MODULES = {"RetrievalMetric": ".metrics", "ZeroShotCallback": ".callback", "ZeroShotMetric": ".metrics"}
 
 __all__ = [
     "DEFAULT_TEMPLATES",
@@ -33,6 +33,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name], __name__), name)
+    return getattr(importlib.import_module(_MODULES[name], __name__), name)

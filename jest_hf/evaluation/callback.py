@@ -103,8 +103,8 @@ class ZeroShotCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Add the metrics to those of an evaluation. Called by the Trainer. A collective."""
-        several = self.trainer.eval_dataset
-        loss = f"eval_{next(iter(several))}_loss" if isinstance(several, dict) else "eval_loss"
+        eval_datasets = self.trainer.eval_dataset
+        loss = f"eval_{next(iter(eval_datasets))}_loss" if isinstance(eval_datasets, dict) else "eval_loss"
         if metrics is not None and loss in metrics:
             found = {f"eval_zero_shot_{name}": value for name, value in self.compute().items()}
             metrics.update(found)

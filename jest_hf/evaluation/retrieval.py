@@ -86,10 +86,10 @@ def retrieval_recall(
     text_groups = as_groups("text_groups", text_groups, text)
     check_ks(ks)
     for name, groups, others in (("image", image_groups, text_groups), ("text", text_groups, image_groups)):
-        alone = int((~torch.isin(groups, others)).sum())
-        if alone:
+        unmatched = int((~torch.isin(groups, others)).sum())
+        if unmatched:
             raise ValueError(
-                f"{alone} of {len(groups)} {name} rows have no counterpart of their group; drop these rows, or "
+                f"{unmatched} of {len(groups)} {name} rows have no counterpart of their group; drop these rows, or "
                 "correct image_groups and text_groups."
             )
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Measuring a pool and filtering it: against pairs whose faults are known, and literal slow references."""
+"""Measuring and filtering, against pairs with known faults and against slow literal implementations."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_hash_survives_resizing_and_recompression_but_not_another_colour():
 
 
 def first_by_comparing_all(hashes: np.ndarray, limit: int, priority: np.ndarray) -> list[bool]:
-    """The definition: in the order of priority, a row stays if no row that stays is close."""
+    """The definition: in the order of priority, a row is kept if no kept row is close to it."""
     kept: list[int] = []
     for row in sorted(range(len(hashes)), key=lambda row: (-priority[row], row)):
         if all(distance(hashes[row], hashes[other]) > limit for other in kept):

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Rows with labels to super-batch: fixed shapes, the processors' own inputs, a skip for every row without a label."""
+"""Collators of labelled rows: fixed shapes, inputs equal to the processors', a skip for every row without a label."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_the_labels_of_a_language_model_are_its_tokens(side):
 
 
 def test_padding_is_told_from_the_same_token_in_a_text():
-    """As where `pad_token = eos_token`: the end of a text is learned, and the padding behind it is not."""
+    """With `pad_token = eos_token` the end of a text is a label, and the padding after it is not."""
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
     batch = LanguageModelCollator(tokenizer)([{"text": "a red star"}])

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The built-in scenes: the same rows everywhere, clean where they should be, wrong in the stated ways where not."""
+"""The built-in scenes: reproducible rows, clean splits without noise, and noise of the documented kinds."""
 
 from __future__ import annotations
 

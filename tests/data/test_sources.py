@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Sources: every kind of local data set opens without the network, and every mistake gets one clear sentence."""
+"""Sources: every kind of local data set opens without the network, and every mistake raises a clear error."""
 
 from __future__ import annotations
 

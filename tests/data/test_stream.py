@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Streams in one process: labels, epochs, and what is refused. Several ranks: tests/distributed/test_stream.py."""
+"""Streams in one process: ids, epochs and errors. Several ranks: tests/distributed/test_stream.py."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_epoch_reaches_the_shuffling_and_loader_workers(n_workers, persisten
 
 
 def test_workers_leave_the_epoch_that_they_share_alone(monkeypatch):
-    """Each adds the difference to the one number in shared memory: two at once make another epoch of it."""
+    """`set_epoch` adds a difference to a number in shared memory, so two workers at once would set a wrong epoch."""
     rows = StreamedRows(datasets.Dataset.from_list(random_rows(8)).to_iterable_dataset().shuffle(seed=1))
     rows.set_epoch(3)
     monkeypatch.setattr(datasets.IterableDataset, "set_epoch", None)

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Labels of the built-in scenes, and noise made by seed."""
+"""Labels of the built-in scenes, and synthetic noise."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_scene_is_what_its_meaning_says(curated):
 
 
 def test_labels_are_what_the_captions_say(curated):
-    """Of scenes with one thing a caption has one word for each attribute."""
+    """The caption of a scene with one thing has one word for each attribute."""
     alone = [len(scene_of(meaning).things) == 1 for meaning in curated["group"]]
     for task, words in (("shape", SHAPES), ("colour", [one for one, _ in COLOURS]), ("count", [["a "]] * 3)):
         labelled = label_scenes(curated, task)

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The learned tokenizer and the processor around it: deterministic, at a loss for no text, saved and loaded whole."""
+"""The trained tokenizer and its processor: deterministic, without unknown tokens, equal after saving and loading."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Retrieval recall against a sort of the full score matrix, and on cases whose answer is known."""
+"""Retrieval recall against a sort of the full score matrix, and on cases with known results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jest_hf.evaluation import retrieval_recall
 
 
 def literal_recall(queries, gallery, query_groups, gallery_groups, k):
-    """Sort the gallery for each query, wrong items first among equals, and look at the first k."""
+    """Sort the items for each query, wrong ones first among equals, and count the right ones among the first k."""
     queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
     gallery = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
     hits = 0

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Zero-shot classification against literal loops, and on cases whose answer is known."""
+"""Zero-shot classification against literal loops, and on cases with known results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jest_hf.evaluation import DEFAULT_TEMPLATES, zero_shot_accuracy, zero_shot_
 
 
 def encode_text(prompts):
-    """Unnormalised embeddings that depend on the prompt alone."""
+    """Return unnormalised embeddings that depend on the prompt only."""
     return torch.stack(
         [torch.randn(6, generator=torch.Generator().manual_seed(sum(map(ord, p)))) * len(p) for p in prompts]
     )

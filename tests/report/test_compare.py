@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What other selectors would have picked, against sets, whole matrices and counting."""
+"""Comparison with other selectors, against sets, whole matrices and counting."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def compare(names, embeddings, eligible, indices, loss, *sources, **settings):
 
 
 def literal_loss(scored, loss, indices):
-    """Of the examples taken as one batch."""
+    """The loss of the examples as one batch."""
     if isinstance(scored, PointwiseLosses):
         return sum(scored.losses[i].item() for i in indices) / len(indices)
     logits = literal.logits(scored.take(torch.tensor(indices)))
