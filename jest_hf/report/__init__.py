@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a run leaves behind for its reader: the ledger of selections, the FLOPs it cost, its plots and tables."""
+"""Reports of a run: the ledger of selections, counts, FLOPs, figures of a selection, plots, tables and own reports."""
 
 from __future__ import annotations
 
