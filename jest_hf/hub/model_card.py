@@ -1,9 +1,9 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The model cards of learners and references: a run told in the terms that a reader needs to judge or repeat it.
+"""The model cards of learners and references: all that a reader needs to judge or repeat a run.
 
-A card claims nothing that the run did not measure. What is unknown is left out, not filled with "N/A"; and of paths on
-the machine that trained the model only the last part is told.
+A card claims nothing that the run did not measure. Unknown values are left out, not filled with "N/A", and a card has
+only the last part of a local path.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jest_hf.report.table import format_table
 from jest_hf.selection import CRITERIA, SELECTIONS
 
 
-# Of models of labels, by the end of the name of their class: the Hub's name of the task, and an input to try.
+# For models with labels, by the end of the class name: the Hub's name of the task, and an input to try.
 TASKS = {
     "ForImageClassification": ("image-classification", 'Image.new("RGB", (256, 256), "red")'),
     "ForSequenceClassification": ("text-classification", '"A red square."'),
@@ -35,34 +35,34 @@ CONVENTIONS = {
     "plain": "plain (3 forwards for each example trained on, 1 for each that a model scored)",
     "paper": "the paper's (the scoring forward of a selected example is a part of its training)",
 }
-# Figures that `Trainer.evaluate` adds and that say nothing about the model.
+# Metrics of `Trainer.evaluate` that do not measure the model.
 NOT_QUALITY = re.compile(r"^epoch$|runtime$|_per_second$|preparation_time$|^examples_skipped$")
 
 
 def learner_card(summary: RunSummary) -> ModelCard:
     """
-    Writes the card of a learner from the template `model_cards/learner.md`.
+    Make the card of a learner from the template `model_cards/learner.md`.
 
     Args:
-        summary ([`RunSummary`]):
-            The run.
+        summary ([`RunSummary`]): The run.
 
     Returns:
         `huggingface_hub.ModelCard`: for [`~jest_hf.hub.write_card`].
 
     Raises:
-        `ValueError`: if the summary's `selection`, `criterion` or `flops_convention` is not known.
+        ValueError: if the summary's `selection`, `criterion` or `flops_convention` is not known.
     """
     return run_card(replace(summary, role="learner"))
 
 
 def reference_card(summary: RunSummary) -> ModelCard:
-    """As [`learner_card`], of a model that was trained to be a reference, from `model_cards/reference.md`."""
+    """Make the card of a model that was trained to be a reference, from `model_cards/reference.md`; see
+    [`learner_card`]."""
     return run_card(replace(summary, role="reference"))
 
 
 def run_card(summary: RunSummary) -> ModelCard:
-    """The card of what a run trained: [`learner_card`] or [`reference_card`], by the summary's `role`."""
+    """Make the card of a run's model: [`learner_card`] or [`reference_card`], by the summary's `role`."""
     for name, known in (
         ("role", TEMPLATES),
         ("selection", SELECTIONS),
@@ -81,14 +81,14 @@ def run_card(summary: RunSummary) -> ModelCard:
     )
     task, sample = _task(summary)
     metrics = _quality(summary.metrics)
-    name = summary.model_id if is_hub_id(summary.model_id) else None
+    hub_id = summary.model_id if is_hub_id(summary.model_id) else None
     return render_card(
         ModelCard,
         _metadata(summary, metrics),
         TEMPLATES[summary.role],
-        title=name or public_name(summary.name) or summary.architecture,
+        title=hub_id or public_name(summary.name) or summary.architecture,
         role=summary.role,
-        model_id=name or ".",
+        model_id=hub_id or ".",
         architecture=summary.architecture,
         adapter=summary.adapter,
         method=selector.title,
@@ -117,8 +117,8 @@ def run_card(summary: RunSummary) -> ModelCard:
 
 def _task(summary: RunSummary) -> tuple[str | None, str | None]:
     """
-    The Hub's name of the model's task, and of a model of labels an input to try, in Python. For a class that is not in
-    `TASKS`, the task is known only where the loss is one of pairs.
+    Return the Hub's name of the model's task and, for a model with labels, Python code of an input to try. The task of
+    a class that is not in `TASKS` is known only if the loss is one of pairs.
     """
     found = (task for ending, task in TASKS.items() if summary.architecture.endswith(ending))
     return next(found, ("zero-shot-image-classification" if summary.loss in LOSSES else None, None))
@@ -139,7 +139,7 @@ def _scorers(summary: RunSummary, by_learner: bool, by_reference: bool) -> str:
 
 
 def _metadata(summary: RunSummary, metrics: Mapping[str, float]) -> ModelCardData:
-    # The Hub finds by `jest` what was made in this way: a learner that selects, and a reference for it.
+    # The tag `jest` marks learners that were trained with joint selection, and references for them.
     tags = ["jest"] if SELECTIONS[summary.selection].needs_pairs or summary.role == "reference" else []
     tags += ["jest_hf"]
     tags += ["data-curation"] if SELECTIONS[summary.selection].scores else []

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a run trains for: contrastive batches of image-text pairs, or examples that stand alone."""
+"""What a run trains for: contrastive batches of image-text pairs, or examples with a loss each."""
 
 from __future__ import annotations
 
