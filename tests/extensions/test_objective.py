@@ -174,7 +174,7 @@ def test_it_is_chosen_by_its_name_and_by_what_fits(tmp_path, monkeypatch):
         trainer = regression_trainer(tmp_path, criterion="hard_learner", **settings)
         assert type(trainer.learning_objective) is Regression
     monkeypatch.delitem(OBJECTIVES, "regression")
-    with pytest.raises(ValueError, match="objective='classification' needs one of at least two classes"):
+    with pytest.raises(ValueError, match="objective='classification' needs .*at least two classes"):
         regression_trainer(tmp_path, criterion="hard_learner")
     with pytest.raises(ValueError, match="objective='regression' is not known; choose one of contrastive, class"):
         regression_trainer(tmp_path, criterion="hard_learner", objective="regression")
