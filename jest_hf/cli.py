@@ -3,8 +3,8 @@
 """
 The command `jest-hf`.
 
-    accelerate launch $(jest-hf preset zero2) train.py       starts a preset from any folder
-    jest-hf cache-reference --ref_model ... --dataset ...    embeds a data set once (see [`jest_hf.reference.command`])
+    accelerate launch $(jest-hf preset zero2) train.py       launch a script with a preset, from any folder
+    jest-hf cache-reference --ref_model ... --dataset ...    embed a data set once (see [`jest_hf.reference.command`])
 """
 
 from __future__ import annotations
@@ -20,33 +20,45 @@ CACHE = "cache-reference"
 
 
 def preset_names() -> list[str]:
-    """Names of the presets for `accelerate launch`, sorted."""
+    """
+    Return the names of the presets for `accelerate launch`, sorted.
+
+    Example:
+
+        >>> from jest_hf.cli import preset_names
+        >>> "zero2" in preset_names()
+        True
+    """
     return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
 def preset_flags(name: str) -> str:
     """
-    The flags of `accelerate launch` for a preset, with absolute paths.
+    Return the flags of `accelerate launch` for a preset, with absolute paths.
 
     Args:
-        name (`str`): one of [`preset_names`].
+        name (`str`): One of [`preset_names`].
     """
     flags = f"--config_file {CONFIGS / name}.yaml"
-    # The .yaml names this file relative to a clone of the repository; the flag goes before it.
+    # The .yaml names this file relative to a clone of the repository; the flag overrides that.
     deepspeed = CONFIGS / f"{name}.json"
     return f"{flags} --deepspeed_config_file {deepspeed}" if deepspeed.exists() else flags
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `jest-hf`; `arguments` default to those of the process."""
+    """Run the command `jest-hf`; `arguments` default to those of the process."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(prog="jest-hf", description="Helpers around jest_hf.")
+    parser = argparse.ArgumentParser(
+        prog="jest-hf", description="Commands of jest_hf: launch presets and reference caches."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    preset = commands.add_parser("preset", help="print the flags of `accelerate launch` for a preset")
+    preset = commands.add_parser("preset", help="print the flags for `accelerate launch`, e.g. preset zero2")
     preset.add_argument("name", choices=preset_names(), help="name of the preset")
     cache = commands.add_parser(CACHE, help="embed a data set with a reference, once for all runs")
     if CACHE in arguments[:1]:
-        from jest_hf.reference import command  # torch and transformers: seconds that no other command should take
+        from jest_hf.reference import (
+            command,
+        )  # imports torch and transformers: seconds that other commands need not take
 
         command.add_arguments(cache)
         command.run(parser.parse_args(arguments))

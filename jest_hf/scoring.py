@@ -17,17 +17,31 @@ from jest_hf.reference.source import ReferenceSource
 
 class Scorer:
     """
-    Computes the scores of rows under the models that score.
+    Scores rows with the models that a selector needs.
 
     Args:
-        reader ([`~jest_hf.models.Reader`]): How the learner reads a super-batch.
-        reference (`Callable`): Returns the [`ReferenceSource`] in use, or `None`; it changes when a run caches its
-            reference.
+        reader ([`~jest_hf.models.reader.Reader`]): How the learner reads a super-batch.
+        reference (`Callable`): Returns the [`~jest_hf.reference.ReferenceSource`] in use, or `None`. It is called each
+            time, because a run replaces its reference once it is cached.
         batch_size (`int`): Rows in a forward.
-        view ([`~jest_hf.models.View`], *optional*): The view of images at which the learner scores. Default: full.
-        proxy (`Callable`, *optional*): `proxy(rows, batch_size)` computes the scores of a small model that scores in
-            the learner's place.
-        autocast (`Callable`, *optional*): Makes the context in which forwards run. Default: none.
+        view ([`~jest_hf.models.View`], *optional*): The view of images at which the learner scores. Default: full
+            resolution.
+        proxy (`Callable`, *optional*): `proxy(rows, batch_size)` returns the scores of a small model, which replace
+            the learner's.
+        autocast (`Callable`, *optional*): Returns the context in which forwards run. Default: an empty one.
+
+    Example:
+
+        >>> import torch
+        >>> from jest_hf.batch import PointwiseLosses
+        >>> from jest_hf.models.labelled import PointwiseReader
+        >>> from jest_hf.scoring import Scorer
+        >>> def small_model(rows, batch_size):
+        ...     return PointwiseLosses(rows["length"].float())
+        >>> scorer = Scorer(PointwiseReader(causal=True), lambda: None, batch_size=8, proxy=small_model)
+        >>> scores = scorer.on(torch.nn.Identity(), {"length": torch.tensor([3, 5])})
+        >>> scores(("learner",)).learner.losses
+        tensor([3., 5.])
     """
 
     def __init__(
@@ -48,11 +62,11 @@ class Scorer:
         self.autocast = autocast
 
     def on(self, model: nn.Module, rows: Mapping[str, Tensor]) -> ScoredRows:
-        """Return the scores of rows, computed on first use; `model` is the wrapped learner."""
+        """Return the scores of rows; each is computed on first use. `model` is the learner as its engine wraps it."""
         return ScoredRows(self, model, rows)
 
     def score(self, name: str, model: nn.Module, rows: Mapping[str, Tensor]) -> Scored:
-        """Compute the scores of rows under `"learner"` or `"reference"`, on the device of the rows."""
+        """Score rows with `"learner"` or `"reference"`, on the device of the rows."""
         with self.autocast():
             if name == "learner":
                 if self.proxy is not None:
@@ -60,12 +74,12 @@ class Scorer:
                 return self.reader.score(model, rows, self.batch_size, self.view)
             source = self.reference()
             if source is None:
-                raise ValueError("the reference is needed to score, and this run has none; pass ref_model.")
+                raise ValueError("ref_model=None: the criterion needs scores of a reference; pass ref_model.")
             return source.score(model, rows, self.batch_size)
 
 
 class ScoredRows:
-    """The scores of some rows: `scores(("learner", "reference"))`. Each model runs at most once."""
+    """The scores of some rows: `scores(("learner", "reference"))`. Each model scores them at most once."""
 
     def __init__(self, scorer: Scorer, model: nn.Module, rows: Mapping[str, Tensor]) -> None:
         self._scorer, self._model, self._rows = scorer, model, rows

@@ -215,7 +215,7 @@ def test_a_cache_selects_what_the_live_reference_does(tmp_path, made):
 
 def test_a_cache_of_another_reference_is_refused(tmp_path):
     make_cache(tmp_path / "cache", random_rows(80), shard_rows=32)
-    with pytest.raises(ValueError, match="of something else"):
+    with pytest.raises(ValueError, match="does not match this run"):
         make_trainer(tmp_path, reference=tiny_siglip(3), reference_cache=str(tmp_path / "cache"))
 
 

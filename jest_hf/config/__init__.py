@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every setting of a run: [`JESTConfig`], its options, their checks, and the published methods as presets."""
+"""The options of a run: [`JESTConfig`], its checks, and published methods as presets."""
 
 from __future__ import annotations
 

@@ -1,19 +1,19 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What can be known to be wrong with a `JESTConfig` by itself: each check is one sentence with a way out."""
+"""The checks that need a `JESTConfig` alone: no model, no data. Each error is one sentence with a way out."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection
 
-from jest_hf.config.options import JESTOptions
+from jest_hf.config.options import JESTOptions, SelectionSettings
 from jest_hf.losses import LOSSES
 from jest_hf.models.labelled import KINDS
 from jest_hf.selection import CRITERIA, SELECTIONS, Selector
 
 
-# An `objective` is checked when the trainer is made: it may be one that is registered later.
+# `objective` is checked when the trainer is made: a user may register an objective after making the arguments.
 CHOICES: dict[str, Collection[str]] = {
     "selection": SELECTIONS,
     "criterion": CRITERIA,
@@ -32,19 +32,28 @@ FRACTIONS = {
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
-    """One of several words."""
+    """Raise a `ValueError` unless the option `name` has one of the values in `choices`."""
     if value not in choices:
         raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(choices)}.")
 
 
-def check_selection(args: JESTOptions) -> None:
-    """Words and numbers, and those that contradict each other, of what decides which examples are trained on."""
+def check_selection(args: JESTOptions, settings: SelectionSettings) -> None:
+    """
+    Check the options that decide which examples are trained on: each value, and the values together.
+
+    Args:
+        args ([`JESTConfig`]): The options.
+        settings ([`SelectionSettings`]): The same options as far as a preset can fill them in, filled in.
+
+    Raises:
+        ValueError: for an unknown or impossible value, and for options that contradict each other.
+    """
     for name, choices in CHOICES.items():
         if getattr(args, name) is not None:
             check_choice(name, getattr(args, name), choices)
-    if not 0.0 <= args.filter_ratio < 1.0:
+    if not 0.0 <= settings.filter_ratio < 1.0:
         raise ValueError(
-            f"filter_ratio={args.filter_ratio} must be in [0, 1): it is the share of the super-batch that is not "
+            f"filter_ratio={settings.filter_ratio} must be in [0, 1): it is the share of the super-batch that is not "
             "trained on; 0.8 trains on a fifth of it, and selection='uniform' trains without selecting."
         )
     for name, meaning in FRACTIONS.items():
@@ -52,11 +61,12 @@ def check_selection(args: JESTOptions) -> None:
             raise ValueError(f"{name}={getattr(args, name)} must be in [0, 1]: it is {meaning}.")
     for name in ("n_chunks", "per_device_train_batch_size"):
         _check_whole(name, getattr(args, name), at_least=1)
-    size = args.per_device_train_batch_size
-    if SELECTIONS[args.selection].scores and args.filter_ratio > 0 and args.per_device_super_batch_size == size:
+    selector, size = SELECTIONS[settings.selection], args.per_device_train_batch_size
+    if selector.scores and settings.filter_ratio > 0 and settings.super_batch_size(size) == size:
         raise ValueError(
-            f"filter_ratio={args.filter_ratio} leaves nothing to select from: with per_device_train_batch_size={size} "
-            "the super-batch is no larger than the sub-batch; raise one of them, or set selection='uniform'."
+            f"filter_ratio={settings.filter_ratio} leaves nothing to select from: with "
+            f"per_device_train_batch_size={size} the super-batch is no larger than the sub-batch; raise one of them, "
+            "or set selection='uniform'."
         )
     for name in ("loss_tile_size", "scoring_batch_size", "gradient_cache_chunk_size"):
         if getattr(args, name) is not None:
@@ -68,55 +78,72 @@ def check_selection(args: JESTOptions) -> None:
             f"selection_gain={args.selection_gain} must be a finite number above 0: it multiplies the scores; "
             "use criterion or selection='uniform' to change what is selected."
         )
-    if SELECTIONS[args.selection].needs_pairs and args.pair_score == "similarity":
-        raise ValueError(
-            f"pair_score='similarity' scores no pair of different examples, and selection={args.selection!r} needs "
-            "such scores; set selection='independent' or 'top_k', or pair_score='loss'."
-        )
-    if SELECTIONS[args.selection].needs_pairs and args.objective in KINDS:
-        raise ValueError(
-            f"selection={args.selection!r} needs examples that make pairs, and those of objective={args.objective!r} "
-            "stand alone; set selection='independent' or 'top_k'."
-        )
-    if SELECTIONS[args.selection].needs_pairs and not CRITERIA[args.criterion].joint:
-        raise ValueError(
-            f"criterion={args.criterion!r} scores each example by itself, and selection={args.selection!r} needs "
-            "scores of pairs; set selection='independent' or 'top_k'."
-        )
-    for selector in args.compare_selectors or ():
-        Selector.parse(selector)
-    if args.compare_selectors and not SELECTIONS[args.selection].scores:
+    if selector.needs_pairs:
+        _check_joint(args, settings)
+    for name in args.compare_selectors or ():
+        Selector.parse(name)
+    if args.compare_selectors and not selector.scores:
         raise ValueError(
             "compare_selectors needs scored super-batches, and selection='uniform' scores nothing; choose another "
             "selection, or leave compare_selectors out."
         )
 
 
-def check_training(args: JESTOptions) -> None:
-    """Options whose combination would train something else than what they say."""
+def _check_joint(args: JESTOptions, settings: SelectionSettings) -> None:
+    """Check that every two examples of a super-batch have a score as a pair."""
+    joint = f"selection={settings.selection!r}"
+    if settings.pair_score == "similarity":
+        raise ValueError(
+            f"pair_score='similarity' gives no score to a pair of different examples, and {joint} needs such scores; "
+            "set selection='independent' or 'top_k', or pair_score='loss'."
+        )
+    if args.objective in KINDS:
+        raise ValueError(
+            f"{joint} needs pairs of images and texts, and objective={args.objective!r} has no pairs; set "
+            "selection='independent' or 'top_k'."
+        )
+    if not CRITERIA[settings.criterion].joint:
+        raise ValueError(
+            f"criterion={settings.criterion!r} scores each example by itself, and {joint} needs scores of pairs; set "
+            "selection='independent' or 'top_k'."
+        )
+
+
+def check_training(args: JESTOptions, settings: SelectionSettings) -> None:
+    """
+    Check the options of scoring and training, and refuse combinations whose effect would surprise.
+
+    Args:
+        args ([`JESTConfig`]): The options, after [`check_selection`].
+        settings ([`SelectionSettings`]): The same options as far as a preset can fill them in, filled in.
+
+    Raises:
+        ValueError: for an impossible value, and for options that contradict each other.
+    """
     if args.eval_at_view and args.scoring_view is None:
-        raise ValueError("eval_at_view=True needs a scoring_view to evaluate at, such as 'patch:32'; name one.")
-    if args.scoring == "proxy" and args.scoring_view is not None:
+        raise ValueError("eval_at_view=True needs a scoring_view to evaluate at; set one, such as 'patch:32'.")
+    if settings.scoring == "proxy":
+        if args.scoring_view is not None:
+            raise ValueError(
+                f"scoring_view={args.scoring_view!r} is a view for the learner, and scoring='proxy' scores with "
+                "another model; leave one of them out."
+            )
+        if SELECTIONS[settings.selection].scores and not CRITERIA[settings.criterion].learner:
+            raise ValueError(
+                f"scoring='proxy' trains a model that criterion={settings.criterion!r} does not use; set "
+                "scoring='learner', or another criterion."
+            )
+    if not (math.isfinite(settings.distillation_weight) and settings.distillation_weight >= 0):
+        raise ValueError(f"distillation_weight={settings.distillation_weight} must be a finite number of at least 0.")
+    if settings.distillation_weight > 0 and args.objective in KINDS:
         raise ValueError(
-            f"scoring_view={args.scoring_view!r} is a view for the learner, and scoring='proxy' scores with another "
-            "model; leave one of them out."
-        )
-    if args.scoring == "proxy" and SELECTIONS[args.selection].scores and not CRITERIA[args.criterion].learner:
-        raise ValueError(
-            f"scoring='proxy' trains a model that criterion={args.criterion!r} does not use; set scoring='learner', "
-            "or another criterion."
-        )
-    if not (math.isfinite(args.distillation_weight) and args.distillation_weight >= 0):
-        raise ValueError(f"distillation_weight={args.distillation_weight} must be a finite number of at least 0.")
-    if args.distillation_weight > 0 and args.objective in KINDS:
-        raise ValueError(
-            f"distillation_weight={args.distillation_weight} is for contrastive batches, and not for "
-            f"objective={args.objective!r}; set it to 0."
+            f"distillation_weight={settings.distillation_weight} needs pairs of images and texts, and "
+            f"objective={args.objective!r} has no pairs; set it to 0."
         )
     if args.reference == "online" and (args.cache_reference or args.reference_cache is not None):
         raise ValueError(
-            "reference='online' learns as it goes, so what it says cannot be cached; leave cache_reference and "
-            "reference_cache out."
+            "reference='online' is trained during the run, so its scores cannot be cached; leave out cache_reference "
+            "and reference_cache."
         )
     for name in ("proxy_learning_rate", "online_reference_learning_rate"):
         value = getattr(args, name)
@@ -124,13 +151,13 @@ def check_training(args: JESTOptions) -> None:
             raise ValueError(f"{name}={value} must be a finite number of at least 0.")
     if args.gradient_accumulation_steps > 1:
         raise ValueError(
-            f"gradient_accumulation_steps={args.gradient_accumulation_steps} would select from each part of a step's "
-            "examples, and take its loss, without the others; set it to 1, and where memory is short use "
-            "gradient_checkpointing=True, or for image-text pairs gradient_cache_chunk_size."
+            f"gradient_accumulation_steps={args.gradient_accumulation_steps} would split the examples of a step into "
+            "parts, and select from each part and compute its loss without the others; set it to 1, and to save "
+            "memory use gradient_checkpointing=True, or for image-text pairs gradient_cache_chunk_size."
         )
     if args.remove_unused_columns:
         raise ValueError(
-            "remove_unused_columns=True would drop the image and caption columns before the collator sees them; "
+            "remove_unused_columns=True would drop the image and caption columns before the collator reads them; "
             "leave it at False."
         )
     if args.auto_find_batch_size:

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""`JESTConfig`: `transformers.TrainingArguments` plus what selection needs.
+"""`JESTConfig`: `transformers.TrainingArguments` plus the options of jest_hf.
 
 All values are checked when the object is made, so that a wrong one costs a second and not the first hour of a job.
 """
@@ -11,27 +11,31 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from jest_hf.config.checks import check_choice, check_selection, check_training
-from jest_hf.config.options import JESTOptions
+from jest_hf.config.options import JESTOptions, SelectionSettings
 from jest_hf.config.presets import DEFAULTS, PRESETS
 from jest_hf.selection import SELECTIONS, Selector
 
 
-@dataclass(frozen=True)
-class SelectionSettings:
-    """The options that a preset can fill in. In [`JESTConfig`] each may be `None` until it is filled in; here none is.
-
-    Args: as those of [`JESTConfig`].
-    """
-
-    selection: str
-    criterion: str
-    filter_ratio: float
-    pair_score: str
-    scoring: str
-    label_smoothing_factor: float
-    low_resolution_fraction: float
-    distillation_weight: float
-    cache_reference: bool
+# The options that decide which examples are selected.
+_DECISIVE = (
+    "selection",
+    "criterion",
+    "n_chunks",
+    "selection_gain",
+    "selection_scope",
+    "scoring_view",
+    "low_resolution_fraction",
+    "seed",
+    "data_seed",
+    "sub_batch_size",
+    "super_batch_size",
+    "pair_score",
+    "scoring",
+    "reference",
+    "uniform_fraction",
+    "selection_warmup_steps",
+    "filter_ratio_ramp_steps",
+)
 
 
 @dataclass
@@ -39,99 +43,101 @@ class JESTConfig(JESTOptions):
     r"""
     Arguments of a [`JESTTrainer`]: those of [`~transformers.TrainingArguments`], and the ones below.
 
-    `per_device_train_batch_size` is the SUB-batch on one device: what a step trains on. The super-batch that is loaded
-    and scored for it has `per_device_train_batch_size / (1 - filter_ratio)` examples, rounded.
+    `per_device_train_batch_size` is the SUB-batch on one device: the examples that a step trains on. The super-batch
+    that is loaded and scored to select them has `per_device_train_batch_size / (1 - filter_ratio)` examples, rounded.
 
-    Some inherited defaults differ, each because the ordinary one is wrong here: `remove_unused_columns=False` (the
-    collator needs image and caption), `label_names=[]`, `dataloader_drop_last=True` (an incomplete last super-batch is
-    dropped: with False a sub-batch is selected from it too, which filters less, and nothing where it has no more rows
-    than a sub-batch), `adam_beta2=0.95` (0.999 is unstable for sigmoid losses, arXiv 2303.15343), `data_seed=seed`.
+    Some inherited options have other defaults, because the usual ones are wrong here: `remove_unused_columns=False`
+    (the collator needs image and caption), `label_names=[]`, `dataloader_drop_last=True` (with False, less is filtered
+    out of an incomplete last super-batch, and nothing where it is no larger than a sub-batch), `adam_beta2=0.95`
+    (0.999 is unstable with sigmoid losses, arXiv 2303.15343), `data_seed=seed`.
 
     preset (`str`, *optional*):
         A published method: `"jest"`, `"flexi_jest"`, `"active_clip"`, `"active_siglip"`, `"class_act"`, `"rho_loss"`,
-        `"h_acid"`, `"i_acid"` or `"aced"`. It sets the options below that are not given (see `jest_hf.presets`).
+        `"h_acid"`, `"i_acid"` or `"aced"`. It sets the options below that are not given (see
+        `jest_hf.config.presets`).
 
     > Parameters that control the selection
 
     selection (`str`, *optional*, defaults to `"joint"`):
-        `"joint"` is Algorithm 1 of JEST (arXiv 2406.17711), `"independent"` draws by each example's own score,
-        `"top_k"` takes the highest scores (RHO-LOSS), `"uniform"` is IID training: the whole batch is trained on and
-        nothing is scored.
+        How the sub-batch is selected. `"joint"`: by Algorithm 1 of JEST (arXiv 2406.17711). `"independent"`: each
+        example is drawn by its own score. `"top_k"`: the highest scores (RHO-LOSS). `"uniform"`: no selection (IID
+        training): nothing is scored, and all that is loaded is trained on.
     criterion (`str`, *optional*, defaults to `"learnability"`):
         Score of an example: `"learnability"` (learner loss - reference loss), `"easy_reference"` (- reference loss) or
         `"hard_learner"` (learner loss).
     filter_ratio (`float`, *optional*, defaults to `0.8`):
         Share of the super-batch that is NOT trained on, in [0, 1).
     n_chunks (`int`, *optional*, defaults to `16`):
-        Chunks in which the joint selection draws the sub-batch.
+        Number of chunks in which joint selection draws the sub-batch.
     selection_gain (`float`, *optional*, defaults to `1.0`):
         Factor on the scores before sampling: larger is greedier.
     selection_scope (`str`, *optional*, defaults to `"global"`):
-        `"global"` selects from the super-batch of all devices together: the same sub-batch whatever their number.
-        `"local"` selects on each device for itself, a weaker method. The same thing on one device.
-
+        `"global"` selects from the super-batches of all devices together: the same sub-batch for any number of
+        devices. `"local"` selects on each device alone, a weaker method. On one device the two are the same.
     uniform_fraction (`float`, *optional*, defaults to `0.0`):
-        Part of the sub-batch that is drawn uniformly, whatever the scores; the rest is selected given that part.
+        Part of the sub-batch that is drawn uniformly, whatever the scores, in [0, 1]. The rest is selected given that
+        part.
     selection_warmup_steps (`int`, *optional*, defaults to `0`):
-        Steps at the beginning that train on a uniform part of the super-batch, without scoring.
+        Number of first steps that train on a uniform part of the super-batch, without scoring.
     filter_ratio_ramp_steps (`int`, *optional*, defaults to `0`):
-        Steps over which the filter ratio then rises from 0: the sub-batch is chosen from a growing part of the
-        super-batch, and the rest of it is not scored.
+        Number of steps after the warm-up in which the filter ratio rises from 0 to `filter_ratio`: the sub-batch is
+        selected from a growing part of the super-batch, and the rest of it is not scored.
     compare_selectors (list of `str`, *optional*):
-        What to compare the selection with, on the same super-batches, in the logs (`compare/...`): `"uniform"`, or
-        `"<selection>/<criterion>"` such as `"independent/easy_reference"`. Nothing is trained on these. Joint ones
-        need pairs, and go by their loss whatever `pair_score` is.
+        Other selectors to compare the selection with, on the same super-batches, in the logs (`compare/...`):
+        `"uniform"`, or `"<selection>/<criterion>"` such as `"independent/easy_reference"`. What they select is not
+        trained on. A joint one needs pairs, and scores them by their loss, even with `pair_score="similarity"`.
     source_column (`str`, *optional*):
-        Column of the training data (a source, a kind of noise) of whose values the selection rates are logged
-        (`selection_rate/...`). It plays no part in the selection.
+        Column of the training data, such as a source or a kind of noise. The selection rate of each value is logged
+        (`selection_rate/...`); the selection does not depend on the column.
 
     > Parameters that control scoring and loss
 
     objective (`str`, *optional*):
         `"contrastive"`, `"classification"` (a label for each image or text) or `"language_model"`. Default: what the
-        learner is made for. Joint selection needs pairs, as `"contrastive"` has them.
+        learner is made for. Joint selection needs `"contrastive"`.
     scoring (`str`, *optional*, defaults to `"learner"`):
-        Who is compared with the reference: the `"learner"`, or a `"proxy"`, a small model that is trained beside it on
-        the same sub-batches (arXiv 2312.05328), so that scoring does not cost forwards of a large learner.
+        The model that is compared with the reference: the `"learner"`, or a `"proxy"`, a small model that is trained
+        beside the learner on the same sub-batches (arXiv 2312.05328), which spares the forwards of a large learner.
     proxy_learning_rate (`float`, *optional*):
         Peak learning rate of the proxy. Default: that of the learner.
     pair_score (`str`, *optional*, defaults to `"loss"`):
-        What stands for the loss of a pair in a score: the `"loss"` itself, or `"similarity"`, minus the product of the
-        two embeddings (ActiveCLIP), for independent and top-k selection.
+        The loss of a pair in a score: the `"loss"` itself, or `"similarity"`, minus the dot product of the pair's two
+        embeddings (ActiveCLIP), with independent and top-k selection.
     distillation_weight (`float`, *optional*, defaults to `0.0`):
-        Weight of a second loss on the sub-batch: the reference's distribution over the batch is the learner's target
-        (ACED, arXiv 2411.18674).
+        Weight of a second loss on the sub-batch, in which the target of the learner is the distribution of the
+        reference over the batch (ACED, arXiv 2411.18674).
     loss (`str`, *optional*):
         `"sigmoid"` or `"softmax"`. Default: sigmoid for SigLIP and SigLIP 2 learners, softmax for CLIP.
     loss_tile_size (`int`, *optional*):
-        Rows of the logit matrix that the loss holds at a time. Default: dense for small sub-batches, tiled for large.
-    loss_exchange (`str`, *optional*, defaults to `"gather"`):
-        How the devices see each other's embeddings in the loss: `"gather"` brings all of them to each device, `"ring"`
-        passes one device's at a time round, which bounds the memory. The same loss either way.
-    gradient_cache_chunk_size (`int`, *optional*):
-        Train on the sub-batch in chunks of so many examples (on each device), for sub-batches whose activations do not
-        fit: the gradients are the same (arXiv 2101.06983), for one more forward. Default: all at once.
+        Rows of the logit matrix that the loss holds at a time. Default: all for small sub-batches, tiles for large.
     scoring_batch_size (`int`, *optional*):
         Examples scored in one forward. Default: `per_device_train_batch_size`.
+    loss_exchange (`str`, *optional*, defaults to `"gather"`):
+        How the devices exchange embeddings for the loss: `"gather"` brings all embeddings to each device, `"ring"`
+        passes those of one device at a time around, which bounds the memory. The loss is the same.
+    gradient_cache_chunk_size (`int`, *optional*):
+        Examples (on each device) in a chunk of gradient caching, for sub-batches whose activations do not fit: the
+        gradients are the same (arXiv 2101.06983), for one more forward. Default: no chunks.
     reference (`str`, *optional*, defaults to `"model"`):
-        `"model"` is a model of its own; `"adapter"` is the learner's backbone, with the LoRA adapter that `ref_model`
-        names or with none, so that the reference costs no weights. `"adapter"` needs a learner with `peft_config`.
-        `"online"` is a model that starts with `ref_model`'s weights (none are needed: by default fresh ones) and is
-        trained beside the learner, on whole super-batches.
+        What the reference is. `"model"`: a model of its own. `"adapter"`: the learner's backbone, with the LoRA
+        adapter that `ref_model` names, or with none; the reference then costs no weights, and the learner needs a
+        `peft_config`. `"online"`: a model that is trained beside the learner on whole super-batches, from the weights
+        of `ref_model` or, without one, from fresh weights.
     online_reference_learning_rate (`float`, *optional*):
         Peak learning rate of an online reference. Default: twice that of the learner.
     ref_placement (`str`, *optional*, defaults to `"replica"`):
-        `"replica"` keeps the whole reference on each device, `"sharded"` spreads it (DeepSpeed ZeRO-3 and FSDP2 only).
+        `"replica"` keeps the whole reference on each device. `"sharded"` spreads it over the devices (DeepSpeed ZeRO-3
+        and FSDP2 only).
     ref_model_revision (`str`, *optional*):
-        Branch, tag or commit of a `ref_model` named by its Hub id.
+        Branch, tag or commit of a `ref_model` on the Hub. Default: `main`.
     cache_reference (`bool`, *optional*, defaults to `False`):
         Embed the training data once with the reference, before the first step, into `output_dir/reference_cache` (8 D
         bytes a row, fp32). The selections stay the same, and the reference costs nothing from then on.
     reference_cache (`str`, *optional*):
-        Folder or Hub data-set id of a cache that `jest-hf cache-reference` has made of the training data. The
-        reference is not loaded; `ref_model` may be left out, and is compared with the cache where it is given.
+        Folder or Hub data-set id of a cache of the training data, made by `jest-hf cache-reference`. The reference is
+        not loaded. `ref_model` may be left out; if it is given, it must be the model that the cache was made with.
     reference_cache_revision (`str`, *optional*):
-        Branch, tag or commit of a `reference_cache` on the Hub.
+        Branch, tag or commit of a `reference_cache` on the Hub. Default: `main`.
 
     > Parameters that control the resolution (Flexi-JEST)
 
@@ -141,9 +147,10 @@ class JESTConfig(JESTOptions):
         out, for comparison). Default: full resolution.
     low_resolution_fraction (`float`, *optional*, defaults to `0.5`):
         With `scoring_view`, the part of the sub-batch (on each device, drawn at random) that is trained on at that
-        view; the rest at full resolution, in one loss. A learner that never trains at a view scores badly at it.
+        view; the rest is trained on at full resolution, in one loss. A learner that never trains at a view scores
+        badly at it.
     eval_at_view (`bool`, *optional*, defaults to `False`):
-        Evaluate at the scoring view too, besides at full resolution.
+        Evaluate at the scoring view as well as at full resolution.
 
     > Parameters that control the records and the evaluation
 
@@ -151,20 +158,30 @@ class JESTConfig(JESTOptions):
         Write every selected example to `output_dir/selections.parquet` (step, rank, order, example_id).
     eval_group_column (`str`, *optional*):
         Column of the evaluation data whose equal values mean "the same thing": any caption of an image's group is a
-        hit. Default: an image's own captions are its only hits.
+        hit. Default: only an image's own captions are hits.
+
+    Raises:
+        ValueError: for an unknown or impossible value, and for options that contradict each other.
+
+    Example:
+
+        >>> from jest_hf import JESTConfig
+        >>> args = JESTConfig("out", preset="active_clip", filter_ratio=0.75, per_device_train_batch_size=32)
+        >>> args.settings.selection, args.settings.scoring, args.per_device_super_batch_size
+        ('independent', 'proxy', 128)
     """
 
     def __post_init__(self) -> None:
         self._read()
         self._fill_in()
-        check_selection(self)
-        check_training(self)
+        check_selection(self, self.settings)
+        check_training(self, self.settings)
         if self.data_seed is None:
             self.data_seed = self.seed
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]  # transformers annotates no __post_init__
 
     def _read(self) -> None:
-        """Numbers that came as words (YAML reads `1e-4` as one), and a lone selector without its list."""
+        """Turn numbers given as strings into floats (YAML reads `1e-4` as a string), and one selector into a list."""
         for one in fields(self):
             value = getattr(self, one.name)
             if isinstance(value, str) and "float" in str(one.type):
@@ -176,10 +193,11 @@ class JESTConfig(JESTOptions):
             self.compare_selectors = [self.compare_selectors]
 
     def _fill_in(self) -> None:
-        """Options that are not given, from the preset and then from the defaults."""
+        """Fill in the options that are not given: from the preset, and without one from the defaults."""
         if self.preset is not None:
             check_choice("preset", self.preset, tuple(PRESETS))
-        for name, value in {**DEFAULTS, **PRESETS.get(self.preset, {})}.items():
+        chosen = {} if self.preset is None else PRESETS[self.preset]
+        for name, value in {**DEFAULTS, **chosen}.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
 
@@ -189,7 +207,7 @@ class JESTConfig(JESTOptions):
 
     @property
     def selects(self) -> bool:
-        """Whether examples are scored and selected: with any selection but `"uniform"`."""
+        """Whether examples are scored and selected: with every `selection` but `"uniform"`."""
         return SELECTIONS[self.settings.selection].scores
 
     @property
@@ -202,12 +220,12 @@ class JESTConfig(JESTOptions):
         Make the selector of the run.
 
         Args:
-            loss (`str`, *optional*): `"sigmoid"` or `"softmax"`: the loss of pairs, where the objective has pairs.
+            loss (`str`, *optional*): `"sigmoid"` or `"softmax"`: the loss of pairs. Default: examples are not pairs.
         """
         settings = self.settings
         chosen = SELECTIONS[settings.selection]
         return chosen(
-            settings.criterion if chosen.scores else None,
+            settings.criterion if chosen.uses_criterion else None,
             loss="similarity" if settings.pair_score == "similarity" else loss,
             n_chunks=self.n_chunks,
             gain=self.selection_gain,
@@ -216,10 +234,8 @@ class JESTConfig(JESTOptions):
 
     @property
     def scored_models(self) -> tuple[str, ...]:
-        """
-        Which of `"learner"` (or its proxy) and `"reference"` score the super-batch: those that the criterion compares,
-        or that of a selector in `compare_selectors`.
-        """
+        """The models that score the super-batch, of `"learner"` (or its proxy) and `"reference"`: those that the
+        criterion, or a selector in `compare_selectors`, needs."""
         if not self.selects:
             return ()
         others = [Selector.parse(name) for name in self.compare_selectors or ()]
@@ -228,37 +244,31 @@ class JESTConfig(JESTOptions):
 
     @property
     def uses_reference(self) -> bool:
-        """Whether a reference is asked at all."""
-        return "reference" in self.scored_models or self.distillation_weight > 0
+        """Whether the run needs a reference: to score, or to distil from."""
+        return "reference" in self.scored_models or self.settings.distillation_weight > 0
 
     @property
     def selection_settings(self) -> dict[str, Any]:
-        """What decides which examples are selected; a resumed run is compared with its checkpoint in these."""
-        names = ("selection", "criterion", "n_chunks", "selection_gain", "selection_scope", "scoring_view")
-        names += ("low_resolution_fraction", "seed", "data_seed", "sub_batch_size", "super_batch_size")
-        names += ("pair_score", "scoring", "reference", "uniform_fraction")
-        names += ("selection_warmup_steps", "filter_ratio_ramp_steps")
-        return {name: getattr(self, name) for name in names}
+        """The options that decide which examples are selected; a resumed run compares them with its checkpoint."""
+        return {name: getattr(self, name) for name in _DECISIVE}
 
     @property
     def per_device_super_batch_size(self) -> int:
-        """Examples loaded and scored per step and device; for `selection="uniform"` the sub-batch itself."""
-        if not self.selects:
-            return self.per_device_train_batch_size
-        return round(self.per_device_train_batch_size / (1.0 - self.filter_ratio))
+        """Examples loaded and scored in a step on one device; with `selection="uniform"` those trained on."""
+        return self.settings.super_batch_size(self.per_device_train_batch_size)
 
     @property
     def sub_batch_size(self) -> int:
-        """Examples trained on per step, over all devices (b)."""
-        return self.per_device_train_batch_size * self.world_size
+        """Examples trained on in a step, on all devices together (b)."""
+        return self.per_device_train_batch_size * int(self.world_size)
 
     @property
     def super_batch_size(self) -> int:
-        """Examples loaded and scored per step, over all devices (B)."""
-        return self.per_device_super_batch_size * self.world_size
+        """Examples loaded and scored in a step, on all devices together (B)."""
+        return self.per_device_super_batch_size * int(self.world_size)
 
 
-# Its public place, which is also the one in every pickled `training_args.bin`.
+# The public module; every pickled `training_args.bin` names it too.
 JESTConfig.__module__ = "jest_hf.config"
 
 

@@ -1,7 +1,8 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Published methods as values of `JESTConfig`: `preset="active_clip"` stands for these, and an option that is given
-wins over its preset. What a paper leaves open is left to the defaults.
+"""Published methods as options of `JESTConfig`: `preset="active_clip"` sets the options listed here.
+
+An option that is given wins over the preset. What a paper leaves open is left to the defaults.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scoring_view": "patch:32",
         "low_resolution_fraction": 0.5,
     },
-    # arXiv 2312.05328: a small online model scores in the learner's place, each example alone.
+    # arXiv 2312.05328: a small model, trained beside the learner, scores each example alone.
     "active_clip": {
         "selection": "independent",
         "criterion": "learnability",
@@ -44,14 +45,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "filter_ratio": 0.5,
         "label_smoothing_factor": 0.1,
     },
-    # arXiv 2206.07137: the irreducible losses of a small hold-out model, computed once; the top tenth of each batch.
+    # arXiv 2206.07137: irreducible losses of a small hold-out model, computed once; the top tenth of each super-batch.
     "rho_loss": {
         "selection": "top_k",
         "criterion": "learnability",
         "filter_ratio": 0.9,
         "cache_reference": True,
     },
-    # arXiv 2411.18674: a reference larger than the learner; learnability is its H-ACID, easy reference its I-ACID.
+    # arXiv 2411.18674: a reference larger than the learner. H-ACID is learnability, I-ACID is easy reference.
     "h_acid": {"selection": "joint", "criterion": "learnability", "filter_ratio": 0.8},
     "i_acid": {"selection": "joint", "criterion": "easy_reference", "filter_ratio": 0.8},
     "aced": {
@@ -62,8 +63,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# What an option is where neither the run nor its preset says so. In `JESTConfig` these are `None` until they are set,
-# so that a value that is given can be told from one that is not.
+# Values of options that neither the run nor its preset sets. The fields of `JESTConfig` start as `None`, so that an
+# option that is given can be told from one that is not.
 DEFAULTS: dict[str, Any] = {
     "selection": "joint",
     "criterion": "learnability",

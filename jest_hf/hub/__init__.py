@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The Hub: models pulled and verified, pushes that never end a run, and the cards that say what a run was."""
+"""The Hub: pull and verify models, push without ending a run on a failure, and write the cards of runs and data."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Cards that are written again and again, and the words of people in them, which stay.
+"""Write a generated card (`README.md`) again and again, and keep what users wrote into it.
 
-Each section that is generated lies between two comments in the Markdown, and the first of them has a digest of what
-was written there; a third comment has the digests of the metadata. One rule then tells the two hands apart:
+Each generated section lies between two comments in the Markdown, and the first comment has a digest of the section. A
+third comment has digests of the metadata. One rule tells generated text from a user's text:
 
-    What is in a card exactly as it was generated is generated anew. Everything else is the user's, and stays.
+    What is still exactly as it was generated is replaced. Everything else belongs to the user, and is kept.
 
-So sections of one's own can stand anywhere; a section that was edited is no longer written anew, nor is one whose
-comments were removed, nor a generated one whose heading the user's text has too. Of the metadata, a value that the
-user has changed or added wins, and lists (tags, data sets, results in the model index) have both hands' elements. What
-a user has removed altogether comes back.
+So a user can put sections anywhere. A section is no longer replaced if it was edited, if its comments were removed, or
+if the user's text has a section with the same heading. In the metadata, a value that the user changed or added is
+kept, and lists (tags, data sets, results in the model index) have the generated and the user's elements. What a user
+deleted is generated again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ import yaml
 from huggingface_hub import HfApi, ModelCard, ModelCardData, RepoCard, hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
-from huggingface_hub.utils import yaml_dump
 from transformers.utils import logging
 
 from jest_hf.hub.card_parts import is_hub_id
@@ -45,23 +44,22 @@ SECTION = re.compile(
 )
 WRITTEN = re.compile(r"\n*<!-- jest_hf:metadata (?P<digests>[0-9a-f ]*) -->\n*")
 FENCED = re.compile(r"^(```|~~~).*?^\1", re.DOTALL | re.MULTILINE)
-# peft adds this below whatever card there is when it saves an adapter.
+# peft adds this at the end of any card when it saves an adapter.
 PEFT_NOTE = re.compile(r"\n*### Framework versions\n\n- PEFT \S+\s*\Z")
 MODEL_INDEX = "model-index"
 
 
 def write_card(card: RepoCard, path: str | os.PathLike[str]) -> None:
     """
-    Writes a card to a file; what a user has written into the file before stays.
+    Write a card to a file, and keep what users wrote into the file.
 
     Args:
-        card (`huggingface_hub.RepoCard`):
-            As one of this package's functions makes it.
-        path (`str` or `os.PathLike`):
-            The `README.md`. It is replaced in one move: whenever the process is killed, one of the two is there.
+        card (`huggingface_hub.RepoCard`): A card made by a function of [`jest_hf.hub`].
+        path (`str` or `os.PathLike`): The `README.md`. It is replaced in one move: if the process is killed, the old
+            or the new file is there.
 
     Raises:
-        `ValueError`: if the file begins with metadata that cannot be read.
+        ValueError: if the file begins with metadata that cannot be read.
     """
     path = Path(path)
     existing = path.read_text(encoding="utf-8-sig") if path.exists() else None
@@ -80,57 +78,68 @@ def push_card(
     commit_message: str = "Update the card",
 ) -> str:
     """
-    Commits a card to a repository on the Hub; what a user, or another library, has written into its card stays.
+    Commit a card to a repository on the Hub, and keep what users, or other libraries, wrote into its card.
 
     Args:
-        card (`huggingface_hub.RepoCard`):
-            As one of this package's functions makes it; a `DatasetCard` goes to a data-set repository.
-        repo_id (`str`):
-            `owner/name` of a repository that exists.
-        token (`str`, *optional*):
-            Default: the one that the client is logged in with.
-        revision (`str`, *optional*):
-            The branch. Default: `main`.
-        commit_message (`str`, *optional*):
-            Of the commit.
+        card (`huggingface_hub.RepoCard`): A card made by a function of [`jest_hf.hub`]. A `DatasetCard` goes to a
+            data-set repository.
+        repo_id (`str`): An existing repository, `owner/name`.
+        token (`str`, *optional*): Token that may write. Default: the token of `hf auth login`.
+        revision (`str`, *optional*): The branch. Default: `main`.
+        commit_message (`str`, *optional*): Message of the commit.
 
     Returns:
         `str`: the commit.
 
     Raises:
-        `ValueError`: if the Hub does not accept the metadata, or those in the repository cannot be read.
+        ValueError: if the Hub does not accept the metadata, or the repository's card begins with metadata that cannot
+            be read.
     """
-    where = {"repo_id": repo_id, "repo_type": card.repo_type, "revision": revision, "token": token}
     try:
-        existing = Path(hf_hub_download(filename="README.md", **where)).read_text(encoding="utf-8-sig")
-    except RemoteEntryNotFoundError:  # and not one that could not be asked for
+        path = hf_hub_download(repo_id, "README.md", repo_type=card.repo_type, revision=revision, token=token)
+        existing = Path(path).read_text(encoding="utf-8-sig")
+    except RemoteEntryNotFoundError:  # there is no card; a failed request raises another error
         existing = None
     content = merge_card(card, existing).encode()
     commit = HfApi().upload_file(
-        path_or_fileobj=content, path_in_repo="README.md", commit_message=commit_message, **where
+        path_or_fileobj=content,
+        path_in_repo="README.md",
+        repo_id=repo_id,
+        repo_type=card.repo_type,
+        revision=revision,
+        token=token,
+        commit_message=commit_message,
     )
     return commit.oid
 
 
 def merge_card(card: RepoCard, existing: str | None = None) -> str:
-    """
-    Puts a generated card into one that is there.
+    r"""
+    Merge a generated card into an existing one.
 
     Args:
-        card (`huggingface_hub.RepoCard`):
-            What was generated; it is left as it is.
-        existing (`str`, *optional*):
-            The whole text of the card that is there, of whatever origin.
+        card (`huggingface_hub.RepoCard`): The generated card; it is not changed.
+        existing (`str`, *optional*): The whole text of the existing card, whoever wrote it.
 
     Returns:
-        `str`: the text of a card, with the comments that tell generated text from other text.
+        `str`: the text of the merged card, with the comments that mark generated text.
 
     Raises:
-        `ValueError`: if `existing` begins with metadata that cannot be read.
+        ValueError: if `existing` begins with metadata that cannot be read.
+
+    Example:
+
+        >>> from huggingface_hub import ModelCard
+        >>> from jest_hf.hub import merge_card
+        >>> first = merge_card(ModelCard("# Learner\n\n## Results\n\n0.5"))
+        >>> edited = first + "\n## My notes\n\nKeep me."
+        >>> second = merge_card(ModelCard("# Learner\n\n## Results\n\n0.6"), edited)
+        >>> "0.5" in second, "0.6" in second, "Keep me." in second
+        (False, True, True)
     """
     metadata, text = _split(existing or "")
     text = PEFT_NOTE.sub("", text)
-    if text.strip() == ModelCard.from_template(ModelCardData()).text.strip():  # an empty form
+    if text.strip() == ModelCard.from_template(ModelCardData()).text.strip():  # the Hub's empty template
         text = ""
     written = {digest for found in WRITTEN.finditer(text) for digest in found["digests"].split()}
     text = WRITTEN.sub("\n\n", text)
@@ -139,14 +148,14 @@ def merge_card(card: RepoCard, existing: str | None = None) -> str:
     merged = _merge_metadata(generated, metadata, written)
     body = _merge_text(_sections(card.text), text).strip()
     digests = METADATA.format(digests=" ".join(_digests(generated)))
-    return f"---\n{yaml_dump(merged, sort_keys=False).strip()}\n---\n\n{body}\n\n{digests}\n"
+    return f"---\n{yaml.dump(merged, allow_unicode=True, sort_keys=False).strip()}\n---\n\n{body}\n\n{digests}\n"
 
 
 # ---- Text ----
 
 
 def _merge_text(sections: Mapping[str, str], text: str) -> str:
-    """The sections in the places where they were, new ones behind those that they follow."""
+    """Replace the generated sections of a text in place; insert new sections after those that they follow."""
     edited = []
 
     def renew(found: re.Match[str]) -> str:
@@ -159,8 +168,8 @@ def _merge_text(sections: Mapping[str, str], text: str) -> str:
     text = SECTION.sub(renew, text)
     if edited:
         logger.warning_once(
-            f"The card's section(s) {', '.join(edited)} were edited and are kept as they are, figures included; "
-            "delete them from the card to have them written anew."
+            f"The section(s) {', '.join(edited)} of the card were edited and are kept as they are, figures included; "
+            "delete them from the card to have them generated again."
         )
     taken = _headings(SECTION.sub("", text))
     for name, body in sections.items():
@@ -175,7 +184,7 @@ def _merge_text(sections: Mapping[str, str], text: str) -> str:
 
 
 def _sections(text: str) -> dict[str, str]:
-    """A generated text by its sections: `"about"` is all before the first heading of the second level."""
+    """Split a generated text into sections; `"about"` is all before the first heading of the second level."""
     code = [range(*found.span()) for found in FENCED.finditer(text)]
     starts = [
         found.start()
@@ -188,7 +197,7 @@ def _sections(text: str) -> dict[str, str]:
 
 
 def _headings(text: str) -> set[str]:
-    """Headings of the second level; all of the first level are one, `#`: a card has one title."""
+    """Return the headings of the second level, and `#` if there is one of the first: a card has one title."""
     found = re.findall(r"^(#{1,2}) +(.+?) *#*$", FENCED.sub("", text), re.MULTILINE)
     return {"#" if level == "#" else title.lower() for level, title in found}
 
@@ -198,16 +207,16 @@ def _enclosed(name: str, body: str) -> str:
 
 
 def _split(content: str) -> tuple[dict[str, Any], str]:
-    """Metadata and text of a card."""
+    """Split a card into metadata and text."""
     found = REGEX_YAML_BLOCK.search(content)
     if not found:
         return {}, content
     try:
         metadata = yaml.safe_load(found[2]) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"the metadata at the top of README.md are no YAML ({error}); correct them.") from error
+        raise ValueError(f"the metadata at the top of README.md are not YAML ({error}); correct them.") from error
     if not isinstance(metadata, dict):
-        raise ValueError("the metadata at the top of README.md are no mapping of names to values; correct them.")
+        raise ValueError("the metadata at the top of README.md are not a mapping of names to values; correct them.")
     return metadata, content[found.end() :]
 
 
@@ -215,7 +224,7 @@ def _split(content: str) -> tuple[dict[str, Any], str]:
 
 
 def _merge_metadata(new: Mapping[str, Any], old: Mapping[str, Any], written: set[str]) -> dict[str, Any]:
-    """Both hands' metadata, in the order in which they are in the card."""
+    """Merge generated metadata with those of a card, in the order of the card."""
     merged = {}
     for key in [*old, *(key for key in new if key not in old)]:
         ours = _elements(key, new.get(key))
@@ -236,7 +245,7 @@ def _digests(metadata: Mapping[str, Any]) -> list[str]:
 
 
 def _elements(key: str, value: Any) -> list[Any]:
-    """The values that one can change alone: those of a list, single results of a model index, or the value."""
+    """Return the parts of a value that a user can change one by one: elements of a list, or results of an index."""
     if value is None:
         return []
     if key == MODEL_INDEX:
@@ -249,13 +258,13 @@ def _elements(key: str, value: Any) -> list[Any]:
             ]
         except (KeyError, TypeError) as error:
             raise ValueError(
-                f"the model-index at the top of README.md is not as the Hub wants it ({error!r}); correct it."
+                f"the model-index at the top of README.md does not have the Hub's format ({error!r}); correct it."
             ) from error
     return value if isinstance(value, list) else [value]
 
 
 def _grouped(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Single results as a model index."""
+    """Group single results as a model index."""
     models: dict[str, dict[str, dict[str, Any]]] = {}
     for one in results:
         about = {name: value for name, value in one.items() if name not in ("name", "metrics")}
@@ -270,7 +279,7 @@ def _without_value(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _names_a_path(key: str, value: Any) -> bool:
-    """Of the base model of an adapter peft tells the path on this machine, which the Hub would not accept either."""
+    """Return whether a value is a local path: peft writes that of an adapter's base model, which the Hub refuses."""
     if key == "tags" and isinstance(value, str) and value.startswith("base_model:"):
         return not is_hub_id(value.rpartition(":")[2])
     return key == "base_model" and isinstance(value, str) and (os.path.isabs(value) or os.path.exists(value))

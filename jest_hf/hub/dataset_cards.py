@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The data-set cards: of a reference cache (what was embedded by what) and of a curated set (what was left out)."""
+"""The cards of data sets: of a reference cache and of a curated set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jest_hf.hub.card_parts import about_table, at_revision, is_hub_id, percent,
 from jest_hf.report.table import format_table
 
 
-# The Hub's own words, by the number of rows from which the next one holds.
+# The Hub's names of size categories, by the number of rows that the category stays below.
 SIZE_CATEGORIES = {
     10**3: "n<1K",
     10**4: "1K<n<10K",
@@ -39,20 +39,16 @@ def reference_cache_card(
     license: str | None = None,
 ) -> DatasetCard:
     """
-    Writes the card of a reference cache from the template `model_cards/reference_cache.md`.
+    Make the card of a reference cache from the template `model_cards/reference_cache.md`.
 
     Args:
-        manifest (`Mapping`):
-            That of the finished cache (`ReferenceCache.manifest`).
-        repo_id (`str`, *optional*):
-            Where the cache will be on the Hub. The example code reads the current folder where it is not a Hub id.
-        dataset (`str`, *optional*):
-            What was embedded, as [`~jest_hf.data.load_source`] takes it: a Hub id, `"scenes:web"`, a path. Unknown:
-            `None`, and the example code does not train.
-        split, where, max_rows (*optional*):
-            Which of its rows, in the same function's words.
-        license (`str`, *optional*):
-            Licence of the embeddings, as the Hub names it.
+        manifest (`Mapping`): The manifest of the finished cache (`ReferenceCache.manifest`).
+        repo_id (`str`, *optional*): Repository of the cache on the Hub. Without one, the example code in the card
+            reads the current folder.
+        dataset (`str`, *optional*): The embedded data, as for [`~jest_hf.data.load_source`]: a Hub id, `"scenes:web"`
+            or a path. Without it, the example code does not train.
+        split, where, max_rows (*optional*): The embedded rows of `dataset`, as for [`~jest_hf.data.load_source`].
+        license (`str`, *optional*): Licence of the embeddings, by the Hub's name, such as `"apache-2.0"`.
 
     Returns:
         `huggingface_hub.DatasetCard`: for [`~jest_hf.hub.write_card`] or [`~jest_hf.hub.push_card`].
@@ -60,7 +56,7 @@ def reference_cache_card(
     reference, reading, data, storage = (manifest[part] for part in ("reference", "reading", "data", "storage"))
     shards = manifest["shards"]
     readable = sum(shard["readable"] for shard in shards)
-    # A path cannot be loaded elsewhere, nor is it anybody's business.
+    # A path cannot be loaded elsewhere, and is private.
     loadable = dataset if dataset is not None and (is_hub_id(dataset) or dataset.startswith("scenes")) else None
     chosen = {"split": split, "where": dict(where) if where else None, "max_rows": max_rows}
     chosen = {name: value for name, value in chosen.items() if value is not None}
@@ -79,7 +75,7 @@ def reference_cache_card(
     ]
     contents = [
         ("data", public_name(dataset)),
-        *((name.replace("_", " "), _told(value)) for name, value in chosen.items()),
+        *((name.replace("_", " "), _as_text(value)) for name, value in chosen.items()),
         ("columns", f"{data['image_column']}, {data['caption_column']}"),
         ("rows", data["n_rows"]),
         ("rows that could not be read", data["n_rows"] - readable),
@@ -100,7 +96,7 @@ def reference_cache_card(
         source_datasets=[dataset] if is_hub_id(dataset) else None,
         tags=["jest", "jest_hf", "reference-cache", "embeddings", "safetensors"],
         task_categories=["zero-shot-image-classification"],
-        # What is here is nothing that the viewer could show.
+        # The Hub's viewer cannot show embeddings.
         viewer=False,
     )
     return render_card(
@@ -126,30 +122,21 @@ def reference_cache_card(
 @dataclass
 class CuratedSummary:
     """
-    How a curated set was made, as its card tells it.
+    How a curated data set was made, for its card.
 
     Args:
-        name (`str`):
-            What the set is called: its Hub id, or any other name. The example code loads the current folder where it
-            is not a Hub id.
-        source (`str`):
-            The pool that was filtered: a Hub id, a path or a built-in name.
-        filters (sequence of `tuple[str, Mapping, int]`):
-            In the order of application: the filter's name, its parameters, and how many rows were left after it.
-        rows (`int`):
-            Rows of the pool before any filter.
-        alignment_model (`str`, *optional*):
-            Hub id or path of the model that judged how well image and text agree.
-        alignment_revision (`str`, *optional*):
-            Its commit.
-        license (`str`, *optional*):
-            Licence of the data, as the Hub names it.
-        language (sequence of `str`, *optional*):
-            ISO codes of the captions' languages.
-        columns (sequence of `str`, *optional*):
-            Columns of a row.
-        split (`str`, *optional*, defaults to `"train"`):
-            The split under which the set is stored.
+        name (`str`): Hub id of the data set, or any other name; then the example code in the card loads the current
+            folder.
+        source (`str`): The pool that was filtered: a Hub id, a path or a built-in name.
+        filters (sequence of `tuple[str, Mapping, int]`): The filters in the order of application: name, parameters,
+            and number of rows left after the filter.
+        rows (`int`): Number of rows of the pool before any filter.
+        alignment_model (`str`, *optional*): Hub id or path of the model that scored how well image and text agree.
+        alignment_revision (`str`, *optional*): Commit of the alignment model.
+        license (`str`, *optional*): Licence of the data, by the Hub's name, such as `"apache-2.0"`.
+        language (sequence of `str`, *optional*): ISO codes of the captions' languages.
+        columns (sequence of `str`, *optional*): Columns of the data set.
+        split (`str`, *optional*, defaults to `"train"`): The split under which the data set is stored.
     """
 
     name: str
@@ -166,27 +153,34 @@ class CuratedSummary:
 
 def curated_card(summary: CuratedSummary) -> DatasetCard:
     """
-    Writes the card of a curated set from the template `model_cards/curated.md`.
+    Make the card of a curated data set from the template `model_cards/curated.md`.
 
     Args:
-        summary ([`CuratedSummary`]):
-            How it was made.
+        summary ([`CuratedSummary`]): How the data set was made.
 
     Returns:
         `huggingface_hub.DatasetCard`: for [`~jest_hf.hub.write_card`] or [`~jest_hf.hub.push_card`].
 
     Raises:
-        `ValueError`: if a filter is said to have left more rows than it got.
+        ValueError: if there are more rows after a filter than before it.
+
+    Example:
+
+        >>> from jest_hf.hub import CuratedSummary, curated_card
+        >>> filters = [("caption_length", {"limit": 3}, 75)]
+        >>> card = curated_card(CuratedSummary("me/clean", "scenes:web", filters, rows=100))
+        >>> card.data.size_categories, "75.0%" in card.text
+        ('n<1K', True)
     """
     before, table = summary.rows, []
     for name, parameters, kept in summary.filters:
         if kept > before:
             raise ValueError(
-                f"filters: {name!r} got {before} rows and is said to have kept {kept}; give the numbers of rows left "
-                "after each filter, in the order of application."
+                f"filters: {name!r} cannot leave {kept} rows of {before}; give the number of rows left after each "
+                "filter, in the order of application."
             )
-        told = ", ".join(f"{key} = {_told(value)}" for key, value in parameters.items())
-        table.append((name, told, f"{kept:,}", percent(kept / before if before else None) or ""))
+        listed = ", ".join(f"{key} = {_as_text(value)}" for key, value in parameters.items())
+        table.append((name, listed, f"{kept:,}", percent(kept / before if before else None) or ""))
         before = kept
     named = summary.name if is_hub_id(summary.name) else None
     metadata = DatasetCardData(
@@ -215,14 +209,14 @@ def curated_card(summary: CuratedSummary) -> DatasetCard:
     )
 
 
-def _told(value: Any) -> str:
-    """A parameter as a text: of something on this machine the last part of its path."""
+def _as_text(value: Any) -> str:
+    """Return a parameter as text; of a local path, only the last part."""
     on_disk = isinstance(value, str | os.PathLike) and (os.path.isabs(value) or os.path.exists(value))
     return os.path.basename(os.path.normpath(value)) if on_disk else str(value)
 
 
 def _geometry(image: Mapping[str, Any]) -> str:
-    """How images are shaped, from the manifest's words."""
+    """Describe the size of images, from the manifest."""
     if "max_num_patches" in image:
         return f"up to {image['max_num_patches']} patches of {image['patch_size']} pixels a side"
     parts = []

@@ -1,9 +1,9 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The model cards of learners and references: a run told in the terms that a reader needs to judge or repeat it.
+"""The model cards of learners and references: all that a reader needs to judge or repeat a run.
 
-A card claims nothing that the run did not measure. What is unknown is left out, not filled with "N/A"; and of paths on
-the machine that trained the model only the last part is told.
+A card claims nothing that the run did not measure. Unknown values are left out, not filled with "N/A", and a card has
+only the last part of a local path.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from dataclasses import replace
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from jest_hf.hub.card_parts import about_table, at_revision, is_hub_id, percent, public_name, render_card
+from jest_hf.losses import LOSSES
 from jest_hf.report.summary import RunSummary
 from jest_hf.report.table import format_table
 from jest_hf.selection import CRITERIA, SELECTIONS
 
 
-# Of models of labels, by the end of the name of their class: the Hub's name of the task, and an input to try.
+# For models with labels, by the end of the class name: the Hub's name of the task, and an input to try.
 TASKS = {
     "ForImageClassification": ("image-classification", 'Image.new("RGB", (256, 256), "red")'),
     "ForSequenceClassification": ("text-classification", '"A red square."'),
@@ -34,34 +35,34 @@ CONVENTIONS = {
     "plain": "plain (3 forwards for each example trained on, 1 for each that a model scored)",
     "paper": "the paper's (the scoring forward of a selected example is a part of its training)",
 }
-# Figures that `Trainer.evaluate` adds and that say nothing about the model.
+# Metrics of `Trainer.evaluate` that do not measure the model.
 NOT_QUALITY = re.compile(r"^epoch$|runtime$|_per_second$|preparation_time$|^examples_skipped$")
 
 
 def learner_card(summary: RunSummary) -> ModelCard:
     """
-    Writes the card of a learner from the template `model_cards/learner.md`.
+    Make the card of a learner from the template `model_cards/learner.md`.
 
     Args:
-        summary ([`RunSummary`]):
-            The run.
+        summary ([`RunSummary`]): The run.
 
     Returns:
         `huggingface_hub.ModelCard`: for [`~jest_hf.hub.write_card`].
 
     Raises:
-        `ValueError`: if the summary's `selection`, `criterion` or `flops_convention` is not known.
+        ValueError: if the summary's `selection`, `criterion` or `flops_convention` is not known.
     """
     return run_card(replace(summary, role="learner"))
 
 
 def reference_card(summary: RunSummary) -> ModelCard:
-    """As [`learner_card`], of a model that was trained to be a reference, from `model_cards/reference.md`."""
+    """Make the card of a model that was trained to be a reference, from `model_cards/reference.md`; see
+    [`learner_card`]."""
     return run_card(replace(summary, role="reference"))
 
 
 def run_card(summary: RunSummary) -> ModelCard:
-    """The card of what a run trained: [`learner_card`] or [`reference_card`], by the summary's `role`."""
+    """Make the card of a run's model: [`learner_card`] or [`reference_card`], by the summary's `role`."""
     for name, known in (
         ("role", TEMPLATES),
         ("selection", SELECTIONS),
@@ -72,28 +73,32 @@ def run_card(summary: RunSummary) -> ModelCard:
             raise ValueError(f"{name}={value!r} is not known: choose one of {', '.join(filter(None, known))}.")
     selector = SELECTIONS[summary.selection]
     selects = selector.scores
+    if not selector.uses_criterion:
+        summary = replace(summary, criterion=None)
     criterion = CRITERIA.get(summary.criterion or "")
     by_learner, by_reference = (
         (False, False) if criterion is None else (bool(criterion.learner), bool(criterion.reference))
     )
     task, sample = _task(summary)
     metrics = _quality(summary.metrics)
-    name = summary.model_id if is_hub_id(summary.model_id) else None
+    hub_id = summary.model_id if is_hub_id(summary.model_id) else None
     return render_card(
         ModelCard,
         _metadata(summary, metrics),
         TEMPLATES[summary.role],
-        title=name or public_name(summary.name) or summary.architecture,
+        title=hub_id or public_name(summary.name) or summary.architecture,
         role=summary.role,
-        model_id=name or ".",
+        model_id=hub_id or ".",
         architecture=summary.architecture,
         adapter=summary.adapter,
         method=selector.title,
+        sentence=selector.sentence,
         selection=summary.selection,
-        scorers=_scorers(summary, by_learner, by_reference),
+        scorers=_scorers(summary, by_learner, by_reference) if selector.uses_criterion else "",
         uses_reference=selects and by_reference,
         task=task,
         sample=sample,
+        pairs=sample is None and task is not None,
         sigmoid=summary.loss == "sigmoid",
         text_length=summary.text_length,
         base=public_name(summary.base_model),
@@ -110,10 +115,19 @@ def run_card(summary: RunSummary) -> ModelCard:
     )
 
 
-def _task(summary: RunSummary) -> tuple[str, str | None]:
-    """The Hub's name of the model's task, and of a model of labels an input to try, in Python."""
+def _task(summary: RunSummary) -> tuple[str | None, str | None]:
+    """
+    Return the Hub's name of the model's task and, for a model with labels, Python code of an input to try. The task of
+    a class that is not in `TASKS` is known only if the loss is one of pairs.
+    """
     found = (task for ending, task in TASKS.items() if summary.architecture.endswith(ending))
-    return next(found, ("zero-shot-image-classification", None))
+    return next(found, ("zero-shot-image-classification" if summary.loss in LOSSES else None, None))
+
+
+def _measured_task(task: str | None, sample: str | None, metric: str) -> str:
+    if task is None:
+        return "other"
+    return task if sample is not None or "accuracy" in metric else "image-text-retrieval"
 
 
 def _scorers(summary: RunSummary, by_learner: bool, by_reference: bool) -> str:
@@ -125,18 +139,18 @@ def _scorers(summary: RunSummary, by_learner: bool, by_reference: bool) -> str:
 
 
 def _metadata(summary: RunSummary, metrics: Mapping[str, float]) -> ModelCardData:
-    # The Hub finds by `jest` what was made in this way: a learner that selects, and a reference for it.
+    # The tag `jest` marks learners that were trained with joint selection, and references for them.
     tags = ["jest"] if SELECTIONS[summary.selection].needs_pairs or summary.role == "reference" else []
     tags += ["jest_hf"]
     tags += ["data-curation"] if SELECTIONS[summary.selection].scores else []
     tags += ["jest-reference"] if summary.role == "reference" else []
     task, sample = _task(summary)
-    tags += ["contrastive-learning"] if sample is None else []
+    tags += ["contrastive-learning"] if sample is None and task is not None else []
     tags += summary.tags
     measured_on = public_name(summary.eval_dataset) or "evaluation set"
     results = [
         EvalResult(
-            task_type=task if sample is not None or "accuracy" in name else "image-text-retrieval",
+            task_type=_measured_task(task, sample, name),
             dataset_type=measured_on,
             dataset_name=measured_on,
             metric_type=name,

@@ -1,13 +1,14 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Pushes that fail without taking the training run with them.
+"""Pushes to the Hub whose failure does not end the training run.
 
-A Trainer pushes in two ways. During training it uploads in the background and never looks at the outcome: a push that
-failed goes unnoticed, unless it fails before the upload starts, and then it ends the run. After training it uploads in
-the foreground, without a second try where the commit, the last request of all, meets a Hub that is busy.
+A Trainer pushes in two ways. During training it uploads in the background and ignores the result: a failed push is not
+reported, and a push that fails before its upload starts ends the run. After training it uploads in the foreground, and
+does not try again if the commit, the last request, fails because the Hub is busy.
 
-Here the first kind warns, once in a run, and is repeated when training ends; and the second kind is repeated if what
-stopped it can pass. Repeating is cheap: the Hub has the large files already, and makes no commit without a change.
+Here a failed push in the background is a warning, once in a run, and is repeated when training ends. A push in the
+foreground is repeated if its error is temporary. Repeating is cheap: the Hub already has the large files, and makes no
+commit without a change.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: see can_pass
+    HfHubHTTPError,
+    HTTPError,
+    OfflineModeIsEnabled,
+)
 from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import logging
@@ -31,33 +36,35 @@ from jest_hf.hub.pull import reason
 logger = logging.get_logger(__name__)
 
 WAITS = (1.0, 4.0)  # seconds before the second and third try
-LONGEST_WAIT = 60  # seconds, of what a busy Hub may ask for
-# Busy, restarting, or somebody else has just pushed (409, 412).
+LONGEST_WAIT = 60  # seconds, where a busy Hub sends a longer Retry-After
+# Statuses of temporary errors: the Hub is busy or restarting, or another push came first (409, 412).
 PASSING = (408, 409, 412, 429, 500, 502, 503, 504)
 
 
 class Pushing(Protocol):
-    """The part of a [`~transformers.Trainer`] that a push reads and changes."""
+    """The attributes of a [`~transformers.Trainer`] that a push reads, and `push_in_progress`, which it changes."""
 
-    hub_model_id: str | None
     push_in_progress: Any
     is_in_train: bool
+
+    @property
+    def hub_model_id(self) -> str | None: ...
 
     def is_world_process_zero(self) -> bool: ...
 
 
 class Publisher:
     """
-    Makes the pushes of a [`~transformers.Trainer`], so that no training run ends because of one.
+    Makes the pushes of a [`~transformers.Trainer`], so that no failed push ends a training run.
 
-    - While the Trainer is made: a refused token or name is an error at once, since it costs a second now; a Hub that
-      is down is a warning, and the repository is made by the first push that gets through.
-    - During training: a failed push is a warning, the first time in a run. What was to be pushed stays on the disk and
-      is pushed at the end of training, if no later push has brought it.
-    - `push_to_hub()`, which the user calls: tried three times, then an `OSError` in one sentence.
+    - While the Trainer is made: a refused token or name is an error at once, before any training. If the Hub is down,
+      that is a warning, and the first push that succeeds creates the repository.
+    - During training: the first failed push of a run is a warning. Its files stay on the disk, and are pushed at the
+      end of training unless a later push has succeeded.
+    - `push_to_hub()`, called by the user: tried three times, then an `OSError` in one sentence.
     - `save_model()` with `push_to_hub=True`: the model is saved; a failed push is a warning.
 
-    Each method gets the Trainer's own methods, which do the work.
+    The methods take the Trainer's own methods as arguments, and call them to do the work.
 
     Args:
         args ([`~transformers.TrainingArguments`]): Options of the run.
@@ -71,7 +78,11 @@ class Publisher:
 
     def make_repository(self, trainer: Pushing, make: Callable[[], None]) -> None:
         """
-        Make the repository, with more patience than the Trainer.
+        Create the repository, with more tries than the Trainer.
+
+        Args:
+            trainer ([`Pushing`]): The Trainer.
+            make (`Callable`): Creates the repository, as the Trainer does.
 
         Raises:
             OSError: if the Hub refuses.
@@ -89,7 +100,7 @@ class Publisher:
             self._warn(trainer, error)
 
     def push_or_warn(self, trainer: Pushing, push: Callable[[], Any]) -> None:
-        """Push what has been saved; a failure is a warning."""
+        """Call `push` to push the saved files; a failure is a warning."""
         try:
             push()
         except OSError as error:
@@ -106,16 +117,16 @@ class Publisher:
         revision: str | None,
     ) -> Any:
         """
-        Push the model, tried again where the Hub is busy.
+        Push the model, and try again if the error is temporary.
 
         Args:
             trainer ([`Pushing`]): The Trainer.
-            make (`Callable`): Makes the repository.
-            push (`Callable`): Saves and pushes, as the Trainer does it.
+            make (`Callable`): Creates the repository.
+            push (`Callable`): Saves and pushes, as the Trainer does.
             commit_message, token, revision: As in `Trainer.push_to_hub`.
 
         Raises:
-            OSError: in one sentence, if the push failed. The model is in `output_dir` all the same.
+            OSError: in one sentence, if the push failed. The model is saved in `output_dir` in any case.
         """
         try:
             if trainer.hub_model_id is None and trainer.is_world_process_zero():
@@ -125,7 +136,7 @@ class Publisher:
             except Exception as error:
                 if not can_pass(error):
                     raise
-            # Not all of it again: saving needs all ranks, and the others are done.
+            # Without saving again: that needs all ranks, and the others have returned.
             return try_repeatedly(
                 hf_api().upload_folder,
                 repo_id=trainer.hub_model_id,
@@ -144,7 +155,7 @@ class Publisher:
     def push_checkpoint(
         self, trainer: Pushing, folder: str, make: Callable[[], None], push: Callable[[str], None]
     ) -> None:
-        """Start an upload of a checkpoint in the background. A failure is noted and warned about."""
+        """Start to upload a checkpoint in the background. A failure is a warning, and is repeated by [`finish`]."""
         if not trainer.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         earlier = _jobs(trainer)
@@ -162,7 +173,7 @@ class Publisher:
                 job.add_done_callback(partial(self._warn_if_failed, trainer))
 
     def finish(self, trainer: Pushing, wait: Callable[[], None], push_checkpoint: Callable[[str], None]) -> None:
-        """Wait for uploads. At the end of training, push again what has not been pushed."""
+        """Wait for the uploads. At the end of training, push the newest checkpoint again if its push failed."""
         wait()
         if self._newest is None or not trainer.is_in_train:
             return
@@ -170,22 +181,22 @@ class Publisher:
             if self._has_started and not any(_failure(job) for job in _jobs(trainer)):
                 return
             time.sleep(seconds)
-            # The newest, whichever failed: an older checkpoint must not be pushed over it.
+            # The newest, whichever push failed: an older checkpoint must not overwrite it on the Hub.
             push_checkpoint(self._newest)
             wait()
 
     def _repository(self, trainer: Pushing) -> str:
-        return trainer.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        return trainer.hub_model_id or self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
 
     def _later(self, trainer: Pushing) -> str:
-        """How to push what is on the disk."""
+        """Return how to push the saved files later, for messages."""
         return (
             f"push it later with `hf upload {self._repository(trainer)} {self.args.output_dir} --exclude "
             f"'{PREFIX_CHECKPOINT_DIR}-*'` or trainer.push_to_hub()"
         )
 
     def _warn_if_failed(self, trainer: Pushing, job: Future[Any]) -> None:
-        """Called when an upload is over, in the thread that uploads."""
+        """Warn about a failed upload. Called in the uploading thread when the upload is over."""
         if (error := _failure(job)) is not None:
             self._warn(trainer, error)
 
@@ -194,47 +205,56 @@ class Publisher:
         self._has_warned = True
         log(
             f"A push to {self._repository(trainer)!r} failed ({reason(error)}); nothing is lost: training goes on, "
-            f"checkpoints are kept in {self.args.output_dir}, and the next push brings everything; if none gets "
-            f"through, {self._later(trainer)}."
+            f"checkpoints are kept in {self.args.output_dir}, and the next push uploads everything; if none succeeds, "
+            f"{self._later(trainer)}."
         )
 
 
 def _jobs(trainer: Pushing) -> list[Future[Any]]:
-    """Uploads of the last push."""
+    """Return the uploads of the last push."""
     return [] if trainer.push_in_progress is None else list(trainer.push_in_progress.jobs)
 
 
 def _failure(job: Future[Any]) -> BaseException | None:
-    """What an upload that is over has raised."""
+    """Return the exception of a finished upload; `None` if it succeeded or was cancelled."""
     return None if job.cancelled() else job.exception()
 
 
 def can_pass(error: BaseException) -> bool:
-    """Whether an error of the Hub's client may be gone at the next try: a busy Hub, a lost connection."""
+    """Return whether an error of the Hub's client is temporary, such as a busy Hub or a lost connection."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in PASSING
     if isinstance(error, OfflineModeIsEnabled):
         return False
-    # HTTPError: the transport's own, which is another library by the version of the client.
+    # HTTPError comes from the library of the connection, which differs with the version of the client.
     return isinstance(error, (HTTPError, ConnectionError, TimeoutError))
 
 
 def try_repeatedly(action: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Calls `action`, up to three times where it fails with an error that can pass; the last error is raised."""
+    """
+    Call a function, up to three times if it fails with a temporary error ([`can_pass`]).
+
+    Args:
+        action (`Callable`): The function.
+        args, kwargs: Arguments of the function.
+
+    Raises:
+        Exception: the error of the last call.
+    """
     for wait in WAITS:
         try:
             return action(*args, **kwargs)
         except Exception as error:
             if not can_pass(error):
                 raise
-            time.sleep(max(wait, _asked_to_wait(error)))
+            time.sleep(max(wait, _retry_after(error)))
     return action(*args, **kwargs)
 
 
-def _asked_to_wait(error: BaseException) -> float:
-    """Seconds of the Hub's `Retry-After`, within reason."""
-    asked = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
-    return min(float(asked), LONGEST_WAIT) if asked.isdigit() else 0.0
+def _retry_after(error: BaseException) -> float:
+    """Return the seconds in the Hub's `Retry-After` header, at most [`LONGEST_WAIT`]; 0 without the header."""
+    seconds = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
+    return min(float(seconds), LONGEST_WAIT) if seconds.isdigit() else 0.0
 
 
 __all__ = ["Publisher", "can_pass", "try_repeatedly"]

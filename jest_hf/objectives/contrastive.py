@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The contrastive objective of dual encoders (SigLIP, CLIP): every example is a negative of every other."""
+"""The contrastive objective of dual encoders (SigLIP, CLIP): each example is a negative of all others."""
 
 from __future__ import annotations
 
@@ -35,15 +35,25 @@ from jest_hf.selection import ContrastiveEmbeddings
 
 class ContrastiveObjective:
     """
-    See [`Objective`].
+    The [`Objective`] of image-text pairs.
 
     Args:
-        loss (`str`, *optional*): `"sigmoid"` or `"softmax"`; not needed to collate.
+        loss (`str`, *optional*): `"sigmoid"` or `"softmax"`. It may be left out of an objective that only collates.
         tile_size (`int`, *optional*): Rows of the logit matrix that the loss holds at a time.
         exchange (`str`, *optional*, defaults to `"gather"`): How ranks share embeddings: `"gather"` or `"ring"`.
         distillation_weight (`float`, *optional*, defaults to `0.0`): Weight of the distillation loss.
-        views (`bool`, *optional*, defaults to `False`): Whether models have to see images at cheaper views too.
-        group_column (`str`, *optional*): Column of evaluation data whose equal values are hits of each other.
+        views (`bool`, *optional*, defaults to `False`): Whether models must accept images at cheaper views too.
+        group_column (`str`, *optional*): Column of the evaluation data; rows with equal values are hits of each other.
+
+    Example:
+
+        >>> import torch
+        >>> from jest_hf.distributed import Ranks
+        >>> from jest_hf.models import DualEncoderOutput
+        >>> from jest_hf.objectives import ContrastiveObjective
+        >>> output = DualEncoderOutput.of(torch.eye(2), torch.eye(2), torch.tensor(10.0), torch.tensor(-5.0))
+        >>> round(ContrastiveObjective("sigmoid").loss(output, {}, Ranks()).item(), 4)
+        0.0134
     """
 
     name = "contrastive"
@@ -70,6 +80,10 @@ class ContrastiveObjective:
         self.group_column = group_column
         self._architectures: dict[type[PretrainedConfig], type[PreTrainedModel]] = {}
 
+    @property
+    def loss_name(self) -> str:
+        return self.loss_kind or self.name
+
     @classmethod
     def fits(cls, model: PreTrainedModel) -> bool:
         return is_dual_encoder(model)
@@ -90,20 +104,23 @@ class ContrastiveObjective:
 
     def reader(self, model: PreTrainedModel, processor: Any, role: str, prefix: str = "") -> DualEncoder:
         reader = DualEncoder(model.config, processor, prefix)
-        self._architectures[type(model.config)] = type(base_model(model))
-        check_loss(self.loss_kind, f"{role} ({type(model).__name__})", has_logit_bias(model))
+        base: Any = base_model(model)
+        self._architectures[type(model.config)] = type(base)
+        if self.loss_kind is not None:
+            check_loss(self.loss_kind, f"{role} ({type(model).__name__})", has_logit_bias(model))
         check_vocabulary(processor.tokenizer, model.config, role)
         self.open_up(model)
         return reader
 
     def open_up(self, model: PreTrainedModel) -> None:
-        """What a step needs through the forward of whatever wraps the model: its temperature, and views of images."""
-        expose_temperature(base_model(model))
+        """Make the model's `forward` return its temperature and, with `views`, accept images at cheaper views."""
+        base: Any = base_model(model)
+        expose_temperature(base)
         if self.views:
-            accept_views(base_model(model))
+            accept_views(base)
 
     def check_data(self, dataset: Any, collator: JESTDataCollator) -> None:
-        """Nothing: a broken caption is skipped when it is met."""
+        """Check nothing: the collator skips rows with a broken image or caption."""
 
     def check(
         self, inputs: Mapping[str, Any], config: PretrainedConfig, role: str, labels: Tensor | None = None
@@ -113,8 +130,9 @@ class ContrastiveObjective:
     def check_metrics(self, compute_metrics: Callable[..., Any] | None) -> None:
         if compute_metrics is not None:
             raise ValueError(
-                "compute_metrics is for models with labels, and an evaluation of pairs computes recalls; leave it "
-                "out, and measure anything else in a callback, or with trainer.predict(), which gives the embeddings."
+                "compute_metrics needs labels, and image-text pairs have none: their evaluation computes recalls; "
+                "leave it out, and compute other metrics in a callback or from trainer.predict(), which returns the "
+                "embeddings."
             )
 
     def loss(
@@ -124,12 +142,13 @@ class ContrastiveObjective:
         ranks: Ranks,
         teacher: ContrastiveEmbeddings | None = None,
     ) -> Tensor:
+        kind = self._loss_kind()
         embedded = (output.image_embeds, output.text_embeds, output.logit_scale, output.logit_bias)
-        how = {"tile_size": self.tile_size, "ranks": ranks, "exchange": self.exchange}
-        loss = LOSSES[self.loss_kind](*embedded, **how)
+        how: dict[str, Any] = {"tile_size": self.tile_size, "ranks": ranks, "exchange": self.exchange}
+        loss = LOSSES[kind](*embedded, **how)
         if teacher is None:
             return loss
-        return loss + self.distillation_weight * DISTILLATION[self.loss_kind](*embedded, teacher=teacher, **how)
+        return loss + self.distillation_weight * DISTILLATION[kind](*embedded, teacher=teacher, **how)
 
     def forward_flops(self, config: PretrainedConfig, inputs: Mapping[str, Any], view: View | None = None) -> float:
         if family_of(config).towers:
@@ -143,7 +162,7 @@ class ContrastiveObjective:
         return collator.texts[""].max_length
 
     def prediction_collator(self, collator: JESTDataCollator) -> JESTDataCollator:
-        return collator  # without a caption there is no pair
+        return collator  # captions are needed: without one there is no pair
 
     def eval_collator(self, collator: JESTDataCollator) -> CaptionCollator:
         return CaptionCollator(collator, self.group_column)
@@ -156,8 +175,15 @@ class ContrastiveObjective:
         device: torch.device,
         ranks: Ranks,
     ) -> Embedded:
-        """Retrieval in both directions; the predictions are the image and text embeddings."""
-        return embed_dataset(read, model, batches, device, self.loss_kind, ranks=ranks)
+        """Evaluate retrieval in both directions; the predictions are the image and text embeddings."""
+        return embed_dataset(read, model, batches, device, self._loss_kind(), ranks=ranks)
+
+    def _loss_kind(self) -> str:
+        if self.loss_kind is None:
+            raise ValueError(
+                "ContrastiveObjective needs a loss to train or evaluate; pass loss='sigmoid' or 'softmax'."
+            )
+        return self.loss_kind
 
 
 OBJECTIVES[ContrastiveObjective.name] = ContrastiveObjective

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen model that says which examples can be learned, and a cache of what it says."""
+"""The reference model: load it, place it on the devices, score with it, and cache its embeddings or losses."""
 
 from jest_hf.reference.cache import write_cache
 from jest_hf.reference.fingerprint import describe_data, describe_reading, describe_reference, identify_reference

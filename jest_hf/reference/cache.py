@@ -1,24 +1,25 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Making a reference cache: every row of a data set is embedded once, shard by shard.
+"""Make a reference cache: embed every row of a data set once, shard by shard.
 
-A frozen model says the same about an example every time. Embedding the data set once costs less than embedding every
-super-batch from the second epoch on, the next run has it for nothing, and no run needs the reference's weights.
+A frozen model always computes the same embedding of an example. Embedding the data set once costs less than embedding
+every super-batch from the second epoch on. Later runs use the cache for free, and need no weights of the reference.
 
-1. The shards that are not there yet are dealt out to the ranks in turn. A rank embeds its shard in batches that begin
-   with it, so that what is in a shard depends neither on the number of ranks nor on when the work was interrupted.
-2. A finished shard is written under another name and renamed: a shard that is there is whole, and a run that was
-   killed goes on after it. Meanwhile `unfinished.json` says what the shards are of.
-3. The manifest, with the sha256 of every shard, comes last. Only then is it a cache.
+1. The missing shards are assigned to the ranks in turn. The batches of a shard start at its first row, so the contents
+   of a shard depend neither on the number of ranks nor on where the work was interrupted.
+2. A finished shard is written under another name and renamed: a shard file is always whole, and work that was killed
+   continues with the next shard. Meanwhile `unfinished.json` describes the shards.
+3. The manifest, with the sha256 of every shard, is written last. A folder without it is not a cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -29,7 +30,8 @@ from jest_hf.data.collator import JESTDataCollator
 from jest_hf.data.rows import Rows
 from jest_hf.distributed import Ranks, gather_objects
 from jest_hf.evaluation.pairs import CaptionCollator
-from jest_hf.models import DualEncoder, family_of
+from jest_hf.models import base_model, family_of
+from jest_hf.models.reader import Reader
 from jest_hf.reference.fingerprint import describe_data, describe_reading, difference, own_keys
 from jest_hf.reference.store import (
     DTYPES,
@@ -45,7 +47,7 @@ from jest_hf.reference.store import (
     to_json,
     write_atomically,
 )
-from jest_hf.report.flops import flops_of_inputs
+from jest_hf.report.flops import flops_of_inputs, tower_flops_of
 
 
 logger = logging.get_logger(__name__)
@@ -55,7 +57,7 @@ SHARD_ROWS = 65536  # 200 MB of fp16 embeddings of width 768
 
 def write_cache(
     folder: str | Path,
-    view: DualEncoder,
+    view: Reader,
     model: nn.Module,
     config: PretrainedConfig,
     rows: Rows,
@@ -73,37 +75,40 @@ def write_cache(
     ranks: Ranks | None = None,
 ) -> ReferenceCache:
     """
-    Embed every row, all of its captions included, or go on where an earlier call was interrupted. A collective.
+    Embed every row with all of its captions, or continue where an earlier call was interrupted. A collective.
 
-    JPEGs are decoded for the reference alone; in a live run whose learner wants larger images the decoder would scale
-    less, and the pixels differ a little.
+    JPEGs are decoded at the size of the reference. In a run without a cache they are decoded at the larger of two
+    sizes, the learner's and the reference's, so the pixels may differ a little.
 
     Args:
-        folder (`str` or `Path`): Where the cache is to lie, on a file system that all processes share.
-        view ([`~jest_hf.models.DualEncoder`]): How the reference reads a batch.
+        folder (`str` or `Path`): Folder of the cache, on a file system that all processes share.
+        view ([`~jest_hf.models.reader.Reader`]): How the reference reads a batch.
         model (`torch.nn.Module`): The reference, after [`~jest_hf.models.expose_temperature`].
-        config ([`~transformers.PretrainedConfig`]): Its configuration.
+        config ([`~transformers.PretrainedConfig`]): Configuration of the reference.
         rows ([`~jest_hf.data.rows.Rows`]): The data.
-        collator ([`JESTDataCollator`]): That of the run that the cache is for, or one of the reference's processor.
-        reference (`Mapping`): Which reference it is, see [`identify_reference`].
+        collator ([`JESTDataCollator`]): The collator of the run that the cache is for, or a collator made from the
+            reference's processor.
+        reference (`Mapping`): Identity of the reference, from [`identify_reference`].
         batch_size (`int`): Rows in a forward, on one device.
-        dtype (`str`, *optional*, defaults to `"float16"`): In which embeddings are kept: `"float16"` (4 D bytes for a
-            row with one caption) or `"float32"` (twice that, and the selections are those of the live reference).
-        shard_rows (`int`, *optional*, defaults to `65536`): Rows of a shard.
-        precision (`str`, *optional*, defaults to `"no"`): The autocast that the caller has switched on.
-        replace (`bool`, *optional*, defaults to `False`): Whether to start over, with a warning, where `folder` has a
-            cache of something else.
-        device (`torch.device`, *optional*, defaults to `"cpu"`): Where the model is.
+        dtype (`str`, *optional*, defaults to `"float16"`): Dtype of the stored embeddings: `"float16"` (4 D bytes for
+            a row with one caption) or `"float32"` (8 D bytes, and the selections are those without a cache).
+        shard_rows (`int`, *optional*, defaults to `65536`): Rows in a shard.
+        precision (`str`, *optional*, defaults to `"no"`): The autocast that the caller has switched on: `"no"`,
+            `"bf16"` or `"fp16"`.
+        replace (`bool`, *optional*, defaults to `False`): Whether to start over, with a warning, if `folder` has a
+            cache of another reference or other data.
+        device (`torch.device`, *optional*, defaults to `"cpu"`): Device of the model.
         num_workers (`int`, *optional*, defaults to `0`): Processes that decode images.
-        disable_tqdm (`bool`, *optional*, defaults to `False`): Whether to show no progress.
-        ranks ([`Ranks`], *optional*): Who shares the work; `None` is this process alone.
+        disable_tqdm (`bool`, *optional*, defaults to `False`): Whether to hide the progress bar.
+        ranks ([`Ranks`], *optional*): The ranks that share the work. Default: this process alone.
 
     Returns:
         [`ReferenceCache`]: the finished cache, opened.
 
     Raises:
-        ValueError: if there is a cache of something else in `folder`, or a part of one, and `replace` is False.
-        OSError: if a file cannot be written; what is finished is kept.
+        ValueError: if `folder` has a whole or unfinished cache of another reference or other data, and `replace` is
+            False.
+        OSError: if a file cannot be written; finished shards are kept.
     """
     for name, value in (("batch_size", batch_size), ("shard_rows", shard_rows)):
         if value < 1:
@@ -111,7 +116,7 @@ def write_cache(
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not known; choose one of {', '.join(DTYPES)}.")
     folder, ranks = Path(folder), ranks or Ranks()
-    # A learner's inputs would be made for nothing.
+    # Without the learner's inputs, which nothing reads.
     collator = JESTDataCollator(
         collator.ref_processor or collator.processor,
         image_column=collator.image_column,
@@ -121,7 +126,7 @@ def write_cache(
     captioned = CaptionCollator(collator)
     blank = captioned([])
     probe = _embed(view, model, blank, device)
-    plan = {
+    plan: dict[str, Any] = {
         "format": FORMAT,
         "reference": dict(reference),
         "reading": describe_reading(collator),
@@ -139,12 +144,13 @@ def write_cache(
         return open_folder(folder)
 
     tasks = list(_deal(pending, spans, batch_size, ranks))
+    batches: Iterable[Any] = [task.batch for task in tasks]  # ranges, where torch names lists
     loader = DataLoader(
         rows,
-        batch_sampler=[task.batch for task in tasks],
+        batch_sampler=batches,
         collate_fn=captioned,
         num_workers=num_workers,
-        generator=torch.Generator(),  # it draws a seed for its workers: not from the global random state
+        generator=torch.Generator(),  # the seed of the workers: not drawn from the global random state
     )
     progress = logging.tqdm(loader, desc="Caching the reference", unit="batch", disable=disable_tqdm or ranks.rank > 0)
     keys = own_keys(rows)
@@ -161,11 +167,11 @@ def write_cache(
                 shard["key"] = torch.from_numpy(keys[span.start : span.stop].copy())
             write_atomically(folder / shard_name(task.shard), save(shard))
             parts = []
-    return _finish(folder, plan, len(spans), flops_of_inputs(config, blank), ranks, device)
+    return _finish(folder, plan, len(spans), _forward_flops(view, model, config, blank), ranks, device)
 
 
 class _Task(NamedTuple):
-    """One forward: a batch of a shard, or an empty one."""
+    """One forward, over a batch of a shard or over an empty batch."""
 
     shard: int | None
     batch: range
@@ -173,7 +179,7 @@ class _Task(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """What the reference says about a batch: n images that could be read, and their m captions in the same order."""
+    """The embeddings of a batch: n images that could be read, and their m captions in the same order."""
 
     ids: list[int]
     image: Tensor
@@ -185,8 +191,8 @@ class _Part(NamedTuple):
 
 def _deal(pending: Sequence[int], spans: Sequence[range], batch_size: int, ranks: Ranks) -> Iterator[_Task]:
     """
-    This rank's forwards, as many as every other's, because engines make each a collective: in each round a rank has
-    one shard, and where its shard is shorter than another's, or there is none left for it, the batches are empty.
+    Yield this rank's forwards. All ranks have the same number, because engines make every forward a collective: in
+    each round a rank has one shard, and adds empty batches if its shard is shorter than another's or none is left.
     """
     for first in range(0, len(pending), ranks.size):
         dealt = pending[first : first + ranks.size]
@@ -204,15 +210,15 @@ def _deal(pending: Sequence[int], spans: Sequence[range], batch_size: int, ranks
 
 
 @torch.no_grad()
-def _embed(view: DualEncoder, model: nn.Module, batch: Mapping[str, Any], device: torch.device | str) -> _Part:
-    """One forward over a batch of a [`CaptionCollator`]."""
+def _embed(view: Reader, model: nn.Module, batch: Mapping[str, Any], device: torch.device | str) -> _Part:
+    """Run one forward over a batch of a [`CaptionCollator`]."""
     model.eval()
     output = view(model, {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)})
     ids, caption_of = batch["groups"], batch["caption_of"]
     bias = output.logit_bias
     return _Part(
         ids,
-        # Of a batch without a readable row the one blank embedding is kept by nobody but the probe.
+        # A batch without a readable row has one blank embedding, which only the probe uses.
         output.image_embeds[: len(ids) or None].float().cpu(),
         output.text_embeds[: len(caption_of) or None].float().cpu(),
         caption_of,
@@ -221,8 +227,19 @@ def _embed(view: DualEncoder, model: nn.Module, batch: Mapping[str, Any], device
     )
 
 
+def _forward_flops(
+    view: Reader, model: nn.Module, config: PretrainedConfig, batch: Mapping[str, Any]
+) -> dict[str, int]:
+    """Count the FLOPs of one image and of one text, by the shapes in a batch of a [`CaptionCollator`]."""
+    if family_of(config).towers:
+        return flops_of_inputs(config, batch)
+    inputs = view.inputs({name: value for name, value in batch.items() if isinstance(value, Tensor)})
+    architecture: Any = type(base_model(extract_model_from_parallel(model)))
+    return tower_flops_of(architecture, config, inputs)
+
+
 def _assemble(parts: Sequence[_Part], span: range, width: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of a shard; a row that could not be read has zeros for its image and its one caption."""
+    """Return the tensors of a shard. A row that could not be read has zeros for its image, and for one caption."""
     parts = [part for part in parts if part.ids]
     valid, counts = torch.zeros(len(span), dtype=torch.bool), torch.ones(len(span), dtype=torch.int64)
     for part in parts:
@@ -241,21 +258,24 @@ def _begin(
     folder: Path, plan: dict[str, Any], spans: Sequence[range], replace: bool, ranks: Ranks, device: torch.device | str
 ) -> list[int] | None:
     """
-    The shards that are still to be written, the same on every rank, once the folder is ready for them; `None` if there
-    is nothing to do.
+    Prepare the folder, and return the shards to write, the same on every rank; `None` if the cache is finished. A
+    collective.
     """
     pending = [k for k, span in enumerate(spans) if not is_whole(folder / shard_name(k), len(span), plan["width"])]
     foreign = _foreign(folder, plan, pending)
     if foreign is not None:
         if not replace:
             raise ValueError(
-                f"{folder} has a reference cache of something else: {foreign}; choose another folder, or delete this "
-                "one."
+                f"the reference cache in {folder} does not match this run: {foreign}; choose another folder, or "
+                "delete this one."
             )
         pending = list(range(len(spans)))
-    if any(other != pending for other in gather_objects(ranks, pending, device)):  # after which all have looked
+    if any(
+        other != pending for other in gather_objects(ranks, pending, device)
+    ):  # after this no rank reads the folder
         raise ValueError(
-            f"the processes do not see the same files in {folder}; put it on a file system that all hosts share."
+            f"the processes do not find the same files in {folder}; choose a folder on a file system that all hosts "
+            "share."
         )
     if not pending and (folder / MANIFEST).exists():
         if ranks.rank == 0:
@@ -263,7 +283,9 @@ def _begin(
         return None
     if ranks.rank == 0:
         if foreign is not None:
-            logger.warning("The reference cache in %s is made anew: %s.", folder, foreign)
+            logger.warning(
+                "The reference cache in %s does not match this run (%s); making a new one.", folder, foreign
+            )
             _clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / UNFINISHED, to_json(plan))
@@ -273,20 +295,20 @@ def _begin(
 
 
 def _foreign(folder: Path, plan: dict[str, Any], pending: Sequence[int]) -> str | None:
-    """Why a cache in the folder is not the planned one; `None` if it is, as far as it goes, or there is none."""
+    """Return why the folder's cache is not the planned one; `None` if it is, or an unfinished part, or absent."""
     existing = read_json(folder / MANIFEST) or read_json(folder / UNFINISHED)
     if existing is None:
         return "its shards have no manifest" if any(folder.glob("shard-*.safetensors")) else None
     if existing.get("format") != FORMAT:
-        return f"its format is {existing.get('format')!r}, and here it is {FORMAT}"
+        return f"its format is {existing.get('format')!r}, and this version of jest_hf writes format {FORMAT}"
     wanted = {name: plan[name] for name in ("reference", "reading", "data", "storage")}
-    if not pending:  # it is finished, and how its shards and batches were cut is of no importance
+    if not pending:  # the cache is finished: the sizes of its shards and batches do not matter
         wanted["storage"] = {"dtype": plan["storage"]["dtype"]}
     return difference(existing, wanted)
 
 
 def _clear(folder: Path) -> None:
-    """Delete a cache; what else is in the folder stays."""
+    """Delete a cache; other files in the folder are kept."""
     for path in (folder / MANIFEST, folder / UNFINISHED, *folder.glob("shard-*.safetensors")):
         path.unlink(missing_ok=True)
 
@@ -294,7 +316,7 @@ def _clear(folder: Path) -> None:
 def _finish(
     folder: Path, plan: dict[str, Any], n_shards: int, forward: Mapping[str, int], ranks: Ranks, device: Any
 ) -> ReferenceCache:
-    """Write the manifest, once all shards are there, and open the cache."""
+    """Write the manifest once all ranks have written their shards, and open the cache. A collective."""
     _wait(ranks, device)
     own = {k: about_shard(folder / shard_name(k)) for k in range(ranks.rank, n_shards, ranks.size)}
     about = {k: shard for of_rank in gather_objects(ranks, own, device) for k, shard in of_rank.items()}
@@ -309,7 +331,7 @@ def _finish(
 
 
 def _wait(ranks: Ranks, device: torch.device | str) -> None:
-    """For all ranks to come here."""
+    """Wait until all ranks have come here. A collective."""
     ranks.gather_counts(0, device)
 
 

@@ -1,11 +1,11 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""`jest-hf cache-reference`: embed a data set with a reference, on one process or, after `accelerate launch`, several.
+"""`jest-hf cache-reference`: embed a data set with a reference, in one process or, with `accelerate launch`, several.
 
     jest-hf cache-reference --ref_model google/siglip2-base-patch16-224 --dataset "data/*.parquet" --output_dir cache
     accelerate launch $(jest-hf preset ddp) -m jest_hf.cli cache-reference --ref_model ... (the same flags)
 
-The flags that name data are those of `examples/run_jest.py`.
+The flags for data have the names of those of `examples/run_jest.py`.
 """
 
 from __future__ import annotations
@@ -32,32 +32,32 @@ from jest_hf.reference.store import DTYPES, ReferenceCache
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of the command."""
+    """Add the flags of the command to a parser."""
     add = parser.add_argument
     add("--ref_model", required=True, help="Hub id or path of the reference")
-    add("--ref_model_revision", help="branch, tag or commit of a Hub id")
-    add("--dataset", required=True, help="scenes:<split>, a local file, glob or folder, or a Hub data set id")
-    add("--dataset_split", help="its split")
-    add("--dataset_where", type=json.loads, help='keep rows by column value, as JSON: {"split": "train"}')
-    add("--max_train_rows", type=int, help="keep the first so many rows")
-    add("--image_column", default="image", help="column of the images")
-    add("--caption_column", help="column of the captions; default: text, caption or captions")
-    add("--max_length", type=int, help="text tokens; default: the reference's own")
-    add("--output_dir", required=True, help="folder of the cache; what is finished there is kept")
-    add("--dtype", choices=list(DTYPES), default="float16", help="in which embeddings are kept")
-    add("--batch_size", type=int, default=64, help="rows in a forward, on one device")
-    add("--shard_rows", type=int, default=SHARD_ROWS, help="rows of a shard")
-    add("--dataloader_num_workers", type=int, default=0, help="processes that decode images, for each device")
-    add("--disable_tqdm", action="store_true", help="show no progress")
+    add("--ref_model_revision", help="branch, tag or commit of a --ref_model on the Hub; default: main")
+    add("--dataset", required=True, help="data to embed: scenes:<split>, a local file, glob or folder, or a Hub id")
+    add("--dataset_split", help="split of --dataset, e.g. train")
+    add("--dataset_where", type=json.loads, help='keep only rows with these column values: {"split": "train"} (JSON)')
+    add("--max_train_rows", type=int, help="keep only this many rows, the first ones; default: all")
+    add("--image_column", default="image", help="column of the images; default: image")
+    add("--caption_column", help="column of the captions; default: the first of text, caption and captions")
+    add("--max_length", type=int, help="tokens that captions are padded to; default: the reference's own length")
+    add("--output_dir", required=True, help="folder of the cache; shards that are finished there are kept")
+    add("--dtype", choices=list(DTYPES), default="float16", help="dtype of the stored embeddings; default: float16")
+    add("--batch_size", type=int, default=64, help="rows in a forward, on one device; default: 64")
+    add("--shard_rows", type=int, default=SHARD_ROWS, help=f"rows in a shard; default: {SHARD_ROWS}")
+    add("--dataloader_num_workers", type=int, default=0, help="processes per device that decode images; default: 0")
+    add("--disable_tqdm", action="store_true", help="hide the progress bar")
 
 
 def run(options: argparse.Namespace) -> ReferenceCache:
-    """Make the cache that the flags ask for, or finish it, and say in a line what it is."""
+    """Make the cache, or finish an unfinished one, and print a line about it."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != started:
         raise ValueError(
-            f"{started} processes were started, and accelerate knows of {accelerator.num_processes}; start with "
+            f"WORLD_SIZE={started}, but accelerate uses {accelerator.num_processes} processes; start with "
             "`accelerate launch $(jest-hf preset ddp) -m jest_hf.cli cache-reference`."
         )
     start = time.perf_counter()
@@ -69,16 +69,16 @@ def run(options: argparse.Namespace) -> ReferenceCache:
     )
     ranks, device = Ranks.world(), accelerator.device
     model, processor = load_reference(options.ref_model, options.ref_model_revision, ranks=ranks, device=device)
-    identity = identify_reference(options.ref_model, model.config._commit_hash)  # of the commit that was loaded
-    if "commit" in identity:  # a copy of it on a disk is the same reference
+    identity = identify_reference(options.ref_model, model.config._commit_hash)  # the commit that was loaded
+    if "commit" in identity:  # with the hashes too, by which a copy on a disk is the same reference
         identity = identify_reference(model) | identity
-    model = place_reference(model, accelerator)
+    placed = place_reference(model, accelerator)
     expose_temperature(model)
     with accelerator.autocast():
         cache = write_cache(
             options.output_dir,
             DualEncoder(model.config, processor),
-            model,
+            placed,
             model.config,
             Rows(rows, options.image_column),
             JESTDataCollator(
@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> ReferenceCache:
 
 
 def summary(manifest: dict[str, Any], folder: str, seconds: float) -> str:
-    """What the cache is, in a line."""
+    """Describe a cache in one line."""
     shards, n_rows = manifest["shards"], manifest["data"]["n_rows"]
     broken = n_rows - sum(shard["readable"] for shard in shards)
     return (

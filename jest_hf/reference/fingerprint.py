@@ -1,15 +1,15 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a reference cache is of: which weights, reading in which way, which data.
+"""Descriptions of what a reference cache was made of: the reference's weights, how it reads, and the data.
 
-Each description is a plain dict that goes into the cache's manifest, and a run that wants to use the cache describes
-its own reference and data in the same way. [`difference`] then names the first thing that is not the same. None of
-this loads weights: a reference is known by its commit on the Hub, or by the sha256 of its tensors.
+Each description is a plain dict in the cache's manifest. A run that uses the cache describes its own reference and
+data in the same way, and [`difference`] names the first difference. No weights are loaded for this: a reference is
+identified by its commit on the Hub, or by the sha256 of its tensors.
 
-A data set is known by its number of rows, by a sample of its rows (image files and captions, byte for byte) and, where
-the captions can be read without the images, by all captions. The fingerprint that `datasets` keeps would not do: it is
-random after a transform that cannot be hashed, differs between the ways to load the same files, and does not exist for
-a stream or a list. What goes unseen is an image that was replaced between two rows of the sample.
+A data set is identified by its number of rows, by a sample of its rows (image files and captions, byte for byte) and,
+if the captions can be read without the images, by all captions. The fingerprint of `datasets` is no substitute: it is
+random after a transform that cannot be hashed, differs between ways to load the same files, and does not exist for a
+stream or a list. An image that was replaced between two rows of the sample is not noticed.
 """
 
 from __future__ import annotations
@@ -43,27 +43,27 @@ SAMPLED_ROWS = 256
 KEY_COLUMN = "example_id"
 FULL_VIEW = "full"
 SAME_MODEL = ("reference.weights", "reference.config")
-# Of a configuration: what says where it came from, and not what the model computes.
+# Fields of a configuration that do not change what the model computes.
 _PROVENANCE = ("architectures", "dtype", "torch_dtype", "transformers_version")
 
 
 def identify_reference(ref_model: str | nn.Module, revision: str | None = None) -> dict[str, Any]:
     """
-    Which reference this is.
+    Return the identity of a reference, for a cache's manifest.
 
     Args:
-        ref_model (`str` or `torch.nn.Module`): A Hub id, a local path, or a whole model; of a `peft.PeftModel` what it
-            does not train: the backbone and the reference's adapter.
-        revision (`str`, *optional*): Branch, tag or commit of a Hub id.
+        ref_model (`str` or `torch.nn.Module`): A Hub id, a local path, or a whole model. The reference in a
+            `peft.PeftModel` is what is not trained: the backbone, and the reference's adapter.
+        revision (`str`, *optional*): Branch, tag or commit of a Hub id. Default: `main`.
 
     Returns:
-        `repo` and `commit` of a Hub id (as it lies in the local cache where `HF_HUB_OFFLINE` is set), and of an
-        adapter its `base`, identified in the same way; `weights` and `config`, two sha256, of a path or a model. The
-        same model gives the same two either way, but for a path to an adapter, which is known by its own weights and
-        by its base.
+        `dict`: For a Hub id `repo` and `commit` (with `HF_HUB_OFFLINE`, the commit in the local cache) and, for an
+        adapter, its `base`, identified in the same way. For a path or a model two sha256, `weights` and `config`: the
+        same model gives the same two as a path and as a model. A path to an adapter is identified by the adapter's
+        weights and its base.
 
     Raises:
-        ValueError: for a model whose weights an engine has partitioned, and a path without safetensors.
+        ValueError: for a model whose weights an engine has partitioned, and for a path without safetensors.
         OSError: for a Hub id that cannot be pulled.
     """
     if isinstance(ref_model, str):
@@ -73,10 +73,10 @@ def identify_reference(ref_model: str | nn.Module, revision: str | None = None) 
         weights = {name: weight for name, weight in weights.items() if not weight.requires_grad}
     if any(weight.numel() == 0 for weight in weights.values()):
         raise ValueError(
-            "the reference's weights are partitioned, so they cannot be told from others; identify it before it "
-            "is sharded, or pass its id or path as ref_model."
+            "ref_model is a model with partitioned weights, which cannot be hashed; identify it before it is sharded, "
+            "or pass its id or path as ref_model."
         )
-    config = base_model(ref_model).config
+    config: Any = base_model(ref_model).config
     return {"weights": _hash_weights(sorted(weights.items())), "config": _hash_config(config)}
 
 
@@ -87,7 +87,7 @@ def _identify(snapshot: Snapshot) -> dict[str, Any]:
         return {"repo": snapshot.name, "commit": snapshot.commit, **base}
     files = sorted(snapshot.folder.glob("*.safetensors"))
     if not files:
-        raise ValueError(f"no .safetensors is in {snapshot.name}; save the reference with save_pretrained.")
+        raise ValueError(f"ref_model={snapshot.name!r} has no .safetensors; save the reference with save_pretrained.")
     if is_adapter:
         about = json.loads((snapshot.folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         config = hashlib.sha256(json.dumps([about, base], sort_keys=True).encode()).hexdigest()
@@ -103,17 +103,17 @@ def describe_reference(
     collator: JESTDataCollator,
 ) -> dict[str, dict[str, Any]]:
     """
-    What a run that is given a cache says of its reference, which it does not load.
+    Describe the reference of a run that uses a cache, without loading the reference.
 
     Args:
-        ref_model (`str` or [`~transformers.PreTrainedModel`], *optional*): As of [`load_reference`].
-        revision (`str`, *optional*): Branch, tag or commit of a Hub id.
-        ref_processor (*optional*): The reference's processor. Default: as without a cache that of the collator, the
-            one stored with a Hub id or path, or the learner's.
-        collator ([`JESTDataCollator`]): That of the run.
+        ref_model (`str` or [`~transformers.PreTrainedModel`], *optional*): As in [`load_reference`].
+        revision (`str`, *optional*): Branch, tag or commit of a Hub id. Default: `main`.
+        ref_processor (*optional*): The reference's processor. Default: that of the collator, or the one stored with a
+            Hub id or path, or the learner's, as without a cache.
+        collator ([`JESTDataCollator`]): The collator of the run.
 
     Returns:
-        Sections for [`ReferenceCache.check`]: `reading`, and `reference` where `ref_model` is given.
+        Sections for [`ReferenceCache.check`]: `reading` and, if `ref_model` is given, `reference`.
     """
     known = {}
     if isinstance(ref_model, str):
@@ -129,7 +129,8 @@ def describe_reference(
 
 
 def describe_reading(collator: JESTDataCollator) -> dict[str, Any]:
-    """How the reference of a run with this collator reads: image geometry, normalisation, text settings, view."""
+    """Describe how the reference of a run with this collator reads images and texts: image geometry, normalisation,
+    tokenizer, text length, view."""
     geometry = collator.geometries.get("ref_", collator.geometries[""])
     text = collator.texts.get("ref_", collator.texts[""])
     images = (collator.ref_processor or collator.processor).image_processor
@@ -147,13 +148,35 @@ def describe_reading(collator: JESTDataCollator) -> dict[str, Any]:
 
 
 def describe_data(rows: Rows, collator: JESTDataCollator) -> dict[str, Any]:
-    """Which data these are: the columns that are read, the number of rows, all captions, and a sample of rows."""
+    """
+    Identify a data set: the columns that are read, the number of rows, all captions, and a sample of rows.
+
+    Args:
+        rows ([`~jest_hf.data.rows.Rows`]): The data.
+        collator ([`JESTDataCollator`]): The collator, which names the columns.
+
+    Raises:
+        ValueError: for data without rows, or without the columns.
+
+    Example:
+
+        >>> from PIL import Image
+        >>> from jest_hf import JESTDataCollator
+        >>> from jest_hf.data import build_processor
+        >>> from jest_hf.data.rows import Rows
+        >>> from jest_hf.reference import describe_data
+        >>> rows = [{"image": Image.new("RGB", (8, 8)), "text": "a black square"}] * 3
+        >>> collator = JESTDataCollator(build_processor(["a black square"], 8, 300, 8))
+        >>> described = describe_data(Rows(rows), collator)
+        >>> described["n_rows"], described["caption_column"]
+        (3, 'text')
+    """
     if len(rows) == 0:
-        raise ValueError("the data set has no rows; pass one that has at least one.")
+        raise ValueError("the data set has no rows; pass a data set with at least one row.")
     caption_column = _caption_column(rows[0], collator)
     known = {}
-    if _has_plain_columns(rows.dataset):
-        known["captions"] = _hash_captions(rows.dataset, caption_column)
+    if (table := _table(rows)) is not None:
+        known["captions"] = _hash_captions(table, caption_column)
     if (keys := own_keys(rows)) is not None:
         known["keys"] = hashlib.sha256(keys.tobytes()).hexdigest()
     sample = np.unique(np.linspace(0, len(rows) - 1, SAMPLED_ROWS).round().astype(np.int64)).tolist()
@@ -167,7 +190,7 @@ def describe_data(rows: Rows, collator: JESTDataCollator) -> dict[str, Any]:
 
 
 def describe_row(row: Mapping[str, Any], number: int, collator: JESTDataCollator) -> dict[str, Any]:
-    """What one row, known to be this one of the data, says about them: as much as can be known of a stream."""
+    """Describe the row with the number `number`, in the form of [`describe_data`]: all that a stream shows."""
     caption_column = _caption_column(row, collator)
     return {
         "image_column": collator.image_column,
@@ -177,39 +200,45 @@ def describe_row(row: Mapping[str, Any], number: int, collator: JESTDataCollator
 
 
 def own_keys(rows: Rows) -> np.ndarray | None:
-    """The rows' own names, int64 `[N]`: their integer column `example_id`; `None` where there is none."""
-    dataset = rows.dataset
-    if not _has_plain_columns(dataset) or KEY_COLUMN not in dataset.column_names:
+    """Return the integer column `example_id` of the data, int64 `[N]`; `None` if there is no such column."""
+    table = _table(rows)
+    if table is None or KEY_COLUMN not in table.column_names:
         return None
-    column = dataset.select_columns([KEY_COLUMN]).with_format("numpy")[:][KEY_COLUMN]
+    column = table.select_columns([KEY_COLUMN]).with_format("numpy")[:][KEY_COLUMN]
     return column.astype(np.int64) if np.issubdtype(column.dtype, np.integer) else None
 
 
 def own_key(row: Mapping[str, Any]) -> int | None:
-    """The name that a row of a stream has of its own: its integer `example_id`."""
+    """Return the integer `example_id` of a row of a stream; `None` if the row has none."""
     key = row.get(KEY_COLUMN)
     return int(key) if isinstance(key, numbers.Integral) else None
 
 
 def difference(cached: Mapping[str, Any], present: Mapping[str, Mapping[str, Any]]) -> str | None:
     """
-    The first thing that both descriptions name and do not agree about, as a part of a sentence; `None` if they agree.
-    References with the same weights are the same, under whatever name and commit.
+    Return the first difference of the fields that both descriptions have, as a part of a sentence; `None` if they
+    agree. References with the same weights are the same, whatever their names and commits.
 
     Args:
-        cached (`Mapping`): A manifest.
-        present (`Mapping`): What is compared with it: some of its sections, with some or all of their fields.
+        cached (`Mapping`): The manifest of a cache.
+        present (`Mapping`): The descriptions of the run: some sections of a manifest, with some of their fields.
+
+    Example:
+
+        >>> from jest_hf.reference.fingerprint import difference
+        >>> difference({"data": {"n_rows": 1000}}, {"data": {"n_rows": 1200}})
+        'data.n_rows was 1000, and in this run it is 1200'
     """
     for section, fields in json.loads(json.dumps(present)).items():
         ours, theirs = dict(_flat(fields, section)), dict(_flat(cached[section], section))
         common = [name for name in ours if name in theirs]
         if section == "reference" and not common:
-            return f"its reference is {_named(cached[section])}, and here it is {_named(fields)}"
+            return f"its reference was {_named(cached[section])}, and in this run it is {_named(fields)}"
         if all(name in common and ours[name] == theirs[name] for name in SAME_MODEL):
-            continue  # whichever commits it is of
+            continue  # the same model, perhaps from different commits
         for name in common:
             if ours[name] != theirs[name]:
-                return f"{name} is {theirs[name]!r} there, and here it is {ours[name]!r}"
+                return f"{name} was {theirs[name]!r}, and in this run it is {ours[name]!r}"
     return None
 
 
@@ -224,17 +253,18 @@ def _flat(fields: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 def _named(reference: Mapping[str, Any]) -> str:
     if "commit" in reference:
         return f"{reference['repo']}@{reference['commit']}"
-    return f"a model whose weights have the sha256 {reference['weights']}"
+    return f"a model with the sha256 {reference['weights']}"
 
 
 def _caption_column(row: Mapping[str, Any], collator: JESTDataCollator) -> str:
-    collator([row])  # which knows best what to say of a column that is missing
+    collator([row])  # raises an error that names a missing column
     return collator.caption_column or next(name for name in CAPTION_COLUMNS if name in row)
 
 
-def _has_plain_columns(dataset: Any) -> bool:
-    """Whether one column can be read without the others."""
-    return isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom"
+def _table(rows: Rows) -> datasets.Dataset | None:
+    """Return the data set if one of its columns can be read without the others, else `None`."""
+    dataset = rows.dataset
+    return dataset if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom" else None
 
 
 def _hash_captions(dataset: datasets.Dataset, column: str) -> str:
@@ -253,7 +283,7 @@ def _hash_row(row: Mapping[str, Any], image_column: str, caption_column: str) ->
 
 
 def _content(image: Any) -> bytes:
-    """The bytes of an image's file; of an image in memory, its pixels; nothing for one that cannot be read."""
+    """Return the bytes of an image file, or the pixels of an image in memory; nothing if it cannot be read."""
     if isinstance(image, Mapping):
         image = image.get("path") if image.get("bytes") is None else image["bytes"]
     try:
@@ -268,8 +298,8 @@ def _content(image: Any) -> bytes:
 
 
 def _tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of several files in the order of their names, one at a time in memory."""
-    where = {}
+    """Yield all tensors of several files in the order of their names, one at a time in memory."""
+    where: dict[str, Path] = {}
     for file in files:
         with safe_open(file, "pt") as tensors:
             where |= dict.fromkeys(tensors.keys(), file)
@@ -282,21 +312,22 @@ def _hash_weights(weights: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, weight in weights:
         digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def _hash_config(config: PretrainedConfig) -> str:
-    """sha256 of what sets the model apart from the default of its class: a new release adds fields with defaults."""
+    """Return the sha256 of the fields that differ from the class's defaults: a new release may add fields."""
 
-    def computing(values: Any) -> Any:
+    def without_provenance(values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        named = {str(name): value for name, value in values.items()}  # classes are keyed by numbers
+        named = {str(name): value for name, value in values.items()}  # the keys of id2label are numbers
         kept = {name: value for name, value in named.items() if not (name in _PROVENANCE or name.startswith("_"))}
-        return {name: computing(value) for name, value in kept.items()}
+        return {name: without_provenance(value) for name, value in kept.items()}
 
-    return hashlib.sha256(json.dumps(computing(config.to_diff_dict()), sort_keys=True).encode()).hexdigest()
+    fields = without_provenance(config.to_diff_dict())
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _hash_tokenizer(tokenizer: Any) -> str:

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A reference cache on the Hub: a data-set repository with the same files as the folder.
 
-The client checks no hash of what it downloads. Here every file is compared with the Hub's hash when the cache is
-opened, and every shard with that of the manifest before its first use.
+The Hub's client does not verify the contents of a download. Here every file is compared with the Hub's hash when the
+cache is opened, and every shard with the sha256 in the manifest before its first use.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ def open_cache(
     device: torch.device | str = "cpu",
 ) -> ReferenceCache:
     """
-    Open a reference cache; the reference itself is not loaded.
+    Open a reference cache. The reference itself is not loaded.
 
     Args:
         name (`str` or `Path`): A folder, or the id of a data-set repository on the Hub.
-        revision (`str`, *optional*): Branch, tag or commit of the repository.
-        token (`str`, *optional*): For a private repository; default: the one that the client is logged in with.
-        ranks ([`~jest_hf.distributed.Ranks`], *optional*): Who opens the same cache; a collective. The first pulls it,
-            and the others open the commit that it got. `None` is this process alone.
-        device (`torch.device`, *optional*, defaults to `"cpu"`): Where tensors have to be to travel between ranks.
+        revision (`str`, *optional*): Branch, tag or commit of the repository. Default: `main`.
+        token (`str`, *optional*): Token for a private repository. Default: the token of `hf auth login`.
+        ranks ([`~jest_hf.distributed.Ranks`], *optional*): The ranks that open the same cache, which makes the call a
+            collective: the first rank pulls, and the others open the same commit. Default: this process alone.
+        device (`torch.device`, *optional*, defaults to `"cpu"`): The device on which ranks exchange tensors.
 
     Raises:
         FileNotFoundError: for a folder or a repository without a finished cache.
@@ -51,7 +51,10 @@ def open_cache(
     name, ranks = str(name), ranks or Ranks()
     if Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         if revision is not None:
-            raise ValueError(f"revision={revision!r} is one of a Hub repository, and {name} is a folder; drop it.")
+            raise ValueError(
+                f"reference_cache_revision={revision!r} names a revision of a Hub repository, but "
+                f"reference_cache={name!r} is a folder; leave the revision out."
+            )
         return open_folder(Path(name).expanduser())
 
     def pull_at(commit: str | None) -> ReferenceCache:
@@ -74,23 +77,23 @@ def push_reference_cache(
     commit_message: str = "Upload reference cache",
 ) -> str:
     """
-    Upload a finished cache as a data-set repository, which is made if it is not there, with a card. Shards of an older
-    cache in it are removed; its commits keep them.
+    Upload a finished cache with a card to a data-set repository, which is created if it does not exist. Shards of an
+    older cache are removed from the repository; its earlier commits keep them.
 
     Args:
-        folder (`str` or `Path`): The cache; its `README.md`, if it has one, goes along.
-        repo_id (`str`): `owner/name`.
+        folder (`str` or `Path`): The cache. Its `README.md`, if there is one, is uploaded too.
+        repo_id (`str`): Repository of the cache, `owner/name`.
         dataset, split, license (`str`, *optional*): For the card, see [`~jest_hf.hub.reference_cache_card`].
-        private (`bool`, *optional*): Of a repository that is made; default: the owner's.
-        token (`str`, *optional*): Default: the one that the client is logged in with.
-        commit_message (`str`, *optional*): Of the commit.
+        private (`bool`, *optional*): Whether a new repository is private. Default: the owner's setting.
+        token (`str`, *optional*): Token that may write. Default: the token of `hf auth login`.
+        commit_message (`str`, *optional*): Message of the commit.
 
     Returns:
-        `str`: the commit that others can name as revision; none is made where nothing has changed.
+        `str`: the commit, for others to use as revision. Without a change, no commit is made.
 
     Raises:
-        FileNotFoundError, ValueError: for a cache that is unfinished or damaged; nothing is uploaded then.
-        OSError: in one sentence, if the push failed after three tries. The cache stays as it is.
+        FileNotFoundError, ValueError: for an unfinished or damaged cache; then nothing is uploaded.
+        OSError: in one sentence, if the push failed after three tries. The cache is kept.
     """
     cache = open_folder(folder)
     cache.verify()

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen reference model: load it by Hub id or path, with its own processor, and keep it from ever learning."""
+"""Load the frozen reference model, with its processor, from the Hub or a folder."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ def load_reference(
     *,
     ranks: Ranks | None = None,
     device: torch.device | str = "cpu",
-) -> tuple[PreTrainedModel, Any | None]:
+) -> tuple[PreTrainedModel, Any]:
     """
     Load and freeze a reference.
 
     Args:
-        ref_model (`str` or [`~transformers.PreTrainedModel`]): a Hub id, a local path, or a model, which is frozen
-            in place. An id or path can be that of an adapter: the model that it names as its base is loaded first.
-        revision (`str`, *optional*): branch, tag or commit; only with a Hub id.
-        processor (*optional*): the reference's processor. Default: for an id or path the one stored beside the model,
-            as of the same commit; for a model `None`, which means that it reads what the learner reads.
-        ranks ([`~jest_hf.distributed.Ranks`], *optional*): who loads the same reference; a collective, see
-            [`locate_reference`]. `None` is this process alone.
-        device (`torch.device`, *optional*, defaults to `"cpu"`): where tensors have to be to travel between ranks.
+        ref_model (`str` or [`~transformers.PreTrainedModel`]): A Hub id, a local path, or a model, which is frozen
+            in place. An id or path may be that of an adapter: its base model is then loaded first.
+        revision (`str`, *optional*): Branch, tag or commit of a Hub id. Default: `main`.
+        processor (*optional*): The reference's processor. Default: for an id or path, the one stored with the model at
+            the same commit; for a model, `None`: the reference reads what the learner reads.
+        ranks ([`~jest_hf.distributed.Ranks`], *optional*): The ranks that load the same reference, which makes the
+            call a collective; see [`locate_reference`]. Default: this process alone.
+        device (`torch.device`, *optional*, defaults to `"cpu"`): The device on which ranks exchange tensors.
 
     Returns:
-        The model (whole also under ZeRO-3, eval mode, no gradients; weights are read from safetensors alone, since a
-        pickle runs code) and its processor. For a Hub id, `model.config._name_or_path` is the id and
-        `model.config._commit_hash` the commit, whatever the revision was called.
+        The model and its processor. The model is whole, also under ZeRO-3, in eval mode and without gradients. Its
+        weights are read from safetensors only, since a pickle can run code. For a Hub id, `model.config._name_or_path`
+        is the id and `model.config._commit_hash` the commit.
 
     Raises:
-        ValueError: for a revision of what is not on the Hub.
+        ValueError: for a revision of a folder or of a model object.
         OSError: for a model that cannot be pulled ([`~jest_hf.hub.pull.pull_model`]) or read.
     """
     if isinstance(ref_model, str):
@@ -62,7 +62,7 @@ def load_reference(
     if revision is not None:
         raise ValueError(
             f"ref_model_revision={revision!r} names a revision of a Hub repository, but ref_model is a model object; "
-            "pass the repository id as ref_model, or drop the revision."
+            "pass the repository id as ref_model, or leave the revision out."
         )
     return ref_model.eval().requires_grad_(False), processor
 
@@ -76,19 +76,23 @@ def locate_reference(
     device: torch.device | str = "cpu",
 ) -> Snapshot:
     """
-    Where a reference's files are, after pulling and verifying those of a Hub id.
+    Return the folder of a reference's files; those of a Hub id are downloaded and verified first.
 
-    Of several ranks the first pulls, and the others then ask for the commit that it got: a push in the middle of a
-    start gives no two of them different weights, and those on its host find everything on the disk.
+    With several ranks, the first pulls and the others then pull the same commit: a push to the repository during the
+    start cannot give two ranks different weights, and the ranks on the first one's host read its download.
 
     Args:
         ref_model (`str`): A Hub id or a local path, of a model or an adapter.
-        revision (`str`, *optional*): Branch, tag or commit of a Hub id.
-        weights (`bool`, *optional*, defaults to `True`): Whether the weights are needed too.
+        revision (`str`, *optional*): Branch, tag or commit of a Hub id. Default: `main`.
+        weights (`bool`, *optional*, defaults to `True`): Whether to download the weights too.
         ranks, device: As in [`load_reference`].
 
     Returns:
-        [`~jest_hf.hub.pull.Snapshot`]: the folder, and the commit, of which a local folder has none.
+        [`~jest_hf.hub.pull.Snapshot`]: the folder and the commit; the commit of a local path is `None`.
+
+    Raises:
+        ValueError: for a revision of a folder.
+        OSError: for a model that cannot be pulled ([`~jest_hf.hub.pull.pull_model`]).
     """
     ranks = ranks or Ranks()
     found = ask_first_rank(ranks, lambda: _locate(ref_model, revision, weights), device)
@@ -101,7 +105,7 @@ def _locate(ref_model: str, revision: str | None, weights: bool) -> Snapshot:
     if revision is not None:
         raise ValueError(
             f"ref_model_revision={revision!r} names a revision of a Hub repository, but ref_model={ref_model!r} is a "
-            "folder; drop the revision, or rename the folder if the repository was meant."
+            "folder; leave the revision out, or rename the folder if you mean the repository."
         )
     return Snapshot(ref_model, Path(ref_model), None)
 
@@ -114,36 +118,41 @@ def locate_adapter(
     device: torch.device | str = "cpu",
 ) -> Snapshot:
     """
-    Where the files of an adapter are that is to be the reference; arguments as those of [`locate_reference`].
+    Return the folder of the files of an adapter, as [`locate_reference`] does for a model.
+
+    Args:
+        adapter (`str`): A Hub id or a local path of an adapter.
+        revision (`str`, *optional*): Branch, tag or commit of a Hub id. Default: `main`.
+        ranks, device: As in [`load_reference`].
 
     Raises:
-        ValueError: for what is no adapter.
+        ValueError: for a repository or folder without an adapter, and for a revision of a folder.
         OSError: for an adapter that cannot be pulled, or is not in safetensors.
     """
     snapshot = locate_reference(adapter, revision, ranks=ranks, device=device)
     if not (snapshot.folder / ADAPTER_CONFIG).is_file():
         raise ValueError(
-            f"reference='adapter' needs an adapter, and ref_model={adapter!r} has no {ADAPTER_CONFIG}; name an "
-            "adapter, or set reference='model'."
+            f"reference='adapter' needs an adapter, and ref_model={adapter!r} has no {ADAPTER_CONFIG}; set ref_model "
+            "to an adapter, or set reference='model'."
         )
     check_safetensors(snapshot.folder, [ADAPTER_WEIGHTS], f"ref_model={adapter!r}")
     return snapshot
 
 
 def _read(snapshot: Snapshot, ranks: Ranks | None, device: torch.device | str) -> PreTrainedModel:
-    """The model in a folder, or the adapter in it on its base."""
+    """Load the model in a folder, or the adapter in it on its base model."""
     folder = snapshot.folder
     if not (folder / ADAPTER_CONFIG).is_file():
         return load_model(folder, use_safetensors=True)
     check_safetensors(folder, [ADAPTER_WEIGHTS], f"ref_model={snapshot.name!r}")
-    # Not left to transformers, which would pull the base unverified.
+    # Not left to transformers, which would pull the base model without verifying it.
     model = _read(locate_base(folder, ranks=ranks, device=device), ranks, device)
     model.load_adapter(str(folder))
     return model
 
 
 def locate_base(folder: Path, **options: Any) -> Snapshot:
-    """Where the model is that the adapter in a folder was made for; options as those of [`locate_reference`]."""
+    """Return the folder of the base model of an adapter; the options are those of [`locate_reference`]."""
     about = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     return locate_reference(about["base_model_name_or_path"], about.get("revision"), **options)
 

@@ -1,22 +1,22 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Irreducible losses (RHO-LOSS, arXiv 2206.07137): what a frozen model loses on every example of a data set, once.
+"""Irreducible losses (RHO-LOSS, arXiv 2206.07137): the loss of a frozen model on each example of a data set.
 
-A model trained on other data (a hold-out set) has a large loss where an example is noisy or ambiguous, and no training
-will reduce it. For examples that stand alone this is one number each: 4 bytes a row, in memory, and in one file:
+A model trained on other data (a hold-out set) has a large loss on noisy or ambiguous examples, which no training will
+reduce. The loss of an example is one number: 4 bytes a row, in memory and in one file:
 
-    losses fp32 [N], valid bool [N], and as metadata a fingerprint: which model, which data, which loss
+    losses fp32 [N], valid bool [N], and in the metadata a description of the model, the data and the loss
 
-The data are known by their number of rows, by all of their labels and texts where these can be read without the
-images, and by what the model is given of a sample of rows, byte for byte. A run that resumes finds its file; a file of
-something else is refused.
+The data are identified by their number of rows, by all labels and texts if these can be read without the images, and
+by the model's inputs for a sample of rows, byte for byte. A resumed run reads its file; a file of another model or
+other data is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,22 @@ SAMPLED_ROWS = 256
 
 class IrreducibleLosses:
     """
-    A reference whose losses of the training data are known: no model, no forward.
+    A reference whose losses on the training data are known: no model, no forward.
 
     Args:
-        losses (`torch.Tensor`): fp32 `[N]`, on the CPU, in nats, by the number of the row.
-        valid (`torch.Tensor`): bool `[N]`: rows that could be read.
-        about (`dict`): What they are of; see [`IrreducibleLosses.compute`].
+        losses (`torch.Tensor`): The loss of each row in nats, fp32 `[N]`, on the CPU.
+        valid (`torch.Tensor`): Whether each row could be read, bool `[N]`.
+        about (`dict`): Description of the model, the data and the loss; [`IrreducibleLosses.compute`] makes it.
+
+    Example:
+
+        >>> import torch
+        >>> from jest_hf.reference.losses import IrreducibleLosses
+        >>> valid = torch.tensor([True, True, False])
+        >>> known = IrreducibleLosses(torch.tensor([0.5, 2.0, 0.0]), valid, {"reference": {}})
+        >>> batch = {"example_id": torch.tensor([1, 0]), "valid": torch.tensor([True, True])}
+        >>> known.score(torch.nn.Identity(), batch, batch_size=2).losses
+        tensor([2.0000, 0.5000])
     """
 
     reads_images = False
@@ -84,36 +94,39 @@ class IrreducibleLosses:
         ranks: Ranks | None = None,
     ) -> IrreducibleLosses:
         """
-        The losses in the file, or those of every row, which are written to it. A collective: every rank computes its
-        share and gets all; the first alone reads and writes. What is interrupted starts over.
+        Read the losses from a file, or compute them for every row and write the file. A collective: every rank
+        computes a share of the losses and returns all of them. Only the first rank reads and writes the file. An
+        interrupted computation starts over.
 
         Args:
             path (`str` or `Path`): The file, `.safetensors`.
-            reader ([`~objectives.PointwiseReader`]): How the model reads a batch.
+            reader ([`~jest_hf.objectives.PointwiseReader`]): How the model reads a batch.
             model (`torch.nn.Module`): The frozen model, wrapped or not.
-            rows ([`~data.rows.Rows`]): The data.
-            collator ([`~data.labelled.LabelledCollator`]): That of the run.
-            reference (`Mapping`): Which model it is, see [`identify_reference`].
+            rows ([`~jest_hf.data.rows.Rows`]): The data.
+            collator ([`~jest_hf.data.labelled.LabelledCollator`]): The collator of the run.
+            reference (`Mapping`): Identity of the model, from [`~jest_hf.reference.identify_reference`].
             batch_size (`int`): Rows in a forward, on one device.
-            precision (`str`, *optional*, defaults to `"no"`): The autocast that the caller has switched on.
-            replace (`bool`, *optional*, defaults to `False`): Whether to start over where the file is of something
-                else, or damaged.
-            device (`torch.device`, *optional*, defaults to `"cpu"`): Where the model is.
+            precision (`str`, *optional*, defaults to `"no"`): The autocast that the caller has switched on: `"no"`,
+                `"bf16"` or `"fp16"`.
+            replace (`bool`, *optional*, defaults to `False`): Whether to start over if the file is damaged, or of
+                another model or other data.
+            device (`torch.device`, *optional*, defaults to `"cpu"`): Device of the model.
             num_workers (`int`, *optional*, defaults to `0`): Processes that decode images.
-            disable_tqdm (`bool`, *optional*, defaults to `False`): Whether to show no progress.
-            ranks ([`Ranks`], *optional*): Who shares the work; `None` is this process alone.
+            disable_tqdm (`bool`, *optional*, defaults to `False`): Whether to hide the progress bar.
+            ranks ([`~jest_hf.distributed.Ranks`], *optional*): The ranks that share the work. Default: this process
+                alone.
 
         Raises:
-            ValueError: if the file is of something else, or damaged, and `replace` is False, or if a loss is NaN or
-                infinite.
+            ValueError: if the file is damaged, or of another model or other data, and `replace` is False; and if a
+                loss is NaN or infinite.
             OSError: if the file cannot be written.
-            RuntimeError: on the other ranks, where the first raises one of these.
+            RuntimeError: on the other ranks, if the first rank raises one of these while it reads or writes.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1.")
         path, ranks = Path(path), ranks or Ranks()
 
-        def look() -> tuple[dict[str, Any], IrreducibleLosses | None]:
+        def read() -> tuple[dict[str, Any], IrreducibleLosses | None]:
             about = {
                 "format": FORMAT,
                 "reference": dict(reference),
@@ -122,17 +135,18 @@ class IrreducibleLosses:
             }
             return about, cls._read(path, about, replace)
 
-        about, found = ask_first_rank(ranks, look, device)
+        about, found = ask_first_rank(ranks, read, device)
         if found is not None:
             return found
 
         model.eval()
+        batches: Iterable[Any] = share_batches(len(rows), batch_size, ranks)  # ranges, where torch names lists
         loader = DataLoader(
             rows,
-            batch_sampler=share_batches(len(rows), batch_size, ranks),
+            batch_sampler=batches,
             collate_fn=EvaluationCollator(collator),
             num_workers=num_workers,
-            generator=torch.Generator(),  # it draws a seed for its workers: not from the global random state
+            generator=torch.Generator(),  # the seed of the workers: not drawn from the global random state
         )
         losses, valid = [], []
         for batch in logging.tqdm(
@@ -149,7 +163,7 @@ class IrreducibleLosses:
         if broken:
             raise ValueError(
                 f"the reference's losses of {len(broken)} rows are NaN or infinite, the first of them row "
-                f"{broken[0]}; see that the reference is sound, or compute in fp32."
+                f"{broken[0]}; check the weights of ref_model, or use fp32 instead of bf16=True or fp16=True."
             )
         ask_first_rank(ranks, lambda: whole._write(path), device)
         return whole
@@ -171,30 +185,36 @@ class IrreducibleLosses:
 
     def readable(self, batch: Mapping[str, Tensor]) -> Tensor:
         """
-        Which examples of a super-batch can be selected, bool `[B]`: those that can be read now and could be when the
-        losses were computed.
+        Return which examples of a super-batch can be selected, bool `[B]`: those that could be read both now and when
+        the losses were computed.
         """
         valid = batch["valid"]
         return valid & self.valid[self._rows(batch)].to(valid.device)
 
     def score(self, learner: nn.Module, batch: Mapping[str, Tensor], batch_size: int) -> PointwiseLosses:
         """
-        The reference's losses of a super-batch, on its device; no model is asked.
+        Return the losses of a super-batch, fp32 `[B]`, on the device of its ids.
+
+        Args:
+            learner (`torch.nn.Module`): Unused.
+            batch (mapping of `str` to `torch.Tensor`): `example_id` int64 `[B]` and `valid` bool `[B]`.
+            batch_size (`int`): Unused.
 
         Raises:
-            ValueError: for an example that is marked as readable and could not be read then.
+            ValueError: for an example that is `valid` and could not be read when the losses were computed.
         """
         rows = self._rows(batch)
         lost = batch["valid"].cpu() & ~self.valid[rows]
         if lost.any():
             raise ValueError(
                 f"row {int(rows[lost][0])} could not be read when the irreducible losses were computed, and can be "
-                "read now; compute them anew, or leave such rows out of the selection with IrreducibleLosses.readable."
+                "read now; delete the file of losses to compute them again, or exclude such rows from the selection "
+                "with IrreducibleLosses.readable."
             )
         return PointwiseLosses(self.losses[rows].to(batch["example_id"].device))
 
     def about(self) -> dict[str, Any]:
-        """Return what a model card says about the reference, by the names of `RunSummary`."""
+        """Return the fields of [`~jest_hf.report.summary.RunSummary`] that describe the reference in a model card."""
         return {"reference": self.name, "reference_revision": self.commit}
 
     def _rows(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -203,15 +223,16 @@ class IrreducibleLosses:
         if strange.any():
             raise ValueError(
                 f"there are irreducible losses of rows 0 to {len(self.losses) - 1}, and none of row "
-                f"{int(rows[strange][0])}; train on the data they were computed of."
+                f"{int(rows[strange][0])}; train on the data that the losses were computed on."
             )
         return rows
 
     @classmethod
     def _read(cls, path: Path, about: Mapping[str, Any], replace: bool) -> IrreducibleLosses | None:
-        """What the file holds; `None` if there is none, or one that may be replaced."""
+        """Read the file; return `None` if there is no file, or one that may be replaced."""
         if not path.exists():
             return None
+        found: str | None
         try:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in ("losses", "valid")}
@@ -220,12 +241,14 @@ class IrreducibleLosses:
             found, existing = f"it is damaged ({error})", {}
         else:
             wanted = {name: value for name, value in about.items() if name != "format"}
-            found = difference(existing, wanted) if existing.get("format") == FORMAT else "its format is another"
+            found = difference(existing, wanted) if existing.get("format") == FORMAT else "its format is unknown"
         if found is None:
             return cls(**tensors, about=existing)
         if replace:
             return None
-        raise ValueError(f"the irreducible losses in {path} are not those of this run: {found}; delete the file.")
+        raise ValueError(
+            f"the irreducible losses in {path} do not match this run: {found}; delete the file to compute new ones."
+        )
 
     def _write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -237,9 +260,9 @@ class IrreducibleLosses:
 
 
 def _describe(rows: Rows, collator: LabelledCollator, reader: PointwiseReader) -> dict[str, Any]:
-    """Which data these are, and how the model reads them."""
+    """Identify the data, as the model reads them."""
     if len(rows) == 0:
-        raise ValueError("the data set has no rows; pass one that has at least one.")
+        raise ValueError("the data set has no rows; pass a data set with at least one row.")
     known: dict[str, Any] = {"n_rows": len(rows)}
     if isinstance(rows.dataset, datasets.Dataset) and rows.dataset.format["type"] != "custom":
         known["column"] = {name: _hash_column(rows.dataset, name) for name in collator.small_columns}
@@ -256,7 +279,7 @@ def _hash_column(dataset: datasets.Dataset, name: str) -> str:
 
 
 def _hash_example(batch: Mapping[str, Tensor], reader: PointwiseReader) -> str:
-    """Of what the model is given of a row, and of its labels."""
+    """Return a hash of the model's inputs for one row, and of the row's labels."""
     given = {**reader.inputs(batch), "labels": batch["labels"], "valid": batch["valid"]}
     digest = hashlib.sha256()
     for name, value in sorted(given.items()):

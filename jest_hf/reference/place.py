@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where the reference lies: whole on each device, or spread over the devices as the learner is."""
+"""Place the reference: whole on each device, or spread over the devices like the learner."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from jest_hf.models.sharding import check_shardable, prepare_for_fsdp2
 
 def place_reference(model: PreTrainedModel, accelerator: Accelerator, placement: str = "replica") -> nn.Module:
     """
-    Put a frozen reference where it is to be asked.
+    Move a frozen reference to the device, or spread it over the devices.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): the reference, whole, in eval mode; it is changed in place.
-        accelerator ([`~accelerate.Accelerator`]): that of the Trainer; it knows engine, device and precision.
-        placement (`str`, *optional*, defaults to `"replica"`): `"replica"` keeps all of it on each device. `"sharded"`
-            spreads it over the devices, under DeepSpeed ZeRO-3 and FSDP2 only; its forward is then a collective: all
-            ranks must call it equally often.
+        model ([`~transformers.PreTrainedModel`]): The reference, whole, in eval mode; it is changed in place.
+        accelerator ([`~accelerate.Accelerator`]): The Trainer's accelerator, with engine, device and precision.
+        placement (`str`, *optional*, defaults to `"replica"`): `"replica"` keeps the whole model on each device.
+            `"sharded"` spreads it over the devices, under DeepSpeed ZeRO-3 and FSDP2 only; its forward is then a
+            collective, which all ranks must call equally often.
 
     Returns:
         The model itself, or the DeepSpeed engine around it.
 
     Raises:
-        ValueError: for `"sharded"` under another engine, or of a model that none can shard; and for a replica of a
+        ValueError: for `"sharded"` under another engine or with a model that cannot be sharded, and for a replica of a
             model that ZeRO-3 has partitioned.
     """
     if placement == "sharded":
         return _shard(model, accelerator)
     if any(parameter.numel() == 0 for parameter in model.parameters()):
         raise ValueError(
-            "ref_model was loaded after the training arguments, when ZeRO-3 partitions every model; pass its id or "
-            "path, load it before the arguments are made, or set ref_placement='sharded'."
+            "ref_model was loaded after the training arguments were made, when ZeRO-3 partitions every model; pass "
+            "its id or path, load it before the arguments are made, or set ref_placement='sharded'."
         )
     model.to(accelerator.device)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -47,7 +47,7 @@ def place_reference(model: PreTrainedModel, accelerator: Accelerator, placement:
 
 
 def _shard(model: PreTrainedModel, accelerator: Accelerator) -> nn.Module:
-    """The model, spread as the learner is."""
+    """Spread the model over the devices with the engine of the learner."""
     if accelerator.distributed_type == DistributedType.FSDP and accelerator.is_fsdp2:
         from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
@@ -57,13 +57,13 @@ def _shard(model: PreTrainedModel, accelerator: Accelerator) -> nn.Module:
         import deepspeed
 
         check_shardable(model)
-        # Without an optimizer the engine only spreads the weights; the learner's settings say how.
+        # Without an optimizer the engine only spreads the weights, by the learner's settings.
         settings = deepcopy(accelerator.deepspeed_plugin.deepspeed_config)
         for trained in ("optimizer", "scheduler"):
             settings.pop(trained, None)
         settings["zero_optimization"].pop("offload_optimizer", None)
         engine = deepspeed.initialize(model=model, config=settings)[0]
-        engine.eval()  # which, unlike a module's, returns nothing
+        engine.eval()  # unlike that of a module, it returns nothing
         return engine
     raise ValueError(
         f"ref_placement='sharded' needs DeepSpeed ZeRO-3 or FSDP2, and this run uses {accelerator.distributed_type}; "
@@ -71,12 +71,12 @@ def _shard(model: PreTrainedModel, accelerator: Accelerator) -> nn.Module:
     )
 
 
-def _lower_precision(model: PreTrainedModel, mixed_precision: str) -> None:
-    """There is no autocast under DeepSpeed: the learner's weights have the low precision, so must the replica's."""
+def _lower_precision(model: nn.Module, mixed_precision: str) -> None:
+    """Cast the weights of a replica: under DeepSpeed there is no autocast, and the learner's weights are cast too."""
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     if mixed_precision in dtypes:
         temperature = {name: value.data for name, value in model.named_parameters(recurse=False)}
         model.to(dtypes[mixed_precision])
-        # A bias of -16.56 rounded to bfloat16 is -16.5, and the error has the same sign in all scores.
+        # The temperature stays fp32: a bias of -16.56 is -16.5 in bfloat16, an error of one sign in all scores.
         for name, value in temperature.items():
             model.get_parameter(name).data = value

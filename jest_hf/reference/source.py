@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The reference of a run, as a training step sees it: a model, or a cache of what the model has computed."""
+"""The reference of a run, as a training step uses it: a model, or a cache of what the model computed."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ from jest_hf.selection import ContrastiveEmbeddings, Scored
 
 class ReferenceSource(Protocol):
     """
-    Where the reference's scores come from: a model, a cache of embeddings or losses, or a model that is trained.
+    Where the reference's scores come from: a frozen model, a cache of embeddings or losses, or a model that the run
+    trains.
 
     Attributes:
-        name (`str`, *optional*): Hub id or path of the reference; `None` for a model that this run trains itself.
-        commit (`str`, *optional*): Its commit on the Hub.
-        reads_images (`bool`): Whether scoring needs the images and texts of a super-batch, and not only its ids.
-        reader ([`~jest_hf.models.Reader`], *optional*): How the model reads a super-batch, if one is loaded.
-        config ([`~transformers.PretrainedConfig`], *optional*): Configuration of that model.
-        width (`int`, *optional*): Width of cached embeddings; `None` where a configuration tells it, or for losses.
+        name (`str`, *optional*): Hub id or path of the reference; `None` for a model that the run trains.
+        commit (`str`, *optional*): Commit of a reference from the Hub.
+        reads_images (`bool`): Whether scoring needs the images and texts of a super-batch, or its ids alone.
+        reader ([`~jest_hf.models.reader.Reader`], *optional*): How the model reads a super-batch; `None` without one.
+        config ([`~transformers.PretrainedConfig`], *optional*): Configuration of the model; `None` without one.
+        width (`int`, *optional*): Width D of cached embeddings; `None` for losses, and where `config` has the width.
     """
 
     reads_images: bool
@@ -61,30 +62,32 @@ class ReferenceSource(Protocol):
 
     def score(self, learner: nn.Module, batch: Mapping[str, Tensor], batch_size: int) -> Scored:
         """
-        Return the reference's scores of a super-batch, on its device.
+        Score a super-batch with the reference, on the device of the super-batch.
 
         Args:
-            learner (`torch.nn.Module`): The learner as the step sees it, wrapped by its engine.
+            learner (`torch.nn.Module`): The learner, as its engine wraps it.
             batch (mapping of `str` to `torch.Tensor`): The super-batch.
             batch_size (`int`): Rows in a forward.
         """
 
     def about(self) -> dict[str, Any]:
-        """Return what a model card says about the reference, by the names of `RunSummary`."""
+        """Return the fields of [`~jest_hf.report.summary.RunSummary`] that describe the reference in a model card."""
 
 
 class Reference:
     """
-    A reference whose model is run on each super-batch.
+    A reference whose model runs on each super-batch.
 
     Args:
-        view ([`~jest_hf.models.DualEncoder`]): How the reference reads a super-batch.
-        model (`torch.nn.Module`): A frozen model of its own; or, with `shared`, the learner (a `peft.PeftModel`).
-        shared (`bool`): Whether the reference is the learner's backbone (`reference="adapter"`). Its forward then goes
-            through the wrapped learner, in which engines gather their parameters.
-        adapter ([`~jest_hf.hub.pull.Snapshot`], *optional*): Where the adapter came from that makes a shared model the
-            reference; `None` for the backbone alone.
-        config ([`~transformers.PretrainedConfig`], *optional*): Default: that of `model`, unless an engine wraps it.
+        view ([`~jest_hf.models.reader.Reader`]): How the reference reads a super-batch.
+        model (`torch.nn.Module`): The frozen reference; or, with `shared`, the learner (a `peft.PeftModel`).
+        shared (`bool`, *optional*, defaults to `False`): Whether the reference is the learner's backbone
+            (`reference="adapter"`). The forward then goes through the wrapped learner, in which engines gather its
+            parameters.
+        adapter ([`~jest_hf.hub.pull.Snapshot`], *optional*): With `shared`, the files of the reference's adapter;
+            `None` if the reference is the backbone alone.
+        config ([`~transformers.PretrainedConfig`], *optional*): Configuration of the reference. Default: that of
+            `model`. Needed if an engine wraps `model`.
     """
 
     reads_images = True
@@ -102,7 +105,8 @@ class Reference:
         self.model = model
         self.shared = shared
         self.adapter = adapter
-        self.config = base_model(model).config if config is None else config
+        underneath: Any = base_model(model)
+        self.config: PretrainedConfig = underneath.config if config is None else config
 
     @property
     def reader(self) -> Reader:
@@ -111,7 +115,7 @@ class Reference:
 
     @property
     def name(self) -> str | None:
-        """Hub id or path that the model, or its adapter, came from."""
+        """Hub id or path of the model, or of its adapter."""
         if self.adapter is not None:
             return self.adapter.name
         return self.config._name_or_path or None
@@ -121,23 +125,23 @@ class Reference:
         """Commit of a model or an adapter from the Hub."""
         if self.adapter is not None:
             return self.adapter.commit
-        return getattr(self.config, "_commit_hash", None)  # set by from_pretrained alone
+        return getattr(self.config, "_commit_hash", None)  # only from_pretrained sets it
 
     def readable(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return which examples of a super-batch the reference can score, bool `[B]`: all that can be read."""
+        """Return which examples of a super-batch the reference can score, bool `[B]`: all that could be read."""
         return batch["valid"]
 
     def score(self, learner: nn.Module, batch: Mapping[str, Tensor], batch_size: int) -> Scored:
-        """Return the reference's scores of a super-batch, on its device; `learner` is the wrapped one of the step."""
+        """Score a super-batch, on its device; `learner` is the learner as its engine wraps it."""
         with self.switched_on():
             return self.view.score(learner if self.shared else self.model, batch, batch_size)
 
     def switched_on(self) -> AbstractContextManager[None]:
-        """Within, the forward of `model` is the reference's, also where it is the learner's otherwise."""
+        """Return a context in which the forward of `model` is the reference's, also if `model` is the learner."""
         return as_reference(self.model) if self.shared else nullcontext()
 
     def about(self) -> dict[str, Any]:
-        """Return what a model card says about the reference, by the names of `RunSummary`."""
+        """Return the fields of [`~jest_hf.report.summary.RunSummary`] that describe the reference in a model card."""
         return {"reference": self.name, "reference_revision": self.commit, "reference_is_backbone": self.shared}
 
     def write_cache(
@@ -151,8 +155,10 @@ class Reference:
         **options: Any,
     ) -> CachedReference:
         """
-        Embed the rows once, and read the embeddings from the disk from then on; arguments as those of [`write_cache`].
-        `reference` is completed by the repository and the commit that the reference came from.
+        Embed the rows once, and return a reference that reads the embeddings from the disk. A collective.
+
+        The arguments are those of [`write_cache`]. `reference` is completed by the repository and the commit of a
+        reference from the Hub.
         """
         if self.commit is not None:
             reference = {**reference, "repo": self.name, "commit": self.commit}
@@ -163,11 +169,12 @@ class Reference:
 
 class CachedReference:
     """
-    A reference whose embeddings of the training data are known: no model, no forward.
+    A reference whose embeddings of the training data are read from a cache: no model, no forward.
 
     Args:
-        cache ([`ReferenceCache`]): Its embeddings.
-        by_key (`bool`): Whether a super-batch's `example_id` is a row's own name (of a stream) and not its number.
+        cache ([`ReferenceCache`]): The embeddings.
+        by_key (`bool`, *optional*, defaults to `False`): Whether the `example_id` of a super-batch is the value of the
+            data's own column `example_id`, as in a stream, and not the number of the row.
     """
 
     reads_images = False
@@ -186,24 +193,29 @@ class CachedReference:
     @classmethod
     def of(cls, cache: ReferenceCache, dataset: Any, collator: JESTDataCollator) -> CachedReference:
         """
-        For training on `dataset`, once it is known to be what was cached: by [`describe_data`], and a stream as far as
-        its first row shows.
+        Return the reference for training on `dataset`, after checking that the cache was made of this data set (by
+        [`describe_data`]; of a stream, its first row is checked).
+
+        Args:
+            cache ([`ReferenceCache`]): The embeddings.
+            dataset (`datasets.Dataset` or `datasets.IterableDataset`): The training data.
+            collator ([`JESTDataCollator`]): The collator of the run, which names the columns.
 
         Raises:
-            ValueError: if it is something else, or a stream whose rows have no integer `example_id` of their own.
+            ValueError: for other data, and for a stream whose rows have no integer column `example_id`.
         """
         if not is_stream(dataset):
             cache.check(data=describe_data(Rows(dataset, collator.image_column), collator))
             return cls(cache)
         if isinstance(dataset, datasets.IterableDataset):
             dataset = undecoded(dataset.with_format(None))
-        row = next(iter(dataset), {})
+        row: Mapping[str, Any] = next(iter(dataset), {})
         key = own_key(row)
         if key is None:
             raise ValueError(
-                f"the reference cache in {cache.folder} is looked up by key, and the stream's rows have no integer "
-                "column example_id; add one (the row's number, where the cached data have no such column), or train "
-                "on the data set itself."
+                "train_dataset is a stream without an integer column example_id, by which rows are found in the "
+                f"reference cache in {cache.folder}; add that column (the number of the row, if the cached data have "
+                "no such column), or train on the data set itself."
             )
         number = int(cache.rows_of(torch.tensor([key]))[0])
         cache.check(data=describe_row(row, number, collator))
@@ -211,7 +223,7 @@ class CachedReference:
 
     @property
     def name(self) -> str | None:
-        """Hub id of the reference that was cached."""
+        """Hub id of the cached reference."""
         return self.cache.manifest["reference"].get("repo")
 
     @property
@@ -221,33 +233,37 @@ class CachedReference:
 
     def readable(self, batch: Mapping[str, Tensor]) -> Tensor:
         """
-        Which examples of a super-batch can be selected, bool `[B]`: those that can be read now and could be when they
-        were cached.
+        Return which examples of a super-batch can be selected, bool `[B]`: those that could be read both now and when
+        the cache was made.
         """
         valid = batch["valid"]
         return valid & self.cache.readable(self._rows(batch)).to(valid.device)
 
     def score(self, learner: nn.Module, batch: Mapping[str, Tensor], batch_size: int) -> ContrastiveEmbeddings:
         """
-        The reference's embeddings of a super-batch, fp32, on its device; only the first few keys of it are used.
+        Return the embeddings of a super-batch, fp32, on the device of its ids; `learner` and `batch_size` are unused.
 
-        Of rows with several captions it needs to know which one was drawn: `caption_number`, int64 `[B]`.
+        Args:
+            learner (`torch.nn.Module`): Unused.
+            batch (mapping of `str` to `torch.Tensor`): `example_id` int64 `[B]`, `valid` bool `[B]` and, for rows with
+                several captions, `caption_number` int64 `[B]`: which caption was drawn.
+            batch_size (`int`): Unused.
 
         Raises:
-            ValueError: for an example that is marked as readable and could not be read when it was cached.
+            ValueError: for an example that is `valid` and could not be read when the cache was made.
         """
         ids, rows = batch["example_id"], self._rows(batch)
         lost = batch["valid"].cpu() & ~self.cache.readable(rows)
         if lost.any():
             raise ValueError(
                 f"row {int(rows[lost][0])} could not be read when the reference was cached, and can be read now; make "
-                "the cache anew, or leave such rows out of the selection with CachedReference.readable."
+                "a new cache, or exclude such rows from the selection with CachedReference.readable."
             )
         captions = batch["caption_number"].cpu() if "caption_number" in batch else None
         return self.cache.take(rows, captions).to(ids.device)
 
     def about(self) -> dict[str, Any]:
-        """Return what a model card says about the reference, by the names of `RunSummary`."""
+        """Return the fields of [`~jest_hf.report.summary.RunSummary`] that describe the reference in a model card."""
         weights = self.cache.manifest["reference"].get("weights")
         return {
             "reference": self.name,

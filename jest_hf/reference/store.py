@@ -1,15 +1,15 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""A reference cache on disk: a manifest, and shards of embeddings that are read where they lie.
+"""A reference cache on disk: a manifest, and shards of embeddings that are memory-mapped.
 
-    manifest.json              what was embedded by what, the temperature, and every shard with its sha256
-    shard-00000.safetensors    image [n, D], text [m, D], offsets int64 [n + 1], valid bool [n], perhaps key int64 [n]
+    manifest.json              the reference, the data, the temperature, and the sha256 of every shard
+    shard-00000.safetensors    image [n, D], text [m, D], offsets int64 [n + 1], valid bool [n], maybe key int64 [n]
 
-Shard k has the rows from `k * shard_rows` on. The captions of its i-th row are `text[offsets[i]:offsets[i + 1]]`: all
-of them, since another may be drawn in each epoch. Rows that could not be read have zeros, and `valid` False. Where the
-data name their rows in a column `example_id`, `key` is a copy of it, so that a stream of them finds its rows too.
+Shard k starts with row `k * shard_rows`. The captions of its i-th row are `text[offsets[i]:offsets[i + 1]]`: all of
+them, since another may be drawn in each epoch. Rows that could not be read have zeros, and `valid` False. If the data
+have an integer column `example_id`, `key` is a copy of it, so that a stream of the data finds its rows too.
 
-Shards are memory-mapped: opening a cache reads its manifest alone, and the processes of a host share its pages.
+Opening a cache reads its manifest alone, and the processes of a host share the mapped pages.
 """
 
 from __future__ import annotations
@@ -37,16 +37,20 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
 def shard_name(number: int) -> str:
-    """File name of a shard."""
+    """Return the file name of a shard."""
     return f"shard-{number:05d}.safetensors"
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """
-    Write a file that is there whole or not at all, whatever happens meanwhile.
+    Write a file in one move: whatever happens meanwhile, it is there whole or not at all.
+
+    Args:
+        path (`Path`): The file.
+        data (`bytes`): The contents of the file.
 
     Raises:
-        OSError: if it cannot be written; what was written of it is removed.
+        OSError: if the file cannot be written. The part that was written is removed.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -59,32 +63,32 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise OSError(
             error.errno,
-            f"{path} could not be written ({error.strerror}); make room and start again: what is finished is kept",
+            f"{path} could not be written ({error.strerror}); make room and start again: finished files are kept",
         ) from error
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the name itself
+        os.fsync(folder)  # so that the new name is on the disk too
     finally:
         os.close(folder)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The contents of a JSON file; `None` if it is not there."""
+    """Return the contents of a JSON file; `None` if there is no such file."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete its folder and make the cache anew.") from error
+        raise ValueError(f"{path} is damaged ({error}); delete its folder, and make a new cache.") from error
 
 
 def to_json(manifest: dict[str, Any]) -> bytes:
-    """A manifest as bytes; floats keep all their digits."""
+    """Return a manifest as JSON; floats keep all their digits."""
     return (json.dumps(manifest, indent=1) + "\n").encode()
 
 
 def is_whole(path: Path, n_rows: int, width: int) -> bool:
-    """Whether a shard is there with so many rows, going by its header: nothing else of it is read."""
+    """Return whether a file is a shard with `n_rows` embeddings of width `width`; only its header is read."""
     try:
         with safe_open(path, "pt") as shard:
             return shard.get_slice("image").get_shape() == [n_rows, width]
@@ -93,7 +97,7 @@ def is_whole(path: Path, n_rows: int, width: int) -> bool:
 
 
 def about_shard(path: Path) -> dict[str, Any]:
-    """What the manifest says about a finished shard."""
+    """Return the entry of a finished shard in the manifest."""
     tensors = load_file(path)
     return {
         "name": path.name,
@@ -106,18 +110,18 @@ def about_shard(path: Path) -> dict[str, Any]:
 
 class ReferenceCache:
     """
-    The reference's embeddings of a data set, on disk; made by [`write_cache`], opened by [`open_cache`].
+    The reference's embeddings of a data set, on disk. [`write_cache`] makes a cache, and [`open_cache`] opens it.
 
     Args:
-        folder (`Path`): Where it lies.
-        manifest (`dict`): Contents of its manifest.
+        folder (`Path`): Folder of the cache.
+        manifest (`dict`): Contents of the cache's manifest.
 
     Attributes:
         n_rows (`int`): Rows of the data set (N).
         width (`int`): Width of the embeddings (D).
-        logit_scale (`float`): The reference's multiplier of the logits, itself and not its logarithm.
-        logit_bias (`float`, *optional*): The reference's bias of the logits; `None` for a model without (CLIP).
-        loss (`str`): `"sigmoid"` or `"softmax"`: what the reference was made for.
+        logit_scale (`float`): The reference's multiplier of the logits (not its logarithm).
+        logit_bias (`float`, *optional*): The reference's bias of the logits; `None` for a model without one (CLIP).
+        loss (`str`): `"sigmoid"` or `"softmax"`: the loss that the reference was trained with.
         flops (`float`): FLOPs of embedding the data set, once and for all runs that use the cache.
     """
 
@@ -135,33 +139,33 @@ class ReferenceCache:
 
     def check(self, **present: dict[str, Any]) -> None:
         """
-        Refuse the cache where it is of something else.
+        Check that the cache was made with this reference and of these data.
 
         Args:
-            present (`dict`): What is wanted, by section: `reference` ([`identify_reference`]), `reading`
-                ([`describe_reading`]), `data` ([`describe_data`]). What is not given is not compared.
+            present (`dict`): Descriptions of the run, by section: `reference` ([`identify_reference`]), `reading`
+                ([`describe_reading`]), `data` ([`describe_data`]). Sections that are not given are not compared.
 
         Raises:
-            ValueError: naming the first thing that differs.
+            ValueError: if the cache differs; the message names the first difference.
         """
         found = difference(self.manifest, present)
         if found is not None:
             raise ValueError(
-                f"the reference cache in {self.folder} is of something else: {found}; make another with `jest-hf "
-                "cache-reference`, or name the one that belongs to this reference and these data."
+                f"the reference cache in {self.folder} does not match this run: {found}; make a new one with `jest-hf "
+                "cache-reference`, or set reference_cache to one of this reference and these data."
             )
 
     def take(self, rows: Tensor, captions: Tensor | None = None) -> ContrastiveEmbeddings:
         """
-        Embeddings of some rows, fp32 on the CPU.
+        Return the embeddings of some rows, fp32, on the CPU.
 
         Args:
-            rows (`torch.Tensor`): int64 `[n]`: numbers of rows, on the CPU.
-            captions (`torch.Tensor`, *optional*): int64 `[n]`: which of a row's usable captions, counted from 0;
-                needed for rows that have several.
+            rows (`torch.Tensor`): Numbers of rows, int64 `[n]`, on the CPU.
+            captions (`torch.Tensor`, *optional*): Number of the caption of each row among the row's usable captions,
+                from 0, int64 `[n]`. Needed for rows with several captions.
 
         Raises:
-            ValueError: for a row or a caption that the cache does not have, and for a shard that is damaged.
+            ValueError: for a row or a caption that the cache does not have, and for a damaged shard.
         """
         image, text = torch.empty(len(rows), self.width), torch.empty(len(rows), self.width)
         for shard, places, local in self._by_shard(rows):
@@ -174,20 +178,21 @@ class ReferenceCache:
         return ContrastiveEmbeddings(image, text, self.logit_scale, self.logit_bias)
 
     def readable(self, rows: Tensor) -> Tensor:
-        """Whether these rows (int64 `[n]`, on the CPU) could be read when they were embedded; bool `[n]`."""
+        """Return which rows (int64 `[n]`, on the CPU) could be read when the cache was made, bool `[n]`."""
         valid = torch.empty(len(rows), dtype=torch.bool)
         for shard, places, local in self._by_shard(rows):
             valid[places] = shard["valid"][local]
         return valid
 
     def verify(self) -> None:
-        """Compare every shard with its sha256 now; `ValueError` for one that is damaged."""
+        """Compare every shard with its sha256 now; raise a `ValueError` for a damaged one."""
         for number in range(self._n_shards):
             self._shard(number)
 
     def rows_of(self, keys: Tensor) -> Tensor:
         """
-        The rows with these keys: their own `example_id`, or their number where the data have no such column.
+        Return the numbers of the rows with these keys, int64 `[n]`. A key is the value of the data's column
+        `example_id`; without such a column it is the number of the row.
 
         Raises:
             ValueError: for a key that the cache does not have.
@@ -199,22 +204,23 @@ class ReferenceCache:
         strange = known[places] != keys
         if strange.any():
             raise ValueError(
-                f"the reference cache in {self.folder} has no row whose example_id is {int(keys[strange][0])}; train "
-                "on the data it was made of, or make another with `jest-hf cache-reference`."
+                f"the reference cache in {self.folder} has no row with example_id={int(keys[strange][0])}; train on "
+                "the data that the cache was made of, or make a new cache with `jest-hf cache-reference`."
             )
         return order[places]
 
     @cached_property
     def _keys(self) -> tuple[Tensor, Tensor] | None:
-        """All keys in ascending order, and the rows they belong to; `None` where a row's number is its key."""
+        """All keys in ascending order, and their rows; `None` if the number of a row is its key."""
         if not self.manifest["keyed"]:
             return None
         known, order = torch.cat([self._shard(number)["key"] for number in range(self._n_shards)]).sort()
         twice = (known.diff() == 0).nonzero().flatten()
         if len(twice):
             raise ValueError(
-                f"example_id={int(known[twice[0]])} names several rows of the reference cache in {self.folder}, which "
-                "a stream cannot tell apart; give every row an example_id of its own."
+                f"example_id={int(known[twice[0]])} is the id of several rows of the reference cache in "
+                f"{self.folder}, which a stream cannot tell apart; give every row an example_id of its own, and make "
+                "a new cache."
             )
         return known, order
 
@@ -223,13 +229,13 @@ class ReferenceCache:
         return len(self.manifest["shards"])
 
     def _by_shard(self, rows: Tensor) -> list[tuple[dict[str, Tensor], Tensor, Tensor]]:
-        """The shards that these rows are in: each with their places in `rows`, and with their places in the shard."""
+        """Return the shards of these rows: each with the rows' places in `rows`, and their places in the shard."""
         strange = (rows < 0) | (rows >= self.n_rows)
         if strange.any():
             raise ValueError(
                 f"the reference cache in {self.folder} has rows 0 to {self.n_rows - 1}, and no row "
-                f"{int(rows[strange][0])}; train on the data it was made of, or make another with `jest-hf "
-                "cache-reference`."
+                f"{int(rows[strange][0])}; train on the data that the cache was made of, or make a new cache with "
+                "`jest-hf cache-reference`."
             )
         numbers = rows // self._shard_rows
         groups = [(number, (numbers == number).nonzero().flatten()) for number in numbers.unique().tolist()]
@@ -240,29 +246,30 @@ class ReferenceCache:
         if wrong.any():
             row, has = int(rows[wrong][0]), int(count[wrong][0])
             raise ValueError(
-                f"row {row} has {has} captions in the reference cache in {self.folder}, and the super-batch "
+                f"row {row} has {has} captions in the reference cache in {self.folder}, "
                 + (
-                    f"has drawn number {int(number[wrong][0])} of them (from 0); make another cache of these data."
+                    f"and the super-batch has its caption number {int(number[wrong][0])} (from 0); make a new cache "
+                    "of these data."
                     if drawn
-                    else "does not say which of them was drawn (caption_number); use a JESTDataCollator that says so, "
-                    "or keep one caption a row."
+                    else "and the super-batch has no caption_number to tell which was drawn; use JESTDataCollator, or "
+                    "keep one caption a row."
                 )
             )
 
     def _shard(self, number: int) -> dict[str, Tensor]:
-        """A shard, memory-mapped; compared with its sha256 when it is first used."""
+        """Return a shard, memory-mapped. On first use it is compared with its sha256."""
         if number not in self._shards:
             path = self.folder / shard_name(number)
             if _sha256(path) != self.manifest["shards"][number]["sha256"]:
                 raise ValueError(
-                    f"{path} is damaged: its sha256 is not that of the manifest; delete this file, and have `jest-hf "
-                    "cache-reference` make it again or the Hub send it again."
+                    f"{path} is damaged: its sha256 is not that of the manifest; delete this file, and run `jest-hf "
+                    "cache-reference` again or download it from the Hub again."
                 )
             self._shards[number] = load_file(path)
         return self._shards[number]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_shards": {}}  # another process maps the files by itself
+        return self.__dict__ | {"_shards": {}}  # another process maps the files itself
 
     def __repr__(self) -> str:
         return f"ReferenceCache({str(self.folder)!r}, n_rows={self.n_rows}, width={self.width})"
@@ -270,36 +277,39 @@ class ReferenceCache:
 
 def open_folder(folder: str | Path) -> ReferenceCache:
     """
-    Open a cache on this disk.
+    Open a cache in a folder.
+
+    Args:
+        folder (`str` or `Path`): Folder of the cache.
 
     Raises:
-        FileNotFoundError: if there is none, or only the beginning of one.
-        ValueError: if its format is unknown, or a shard is missing or of the wrong size.
+        FileNotFoundError: if the folder has no cache, or an unfinished one.
+        ValueError: if the format of the cache is unknown, or a shard is missing or of the wrong size.
     """
     folder = Path(folder)
     manifest = read_json(folder / MANIFEST)
     if manifest is None:
-        what = "only the beginning of a reference cache" if (folder / UNFINISHED).exists() else "no reference cache"
-        raise FileNotFoundError(f"{what} is in {folder}; run `jest-hf cache-reference --output_dir {folder}` first.")
+        what = "an unfinished reference cache" if (folder / UNFINISHED).exists() else "no reference cache"
+        raise FileNotFoundError(f"{folder} has {what}; run `jest-hf cache-reference --output_dir {folder}` first.")
     check_format(manifest, folder)
     for number, about in enumerate(manifest["shards"]):
         path = folder / shard_name(number)
         size = path.stat().st_size if path.exists() else None
         if size != about["bytes"]:
             raise ValueError(
-                f"{path} {'is missing' if size is None else f'has {size} bytes'}, and the manifest says "
-                f"{about['bytes']} bytes; delete it if it is there, and have `jest-hf cache-reference` make it again "
-                "or the Hub send it again."
+                f"{path} {'is missing' if size is None else f'has {size} bytes'}, and the manifest lists it with "
+                f"{about['bytes']} bytes; delete it if it is there, and run `jest-hf cache-reference` again or "
+                "download it from the Hub again."
             )
     return ReferenceCache(folder, manifest)
 
 
 def check_format(manifest: dict[str, Any], folder: Path) -> None:
-    """Refuse a cache that another version of jest_hf has made, in another format."""
+    """Refuse a cache that another version of jest_hf wrote in another format."""
     if manifest.get("format") != FORMAT:
         raise ValueError(
             f"the reference cache in {folder} has format {manifest.get('format')!r}, and this version of jest_hf "
-            f"reads format {FORMAT}; delete it, and make it anew with `jest-hf cache-reference`."
+            f"reads format {FORMAT}; delete it, and make a new one with `jest-hf cache-reference`."
         )
 
 

@@ -4,9 +4,20 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from dataclasses import fields
+
 import pytest
+from transformers import TrainingArguments
 
 from jest_hf import JESTConfig
+
+
+# The fields that are declared here; the inherited ones among them have another default.
+DECLARED = [one for one in fields(JESTConfig) if one.name in vars(JESTConfig.__base__)["__annotations__"]]
+INHERITED = {one.name for one in fields(TrainingArguments)}
+OWN = [one for one in DECLARED if one.name not in INHERITED]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +73,7 @@ def test_a_wrong_setting_is_refused_by_name_and_value(tmp_path, setting, value):
         JESTConfig(output_dir=tmp_path, **{setting: value})
 
 
-def test_numbers_may_come_as_words(tmp_path):
+def test_numbers_may_come_as_strings(tmp_path):
     """YAML reads `1e-4` as a string."""
     numbers = {
         "filter_ratio": "5e-1", "selection_gain": "2", "uniform_fraction": "0.1", "proxy_learning_rate": "1e-4",
@@ -70,9 +81,9 @@ def test_numbers_may_come_as_words(tmp_path):
         "label_smoothing_factor": "0.1", "adam_beta2": "0.9", "learning_rate": "1e-3",
     }  # fmt: skip
     args = JESTConfig(output_dir=tmp_path, **numbers)
-    for name, word in numbers.items():
+    for name, text in numbers.items():
         value = getattr(args, name)
-        assert isinstance(value, float) and value == float(word), name
+        assert isinstance(value, float) and value == float(text), name
 
 
 def test_a_lone_selector_is_a_list_of_one(tmp_path):
@@ -90,7 +101,26 @@ def test_a_lone_selector_is_a_list_of_one(tmp_path):
         ("learnability", None, ("learner", "reference")),
     ],
 )
-def test_those_score_whom_a_criterion_asks(tmp_path, criterion, selectors, models):
+def test_the_models_that_criterion_and_compared_selectors_need_score(tmp_path, criterion, selectors, models):
     args = JESTConfig(output_dir=tmp_path, criterion=criterion, compare_selectors=selectors)
     assert args.scored_models == models
     assert args.uses_reference == ("reference" in models)
+
+
+@pytest.mark.parametrize("option", DECLARED, ids=lambda option: option.name)
+def test_the_help_of_an_option_can_be_read_alone(option):
+    """`--help` shows one option after another; argparse formats the text with `%`."""
+    text = option.metadata["help"]
+    assert re.match(r"[A-Z]", text) and text.endswith(".") and "%" not in text
+    assert not re.match(r"(Its|Of|It|Their|They|This|That|These)\b", text)
+
+
+def test_the_help_gives_the_default_of_an_option_that_starts_as_none():
+    off = {"preset", "compare_selectors", "source_column", "reference_cache", "eval_group_column"}
+    silent = {one.name for one in DECLARED if one.default is None and "Default: " not in one.metadata["help"]}
+    assert silent == off
+
+
+def test_the_docstring_lists_the_options_in_their_order():
+    entries = re.findall(r"^(\w+) \(", inspect.getdoc(JESTConfig), re.MULTILINE)
+    assert entries == [one.name for one in OWN]

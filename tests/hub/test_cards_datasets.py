@@ -166,7 +166,7 @@ def test_a_curated_set_of_which_less_is_known(tmp_path):
 
 
 def test_filters_only_take_away():
-    with pytest.raises(ValueError, match="'alignment' got 20 rows and is said to have kept 4000"):
+    with pytest.raises(ValueError, match="'alignment' cannot leave 4000 rows of 20"):
         curated_card(replace(CURATED, rows=20))
 
 

@@ -88,16 +88,16 @@ def test_own_sections_stay_where_they_are(card):
     assert "| 400 " in text and text.count("To all.") == 1
 
 
-def test_an_edited_section_stays_and_the_user_is_told(card, monkeypatch):
-    told = []
-    monkeypatch.setattr(card_file.logger, "warning_once", told.append)
+def test_an_edited_section_is_kept_with_a_warning(card, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(card_file.logger, "warning_once", warnings.append)
     rewrite(card)
-    assert not told
+    assert not warnings
     edit(card, "- No study of biases", "- It cannot count.\n- No study of biases")
     text, _ = rewrite(card)
     assert "- It cannot count.\n- No study of biases" in text
     assert headings(text) == HEADINGS and "| 400 " in text
-    assert "section(s) limitations were edited" in told[0]
+    assert "section(s) limitations of the card were edited" in warnings[0]
 
 
 @pytest.mark.parametrize("gone", ["begin", "end", "both"])
@@ -206,17 +206,17 @@ def test_what_peft_writes_is_nobodys_words(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("metadata", "complaint"),
+    ("metadata", "message"),
     [
-        ("a: [", "are no YAML"),
-        ("- a\n- b", "no mapping"),
+        ("a: [", "are not YAML"),
+        ("- a\n- b", "not a mapping"),
         ("model-index: 3", "model-index at the top"),
         ("model-index:\n- name: x", "model-index at the top"),
     ],
 )
-def test_metadata_that_cannot_be_read_are_refused_and_kept(tmp_path, metadata, complaint):
+def test_metadata_that_cannot_be_read_are_refused_and_kept(tmp_path, metadata, message):
     path = tmp_path / "README.md"
     path.write_text(f"---\n{metadata}\n---\nMine.\n")
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(ValueError, match=message):
         write_card(learner_card(JOINT), path)
     assert path.read_text() == f"---\n{metadata}\n---\nMine.\n"

@@ -3,7 +3,7 @@
 """
 What happens when the Hub fails: one test for each fault, named after the fault and its outcome.
 
-A fault is retried, mended, or told in one sentence; a training run goes on, and nothing of it is lost.
+A fault is retried, repaired, or reported in one sentence; a training run goes on, and loses nothing.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def test_wrong_bytes_of_the_right_length_are_downloaded_again(hub, client, refer
     hub.fail("GET", WEIGHTS, corrupt=True)
     outcome = client(pull)
     assert has_weights_of(outcome.value, 1)
-    assert "is not what the Hub holds; downloading it again" in outcome.log
+    assert "differs from the file on the Hub; downloading it again" in outcome.log
     assert len(hub.asked("GET", "/_cdn/")) == 2
 
 
@@ -78,7 +78,7 @@ def test_a_wrong_configuration_is_downloaded_again(hub, client, reference):
 def test_wrong_bytes_twice_are_refused(hub, client, reference):
     hub.fail("GET", WEIGHTS, corrupt=True, times=2)
     message = refused(client)
-    assert "model.safetensors" in message and "even after it was downloaded again" in message
+    assert "model.safetensors" in message and "also after a second download" in message
     assert has_weights_of(client(pull).value, 1)  # and the next run mends it
 
 
@@ -137,7 +137,7 @@ def pull_on_a_full_disk():
     return pull()
 
 
-def test_a_full_disk_is_told_at_once(hub, client, reference):
+def test_a_full_disk_is_an_error_at_once(hub, client, reference):
     with pytest.raises(Failed, match="could not be pulled .*File too large") as failed:
         client(pull_on_a_full_disk)
     assert not failed.value.outcome.waits
@@ -224,7 +224,7 @@ def test_a_push_that_is_refused_throughout(hub, client, tmp_path, status):
 
 
 def assert_pushed_later(hub, client, tmp_path, warning, outcome):
-    """What the warning tells to do brings everything."""
+    """The command in the warning uploads everything."""
     command = re.search(r"`(hf upload .*?)`", warning)[1]
     client(run_hf, command)
     assert_pushed(hub, outcome)
@@ -271,7 +271,7 @@ def test_a_full_disk_while_preparing_a_push(hub, client, tmp_path):
 
 
 def test_a_hub_that_is_down_at_the_start(hub, client, tmp_path):
-    """The repository is made by the first push that gets through."""
+    """The first push that succeeds creates the repository."""
     hub.fail("POST", "/repos/create", times=3, **BUSY)
     outcome = client(train, str(tmp_path / "out"), **EVERY_STEP)
     assert len(warnings_of(outcome)) == 1
@@ -294,7 +294,7 @@ def test_a_hub_that_is_busy_for_a_moment_at_the_start(hub, client, tmp_path):
         ({"offline": True}, {}, r"'alice/run' cannot be used \(OfflineModeIsEnabled"),
     ],
 )
-def test_a_push_that_can_never_work_is_told_before_training(hub, client, tmp_path, options, changes, words):
+def test_a_push_that_can_never_work_is_an_error_before_training(hub, client, tmp_path, options, changes, words):
     with pytest.raises(Failed, match=words) as failed:
         client(train, str(tmp_path / "out"), **EVERY_STEP, **changes, **options)
     message = str(failed.value)

@@ -174,7 +174,7 @@ def test_a_local_path_asks_nobody(hub, client, tmp_path):
     assert has_weights_of(pulled, 3) and pulled["commit"] is None
     assert not hub.requests
     message = refused(client, str(tmp_path / "local"), "v1")
-    assert "ref_model_revision='v1'" in message and "is a folder; drop the revision" in message
+    assert "ref_model_revision='v1'" in message and "is a folder; leave the revision out" in message
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ def test_a_pull_survives(hub, client, tmp_path, folder, method, path, fault):
     assert injected.times == 0
     for shard in folder.iterdir():
         assert outcome.value["files"][shard.name] == shard.read_bytes()
-    assert ("is not what the Hub holds; downloading it again" in outcome.log) == ("corrupt" in fault)
+    assert ("differs from the file on the Hub; downloading it again" in outcome.log) == ("corrupt" in fault)
 
 
 @pytest.mark.parametrize("xet", [False, True])

@@ -180,15 +180,15 @@ def other_size(hub, tmp_path):
 @pytest.mark.parametrize(
     ("change", "options", "words"),
     [
-        (other_reference, {"name": "alice/reference"}, "reference.commit is"),
-        (None, {"name": tiny_siglip(2)}, "reference.weights is"),
+        (other_reference, {"name": "alice/reference"}, "reference.commit was"),
+        (None, {"name": tiny_siglip(2)}, "reference.weights was"),
         (
             None,
             {"ref_processor": tiny_siglip_processor(32)},
-            "reading.image.size is [24, 24] there, and here it is [32, 32]",
+            "reading.image.size was [24, 24], and in this run it is [32, 32]",
         ),
-        (None, {"ref_processor": tiny_siglip_processor(24, 6)}, "reading.max_length is 8 there, and here it is 6"),
-        (other_size, {"name": "reference"}, "reading.image.size is [24, 24] there, and here it is [32, 32]"),
+        (None, {"ref_processor": tiny_siglip_processor(24, 6)}, "reading.max_length was 8, and in this run it is 6"),
+        (other_size, {"name": "reference"}, "reading.image.size was [24, 24], and in this run it is [32, 32]"),
     ],
     ids=["commit", "weights", "image size", "text length", "stored processor"],
 )
@@ -201,7 +201,7 @@ def test_a_cache_of_something_else_is_refused_by_name(hub, client, tmp_path, cac
         client(check, str(tmp_path / "out"), cache, **options)
     message = str(failed.value)
     assert failed.value.kind == "ValueError" and "\n" not in message
-    assert "is of something else: " in message and words in message, message
+    assert "does not match this run: " in message and words in message, message
 
 
 def test_a_run_that_names_no_reference_takes_the_cache_as_it_is(client, tmp_path, cache):

@@ -177,7 +177,7 @@ def test_collators_are_known_by_the_processor():
     assert type(llama.collator(tiny_clip_processor(), None, 0)) is LanguageModelCollator
     with pytest.raises(ValueError, match="the learner reads images, and a .* does not"):
         vit.collator(tiny_vit_processor(), tiny_tokenizer(), 0)
-    with pytest.raises(ValueError, match="ViTImageProcessorPil does not read what this model does"):
+    with pytest.raises(ValueError, match="ViTImageProcessorPil does not read the inputs of this model"):
         llama.collator(tiny_vit_processor(), None, 0)
 
 
@@ -186,7 +186,9 @@ def test_collators_are_known_by_the_processor():
 
 def test_unknown_kinds_and_other_problems_are_refused():
     config = tiny_vit().config
-    with pytest.raises(ValueError, match="objective='contrastive' has no labels; choose one of classification, lang"):
+    with pytest.raises(
+        ValueError, match="objective='contrastive' is not an objective with labels; choose one of class"
+    ):
         PointwiseObjective("contrastive", config)
     with pytest.raises(ValueError, match="label_smoothing_factor=1.5"):
         PointwiseObjective("classification", config, label_smoothing=1.5)
@@ -203,7 +205,7 @@ def test_a_reference_with_other_classes_is_refused():
     swapped = {**CLASSES, "red": 1, "green": 0}
     for label2id in ({"red": 0, "green": 1}, swapped):
         reference.config.label2id = label2id
-        with pytest.raises(ValueError, match="the reference has the classes .* and the learner .*label2id"):
+        with pytest.raises(ValueError, match="the reference has the classes .* and the learner has .*label2id"):
             objective.reader(reference, tiny_vit_processor(), "reference")
     reference.config.label2id = {f"LABEL_{number}": number for number in range(5)}
     objective.reader(reference, tiny_vit_processor(), "reference")  # the same numbers, without names
@@ -214,18 +216,18 @@ def test_a_vocabulary_that_is_too_small_is_refused(name):
     model, objective, *_ = prepared(name, 1)
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["octagon", "hexagon"])
-    with pytest.raises(ValueError, match="goes up to token 15, and the proxy knows 14 tokens"):
+    with pytest.raises(ValueError, match="goes up to token 15, but the proxy has 14 tokens"):
         objective.reader(model, tokenizer, "proxy")
 
 
 def test_images_and_texts_that_the_model_does_not_take_are_refused():
     model, objective, reader, _, rows = prepared("vit", 1)
     batch = ImageLabelCollator(tiny_vit_processor(24), CLASSES)(rows)
-    with pytest.raises(ValueError, match="the learner refuses what its processor makes .*24.*; give the learner"):
+    with pytest.raises(ValueError, match="the learner does not accept the inputs of its processor .*24.*; give the"):
         objective.check(reader.inputs(batch), model.config, "learner")
     model, objective, reader, _, rows = prepared("bert", 1)
     batch = TextLabelCollator(tiny_tokenizer(max_length=9), CLASSES)(rows)
-    with pytest.raises(ValueError, match="padded to 9 tokens, and the learner has 8 positions; set max_length=8"):
+    with pytest.raises(ValueError, match="padded to 9 tokens, but the learner has 8 positions; set max_length=8"):
         objective.check(reader.inputs(batch), model.config, "learner")
 
 
@@ -234,12 +236,12 @@ def test_positions_have_other_names():
     objective = PointwiseObjective(kind_of(gpt2), gpt2.config)
     batch = LanguageModelCollator(tiny_tokenizer())(text_rows(1))
     inputs = objective.reader(gpt2, tiny_tokenizer(), "learner").inputs(batch)
-    with pytest.raises(ValueError, match="padded to 8 tokens, and the learner has 4 positions; set max_length=4"):
+    with pytest.raises(ValueError, match="padded to 8 tokens, but the learner has 4 positions; set max_length=4"):
         objective.check(inputs, gpt2.config, "learner")
 
 
 @pytest.mark.parametrize(
-    ("architecture", "gives"),
+    ("architecture", "logits"),
     [
         (BertForTokenClassification, r"logits of shape \[1, 8, 5\]"),
         (BertForMaskedLM, r"logits of shape \[1, 8, 14\]"),
@@ -247,13 +249,13 @@ def test_positions_have_other_names():
         (BertModel, "no logits"),
     ],
 )
-def test_logits_that_are_not_one_for_each_label_are_refused(architecture, gives):
+def test_logits_that_are_not_one_for_each_label_are_refused(architecture, logits):
     model = architecture(tiny_bert().config)
     objective = PointwiseObjective(kind_of(model), model.config)
     batch = TextLabelCollator(tiny_tokenizer(), CLASSES)(text_rows(1))
     inputs = objective.reader(model, tiny_tokenizer(), "learner").inputs(batch)
-    complaint = f"the learner is a {architecture.__name__}, which gives {gives} .* needs \\[1, 5\\]; load"
-    with pytest.raises(ValueError, match=complaint):
+    message = f"the learner is a {architecture.__name__}, which has {logits} .* needs \\[1, 5\\]; load"
+    with pytest.raises(ValueError, match=message):
         objective.check(inputs, model.config, "learner", batch["labels"])
 
 

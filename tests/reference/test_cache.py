@@ -90,9 +90,9 @@ def test_all_captions_of_a_row_are_kept(tmp_path):
             found = cache.take(torch.tensor([row]), torch.tensor([number]))
             torch.testing.assert_close(found.text[0], texts[number][row])
             torch.testing.assert_close(found.image[0], images[0][row])
-    with pytest.raises(ValueError, match="row 7 has 2 captions .* has drawn number 2"):
+    with pytest.raises(ValueError, match="row 7 has 2 captions .* has its caption number 2"):
         cache.take(torch.tensor([0, 7]), torch.tensor([0, 2]))
-    with pytest.raises(ValueError, match=r"row 2 has 3 captions .* does not say which of them .*\(caption_number\)"):
+    with pytest.raises(ValueError, match=r"row 2 has 3 captions .* has no caption_number to tell which"):
         cache.take(torch.tensor([0, 2]))
     cache.take(torch.tensor([0, 1, 8]))
 
@@ -200,14 +200,16 @@ def test_killed_while_caching_and_started_again_gives_the_same_bytes(tmp_path, v
 def test_a_begun_cache_is_not_finished_with_other_settings(tmp_path):
     with pytest.raises(AssertionError, match="died without a word"):
         run(1, make_and_be_killed, str(tmp_path), "shard-00002.safetensors", "before")
-    for changes, said in (
-        ({"batch_size": 3}, "storage.batch_size is 2 there, and here it is 3"),
-        ({"shard_rows": 6}, "storage.shard_rows is 5 there, and here it is 6"),
-        ({"dtype": "float16"}, "storage.dtype is 'float32' there, and here it is 'float16'"),
-        ({"precision": "bf16"}, "storage.precision is 'no' there, and here it is 'bf16'"),
-        ({"model": reference_model(2)}, "reference.weights is "),
+    for changes, difference in (
+        ({"batch_size": 3}, "storage.batch_size was 2, and in this run it is 3"),
+        ({"shard_rows": 6}, "storage.shard_rows was 5, and in this run it is 6"),
+        ({"dtype": "float16"}, "storage.dtype was 'float32', and in this run it is 'float16'"),
+        ({"precision": "bf16"}, "storage.precision was 'no', and in this run it is 'bf16'"),
+        ({"model": reference_model(2)}, "reference.weights was "),
     ):
-        with pytest.raises(ValueError, match=f"of something else: {said}.*; choose another folder, or delete"):
+        with pytest.raises(
+            ValueError, match=f"does not match this run: {difference}.*; choose another folder, or delete"
+        ):
             make_cache(tmp_path, **changes)
     make_cache(tmp_path)
 
@@ -271,7 +273,7 @@ def test_wrong_settings_are_named(tmp_path, changes):
         make_cache(tmp_path, **changes)
 
 
-def test_a_cache_of_something_else_is_replaced_where_that_was_asked_for(tmp_path, monkeypatch, caplog):
+def test_a_cache_of_something_else_is_replaced_with_replace(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     monkeypatch.setattr(logging.getLogger("jest_hf"), "propagate", True)
     other = reference_model(2)
@@ -279,7 +281,7 @@ def test_a_cache_of_something_else_is_replaced_where_that_was_asked_for(tmp_path
     make_cache(tmp_path / "cache", shard_rows=4)
     (tmp_path / "cache" / "README.md").write_text("a card")
     make_cache(tmp_path / "cache", model=other, shard_rows=7, replace=True)
-    assert "is made anew: reference.weights is" in caplog.text
+    assert "does not match this run (reference.weights was" in caplog.text
     assert (tmp_path / "cache" / "README.md").read_text() == "a card"
     (tmp_path / "cache" / "README.md").unlink()
     assert contents(tmp_path / "cache") == contents(tmp_path / "other")

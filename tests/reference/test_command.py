@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 import pytest
 
@@ -28,13 +29,15 @@ def test_flags_reach_the_data_and_the_cache():
     assert (defaults.dtype, defaults.shard_rows, defaults.batch_size) == ("float16", 65536, 64)
 
 
-def test_every_flag_has_help(capsys):
+def test_every_flag_has_a_help_that_can_be_read_alone(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["cache-reference", "--help"])
-    assert "in which embeddings are kept" in capsys.readouterr().out
+    assert "dtype of the stored embeddings" in capsys.readouterr().out
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    assert all(action.help for action in parser._actions)
+    texts = {action.dest: action.help for action in parser._actions}
+    assert all(texts.values())
+    assert not [name for name, text in texts.items() if re.match(r"(its|of|it|their)\b", text)]
 
 
 def test_what_is_missing_is_named(capsys):
@@ -47,6 +50,6 @@ def test_the_summary_is_a_line_with_the_broken_rows(tmp_path):
     rows = random_rows(9)
     rows[2]["image"] = None
     rows[3]["text"] = ["a red star", "a blue star"]
-    said = command.summary(make_cache(tmp_path, rows).manifest, "out", 3.2)
-    assert said.startswith("out: 9 rows (1 broken), 9 captions, width 32, float32, 2 shards, 0.0 MB, ")
-    assert said.endswith(" FLOPs, 3 s") and "\n" not in said
+    summary = command.summary(make_cache(tmp_path, rows).manifest, "out", 3.2)
+    assert summary.startswith("out: 9 rows (1 broken), 9 captions, width 32, float32, 2 shards, 0.0 MB, ")
+    assert summary.endswith(" FLOPs, 3 s") and "\n" not in summary

@@ -88,43 +88,46 @@ STALE = {
     ),
     "a Hub model": (
         lambda: {"reference": {"repo": "owner/name", "commit": "c0ffee"}},
-        "its reference is a model whose weights .* and here it is owner/name@c0ffee",
+        "its reference was a model with the sha256 .*, and in this run it is owner/name@c0ffee",
     ),
-    "image size": (lambda: reading(images(size={"height": 24, "width": 24})), r"reading.image.size is \[16, 16\]"),
+    "image size": (lambda: reading(images(size={"height": 24, "width": 24})), r"reading.image.size was \[16, 16\]"),
     "image geometry": (
         lambda: {"reading": describe_reading(JESTDataCollator(tiny_clip_processor()))},
-        "reading.image.size is .* and here it is None",
+        "reading.image.size was .* and in this run it is None",
     ),
     "patches": (
         lambda: {"reading": describe_reading(JESTDataCollator(tiny_siglip2_processor()))},
-        "reading.image.kind is 'ImageGeometry' there, and here it is 'PatchGeometry'",
+        "reading.image.kind was 'ImageGeometry', and in this run it is 'PatchGeometry'",
     ),
-    "resampling": (lambda: reading(images(resample=2)), "reading.image.resample is 3 there, and here it is 2"),
-    "mean": (lambda: reading(images(image_mean=[0.4, 0.5, 0.5])), r"reading.mean is \[0.5, 0.5, 0.5\]"),
+    "resampling": (lambda: reading(images(resample=2)), "reading.image.resample was 3, and in this run it is 2"),
+    "mean": (lambda: reading(images(image_mean=[0.4, 0.5, 0.5])), r"reading.mean was \[0.5, 0.5, 0.5\]"),
     "deviation": (lambda: reading(images(image_std=[0.3, 0.5, 0.5])), "reading.std"),
-    "no normalisation": (lambda: reading(images(do_normalize=False)), "reading.mean is .* and here it is None"),
+    "no normalisation": (
+        lambda: reading(images(do_normalize=False)),
+        "reading.mean was .* and in this run it is None",
+    ),
     "rescaling": (lambda: reading(images(do_rescale=False)), "reading.rescale_factor"),
     "tokenizer": (lambda: reading(tokenizer=other_tokenizer()), "reading.tokenizer"),
-    "text length": (lambda: reading(max_length=6), "reading.max_length is 8 there, and here it is 6"),
+    "text length": (lambda: reading(max_length=6), "reading.max_length was 8, and in this run it is 6"),
     "lower case": (
         lambda: {"reading": {**reading()["reading"], "lower_case": True}},
-        "reading.lower_case is False there, and here it is True",
+        "reading.lower_case was False, and in this run it is True",
     ),
     "view": (
         lambda: {"reading": {**reading()["reading"], "view": "patch:32"}},
-        "reading.view is 'full' there, and here it is 'patch:32'",
+        "reading.view was 'full', and in this run it is 'patch:32'",
     ),
-    "fewer rows": (lambda: data(lambda rows: rows[:-1]), "data.n_rows is 23 there, and here it is 22"),
+    "fewer rows": (lambda: data(lambda rows: rows[:-1]), "data.n_rows was 23, and in this run it is 22"),
     "other order": (lambda: data(lambda rows: rows[::-1]), "data.captions"),
     "one caption": (lambda: data(replaced(17, text="a red circle and a star")), "data.captions"),
     "one image": (lambda: data(replaced(17, image=picture())), "data.row.17"),
     "image column": (
         lambda: data(renamed("image", "picture"), image_column="picture"),
-        "data.image_column is 'image' there, and here it is 'picture'",
+        "data.image_column was 'image', and in this run it is 'picture'",
     ),
     "caption column": (
         lambda: data(renamed("text", "caption")),
-        "data.caption_column is 'text' there, and here it is 'caption'",
+        "data.caption_column was 'text', and in this run it is 'caption'",
     ),
 }
 
@@ -137,8 +140,10 @@ def nudged(model):
 
 @pytest.mark.parametrize("name", STALE)
 def test_every_kind_of_staleness_is_refused_and_named(cache, name):
-    present, said = STALE[name]
-    with pytest.raises(ValueError, match=f"of something else: {said}.*; make another with .jest-hf cache-reference"):
+    present, message = STALE[name]
+    with pytest.raises(
+        ValueError, match=f"does not match this run: {message}.*; make a new one with .jest-hf cache-ref"
+    ):
         cache.check(**present())
 
 
@@ -146,7 +151,7 @@ def test_commits_are_compared():
     cached = {"reference": {"repo": "owner/name", "commit": "a" * 40, "weights": "w"}}
     assert difference(cached, {"reference": {"repo": "owner/name", "commit": "a" * 40}}) is None
     found = difference(cached, {"reference": {"repo": "owner/name", "commit": "b" * 40}})
-    assert found == f"reference.commit is '{'a' * 40}' there, and here it is '{'b' * 40}'"
+    assert found == f"reference.commit was '{'a' * 40}', and in this run it is '{'b' * 40}'"
     assert difference(cached, {"reference": {"weights": "w"}}) is None  # a copy of it on a disk
 
 
@@ -193,10 +198,10 @@ def test_files_are_known_by_what_is_in_them(cache, tmp_path):
     collator = JESTDataCollator(tiny_siglip_processor())
     cache.check(data=describe_data(Rows(rows), collator))
     (tmp_path / "5.png").write_bytes(picture()["bytes"])
-    with pytest.raises(ValueError, match="data.row.5 is"):
+    with pytest.raises(ValueError, match="data.row.5 was"):
         cache.check(data=describe_data(Rows(rows), collator))
     (tmp_path / "5.png").unlink()
-    with pytest.raises(ValueError, match="data.row.5 is"):
+    with pytest.raises(ValueError, match="data.row.5 was"):
         cache.check(data=describe_data(Rows(rows), collator))
 
 
@@ -236,7 +241,7 @@ def test_several_files_of_weights_are_one_model(tmp_path):
 def test_a_path_without_safetensors_and_partitioned_weights_are_refused(tmp_path):
     model = tiny_siglip(1)
     model.config.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="no .safetensors is in"):
+    with pytest.raises(ValueError, match="has no .safetensors"):
         identify_reference(str(tmp_path))
     model.logit_scale.data = torch.empty(0)
     with pytest.raises(ValueError, match="partitioned"):

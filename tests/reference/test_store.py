@@ -50,7 +50,7 @@ def test_a_flipped_bit_is_found_in_every_shard_and_place(folder):
 def test_a_truncated_shard_is_found_at_once(folder, kept):
     path = folder / "shard-00002.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match="shard-00002.safetensors has .* bytes, and the manifest says"):
+    with pytest.raises(ValueError, match="shard-00002.safetensors has .* bytes, and the manifest lists it with"):
         open_cache(folder)
 
 
@@ -72,14 +72,14 @@ def test_a_damaged_manifest_and_a_foreign_format_are_named(folder):
 
 
 def test_what_is_no_cache_is_no_cache(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no reference cache is in .*; run `jest-hf cache-reference"):
+    with pytest.raises(FileNotFoundError, match="has no reference cache; run `jest-hf cache-reference"):
         open_cache(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no reference cache is in"):
+    with pytest.raises(FileNotFoundError, match="has no reference cache"):
         open_cache("./nowhere")
     (tmp_path / "unfinished.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="only the beginning of a reference cache is in"):
+    with pytest.raises(FileNotFoundError, match="has an unfinished reference cache"):
         open_cache(tmp_path)
-    with pytest.raises(ValueError, match="revision='main' is one of a Hub repository"):
+    with pytest.raises(ValueError, match="revision='main' names a revision of a Hub repository"):
         open_cache(tmp_path, revision="main")
 
 
@@ -106,7 +106,9 @@ def test_shards_are_memory_mapped(folder):
 
 @pytest.mark.parametrize("row", [-1, 23])
 def test_a_row_that_is_not_there_is_named(folder, row):
-    with pytest.raises(ValueError, match=f"has rows 0 to 22, and no row {row}; train on the data it was made of"):
+    with pytest.raises(
+        ValueError, match=f"has rows 0 to 22, and no row {row}; train on the data that the cache was made of"
+    ):
         open_cache(folder).take(torch.tensor([0, row]))
 
 
@@ -118,7 +120,7 @@ def test_rows_are_found_by_their_own_names(tmp_path):
     assert cache.rows_of(torch.tensor(names)).tolist() == list(range(23))
     assert cache.rows_of(torch.tensor([names[9], names[2]])).tolist() == [9, 2]
     for strange in (-4, 1, 10_000):
-        with pytest.raises(ValueError, match=f"has no row whose example_id is {strange};"):
+        with pytest.raises(ValueError, match=f"has no row with example_id={strange};"):
             cache.rows_of(torch.tensor([names[0], strange]))
     unnamed = make_cache(tmp_path / "unnamed", datasets.Dataset.from_list(random_rows(23)))
     assert unnamed.rows_of(torch.tensor([3, 1])).tolist() == [3, 1]
@@ -128,6 +130,6 @@ def test_rows_are_found_by_their_own_names(tmp_path):
 def test_a_name_of_several_rows_is_refused(tmp_path):
     rows = datasets.Dataset.from_list(random_rows(9)).add_column("example_id", [*range(8), 4])
     cache = make_cache(tmp_path, rows)
-    with pytest.raises(ValueError, match="example_id=4 names several rows"):
+    with pytest.raises(ValueError, match="example_id=4 is the id of several rows"):
         cache.rows_of(torch.tensor([1]))
     cache.take(torch.arange(9))  # by number there is no doubt

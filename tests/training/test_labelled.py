@@ -216,7 +216,7 @@ def test_functions_that_would_not_be_called_are_refused(tmp_path, kind, options,
 
 
 def test_pairs_and_batches_have_no_compute_metrics(tmp_path):
-    with pytest.raises(ValueError, match="compute_metrics is for models with labels, .*recalls"):
+    with pytest.raises(ValueError, match="compute_metrics needs labels, .*recalls"):
         make_trainer(tmp_path, options={"compute_metrics": print})
     with pytest.raises(ValueError, match="compute_loss_func would not be called"):
         make_trainer(tmp_path, options={"compute_loss_func": print})
