@@ -1,27 +1,28 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What travels between the parts of a step: the names of a super-batch's keys, and what a model computes of it.
+"""The keys of a super-batch, and what a model computes of one.
 
-A model computes pairs of embeddings ([`ContrastiveEmbeddings`]) or one loss for each example ([`PointwiseLosses`]).
+A model computes embeddings of image-text pairs ([`ContrastiveEmbeddings`]) or one loss per example
+([`PointwiseLosses`]).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-REF_PREFIX = "ref_"
+REF_PREFIX = "ref_"  # of keys that only the reference reads
 IMAGE_KEYS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 TEXT_KEYS = ("input_ids", "attention_mask")
-VIEW_PREFIX = "view_"
+VIEW_PREFIX = "view_"  # of images at the scoring view
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class ContrastiveEmbeddings:
     """Image and text embeddings of one batch under one model.
 
@@ -33,40 +34,54 @@ class ContrastiveEmbeddings:
         logit_scale (`float` or `torch.Tensor`): The multiplier itself, not its logarithm. A tensor has one element.
         logit_bias (`float` or `torch.Tensor`, *optional*): Added to every logit; `None` (CLIP has none) means 0.
 
-    The scale and bias are kept as plain floats: selection needs no gradient through them.
+    The scale and bias are stored as plain floats, as selection needs no gradient through them.
 
     Raises:
         ValueError: if shapes, dtypes or devices do not fit together, or the scale or bias is not one finite number.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from jest_hf.selection import ContrastiveEmbeddings
+    >>> embeddings = ContrastiveEmbeddings(torch.eye(3), torch.eye(3), logit_scale=torch.tensor(10.0), logit_bias=-10)
+    >>> len(embeddings), embeddings.logit_scale, embeddings.logit_bias
+    (3, 10.0, -10.0)
+
+    ```
     """
 
     image: Tensor
     text: Tensor
     logit_scale: float
-    logit_bias: float | None = None
+    logit_bias: float
 
-    def __post_init__(self) -> None:
-        if self.image.ndim != 2 or self.image.shape != self.text.shape:
+    def __init__(
+        self, image: Tensor, text: Tensor, logit_scale: float | Tensor, logit_bias: float | Tensor | None = None
+    ) -> None:
+        if image.ndim != 2 or image.shape != text.shape:
             raise ValueError(
                 "image and text embeddings must both be [B, D] with the same B and D, got "
-                f"{list(self.image.shape)} and {list(self.text.shape)}."
+                f"{list(image.shape)} and {list(text.shape)}."
             )
-        if not (self.image.is_floating_point() and self.text.is_floating_point()):
-            raise ValueError(f"embeddings must be floating point, got {self.image.dtype} and {self.text.dtype}.")
-        if self.image.device != self.text.device:
+        if not (image.is_floating_point() and text.is_floating_point()):
+            raise ValueError(f"embeddings must be floating point, got {image.dtype} and {text.dtype}.")
+        if image.device != text.device:
             raise ValueError(
-                "image and text embeddings must be on one device, got "
-                f"{self.image.device} and {self.text.device}: move one of them."
+                f"image and text embeddings must be on one device, got {image.device} and {text.device}: move one of "
+                "them."
             )
-        object.__setattr__(self, "logit_scale", _as_float("logit_scale", self.logit_scale))
-        bias = 0.0 if self.logit_bias is None else self.logit_bias
-        object.__setattr__(self, "logit_bias", _as_float("logit_bias", bias))
+        object.__setattr__(self, "image", image)
+        object.__setattr__(self, "text", text)
+        object.__setattr__(self, "logit_scale", _as_float("logit_scale", logit_scale))
+        object.__setattr__(self, "logit_bias", _as_float("logit_bias", 0.0 if logit_bias is None else logit_bias))
 
     def __len__(self) -> int:
         return self.image.shape[0]
 
     @property
     def device(self) -> torch.device:
-        """Where the embeddings are."""
+        """The device of the embeddings."""
         return self.image.device
 
     def take(self, indices: Tensor) -> ContrastiveEmbeddings:
@@ -78,17 +93,17 @@ class ContrastiveEmbeddings:
         return ContrastiveEmbeddings(self.image.to(device), self.text.to(device), self.logit_scale, self.logit_bias)
 
     def columns(self) -> dict[str, Tensor]:
-        """Return what is known of each example, as tensors of B rows: `image` and `text`."""
+        """Return the tensors with one row per example: `image` and `text`, `[B, D]`."""
         return {"image": self.image, "text": self.text}
 
     def with_columns(self, columns: Mapping[str, Tensor]) -> ContrastiveEmbeddings:
-        """Return what the same model says of other examples: those of which `columns` holds the rows."""
-        return replace(self, **columns)
+        """Return the same for other examples, with tensors like those of `columns()`."""
+        return ContrastiveEmbeddings(columns["image"], columns["text"], self.logit_scale, self.logit_bias)
 
 
 @dataclass(frozen=True)
 class PointwiseLosses:
-    """Losses of the examples of one batch under one model: of a classifier, a language model, or any with labels.
+    """Losses of the examples of one batch under one model, such as a classifier or a language model.
 
     Args:
         losses (`torch.Tensor`): One loss per example, in nats, float32 `[B]`.
@@ -111,7 +126,7 @@ class PointwiseLosses:
 
     @property
     def device(self) -> torch.device:
-        """Where the losses are."""
+        """The device of the losses."""
         return self.losses.device
 
     def take(self, indices: Tensor) -> PointwiseLosses:
@@ -123,28 +138,27 @@ class PointwiseLosses:
         return PointwiseLosses(self.losses.to(device))
 
     def columns(self) -> dict[str, Tensor]:
-        """Return what is known of each example, as tensors of B rows: `losses`."""
+        """Return the tensors with one row per example: `losses`, `[B]`."""
         return {"losses": self.losses}
 
     def with_columns(self, columns: Mapping[str, Tensor]) -> PointwiseLosses:
-        """Return what the same model says of other examples: those of which `columns` holds the rows."""
+        """Return the same for other examples, with tensors like those of `columns()`."""
         return PointwiseLosses(**columns)
 
 
-# What a model has to say about a super-batch: about the pairs of its examples, or about each alone.
+# What a model computes of a super-batch: embeddings of pairs, or one loss per example.
 Scored = ContrastiveEmbeddings | PointwiseLosses
 
 
 @dataclass(frozen=True)
 class Scores:
-    """
-    What the models that score have computed of the same rows.
+    """What the models that score computed of the same rows.
 
     Args:
-        learner ([`ContrastiveEmbeddings`] or [`PointwiseLosses`], *optional*): Of the learner, or of the proxy that
-            scores in its place; `None` if neither scores.
-        reference ([`ContrastiveEmbeddings`] or [`PointwiseLosses`], *optional*): Of the reference; `None` if it does
-            not score.
+        learner ([`ContrastiveEmbeddings`] or [`PointwiseLosses`], *optional*): Computed by the learner, or by the
+            proxy that scores in its place; `None` if neither scores.
+        reference ([`ContrastiveEmbeddings`] or [`PointwiseLosses`], *optional*): Computed by the reference; `None` if
+            the reference does not score.
     """
 
     learner: Scored | None = None
@@ -156,7 +170,7 @@ class Scores:
         return cls(by_model.get("learner"), by_model.get("reference"))
 
     def by_model(self) -> dict[str, Scored]:
-        """Return the scores that there are, by model, the learner's first."""
+        """Return the scores that are not `None`, by model, the learner's first."""
         both = {"learner": self.learner, "reference": self.reference}
         return {name: scored for name, scored in both.items() if scored is not None}
 

@@ -11,20 +11,19 @@ from typing import Any
 
 
 def moved(old_module: str, new_modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """
-    Make the `__getattr__` of a module whose names have moved.
+    """Return the `__getattr__` of a module whose names have moved.
 
     Args:
-        old_module (`str`): Name of the module that users import from.
-        new_modules (mapping of `str` to `str`): By name, the module that now has it.
+        old_module (`str`): The module from which the names can still be imported.
+        new_modules (mapping of `str` to `str`): The new module of each name.
     """
 
     def get(name: str) -> Any:
         if name not in new_modules:
             raise AttributeError(f"module {old_module!r} has no attribute {name!r}")
         warnings.warn(
-            f"{old_module}.{name} has moved, and its old place will go in the next minor version; import it from "
-            f"{new_modules[name]}.",
+            f"{old_module}.{name} has moved, and the old path will be removed in the next minor version; import it "
+            f"from {new_modules[name]}.",
             FutureWarning,
             stacklevel=2,
         )

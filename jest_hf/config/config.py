@@ -226,7 +226,7 @@ class JESTConfig(JESTOptions):
         settings = self.settings
         chosen = SELECTIONS[settings.selection]
         return chosen(
-            settings.criterion if chosen.scores else None,
+            settings.criterion if chosen.uses_criterion else None,
             loss="similarity" if settings.pair_score == "similarity" else loss,
             n_chunks=self.n_chunks,
             gain=self.selection_gain,

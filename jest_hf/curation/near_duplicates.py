@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Images that look alike: a perceptual hash, and an exact search for hashes that differ in a few bits."""
+"""Near duplicates of images: a perceptual hash, and an exact search for hashes that differ in a few bits."""
 
 from __future__ import annotations
 
@@ -15,11 +15,24 @@ HASH_BITS = 3 * HASH_SIZE * HASH_SIZE
 
 
 def perceptual_hash(image: Image.Image) -> np.ndarray:
-    """
-    A hash that survives resizing and recompression: uint8 `[24]`, to be compared bit by bit.
+    """Return a hash of an image, uint8 `[24]`, that resizing and recompression change in a few bits only.
 
-    The difference hash, of each colour channel: the image is shrunk to 9 x 8 pixels, and a bit says whether a pixel is
-    brighter than its neighbour. Without colour, a red and a blue heart would be the same image.
+    This is the difference hash of each colour channel: the image is shrunk to 9 x 8 pixels, and each bit is 1 if a
+    pixel is brighter than its left neighbour. Without colour, a red and a blue heart would have the same hash.
+
+    Args:
+        image (`PIL.Image.Image`): The image.
+
+    Example:
+
+    ```python
+    >>> from PIL import Image
+    >>> from jest_hf.curation.near_duplicates import perceptual_hash
+    >>> image = Image.linear_gradient("L")
+    >>> bool((perceptual_hash(image) == perceptual_hash(image.resize((100, 100)))).all())
+    True
+
+    ```
     """
     small = image.convert("RGB").resize((HASH_SIZE + 1, HASH_SIZE), Image.Resampling.BOX)
     pixels = np.asarray(small, dtype=np.int16)
@@ -27,22 +40,33 @@ def perceptual_hash(image: Image.Image) -> np.ndarray:
 
 
 def first_of_near_duplicates(hashes: np.ndarray, distance: int, priority: np.ndarray | None = None) -> np.ndarray:
-    """
-    Of rows whose hashes are alike, the first.
+    """Keep one row of each set of near duplicates.
 
-    Rows are gone through in the order of falling `priority`; a row is dropped if one that was kept before differs from
-    it in at most `distance` bits. So no two kept rows are that close, and each dropped one is close to a kept one.
+    Rows are visited in the order of falling `priority`. A row is dropped if it differs in at most `distance` bits from
+    a row that was kept before. So two kept rows are never that close, and each dropped row is close to a kept one.
 
-    The search is exact. The bits are cut into `distance + 1` bands: of two hashes that close, at least one band is
-    equal, so only kept rows that share a band are compared.
+    The search is exact. The bits are cut into `distance + 1` bands. Two hashes that differ in at most `distance` bits
+    are equal in at least one band, so a row is compared only with kept rows that share a band.
 
     Args:
-        hashes (`np.ndarray`): uint8 `[N, H]`.
-        distance (`int`): Bits, of 8 H.
-        priority (`np.ndarray`, *optional*): `[N]`, which of several alike to keep; default: the one that comes first.
+        hashes (`np.ndarray`): Hashes of N rows, uint8 `[N, H]`.
+        distance (`int`): Largest number of differing bits of near duplicates, of 8 H.
+        priority (`np.ndarray`, *optional*): `[N]`; of near duplicates the row with the largest value is kept. By
+            default the first row is kept.
 
     Returns:
-        `np.ndarray`: bool `[N]`, the rows to keep.
+        `np.ndarray`: bool `[N]`, True for the rows to keep.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from jest_hf.curation.near_duplicates import first_of_near_duplicates
+    >>> hashes = np.array([[0b0000], [0b0001], [0b1111]], dtype=np.uint8)
+    >>> first_of_near_duplicates(hashes, distance=1).tolist()
+    [True, False, True]
+
+    ```
     """
     n, n_bits = len(hashes), 8 * hashes.shape[1]
     order = np.arange(n) if priority is None else np.argsort(-priority, kind="stable")
@@ -55,7 +79,7 @@ def first_of_near_duplicates(hashes: np.ndarray, distance: int, priority: np.nda
     kept: dict[tuple[int, bytes], list[int]] = defaultdict(list)
     for row in order.tolist():
         keys = [(number, band[row].tobytes()) for number, band in enumerate(bands)]
-        # One band after the other: a duplicate is mostly found at once.
+        # One band after the other, since most duplicates are found in the first one.
         if any(_any_close(hashes, row, kept[key], distance) for key in keys):
             continue
         keep[row] = True

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Data: the built-in data set, sources, tokenizer and processor."""
+"""Data: the built-in data set, data from disk or from the Hub, and a tokenizer and processor trained on captions."""
 
 from jest_hf.data.processor import build_processor
 from jest_hf.data.scenes import load_scenes

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Captions: which of a row's captions is used, and its tokens."""
+"""Captions: choose one of a row's captions, and turn captions into token ids."""
 
 from __future__ import annotations
 
@@ -20,26 +20,24 @@ from transformers import PreTrainedTokenizerBase
 CAPTION_COLUMNS = ("text", "caption", "captions")
 
 
-MAX_SANE_LENGTH = 1024  # tokenizers without a limit of their own claim one of 1e30
+MAX_SANE_LENGTH = 1024  # a tokenizer without a limit has model_max_length=1e30
 
-
-DEFAULT_LENGTH = 64  # SigLIP's (arXiv 2303.15343) and SigLIP 2's
+DEFAULT_LENGTH = 64  # text length of SigLIP (arXiv 2303.15343) and SigLIP 2
 
 
 class BrokenCaption(ValueError):
-    """A caption that cannot be used; the message says why."""
+    """A caption that cannot be used. The message gives the reason."""
 
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """
-    Captions to token ids of one fixed length, as one model wants them.
+    """Turns captions into token ids of one fixed length.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): The tokenizer.
-        max_length (`int`): Length L. SigLIP is trained without an attention mask on captions padded to L, so L is
-            always filled.
-        lower_case (`bool`): Whether to lower-case first.
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer of a model.
+        max_length (`int`): Length L in tokens. Every caption is padded to L, since SigLIP is trained on padded
+            captions without an attention mask.
+        lower_case (`bool`): Whether captions are lower-cased first.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -47,17 +45,17 @@ class TextEncoder:
     lower_case: bool
 
     def __call__(self, captions: list[str]) -> dict[str, Tensor]:
-        """`input_ids` int64 [B, L] and, where the tokenizer gives one, `attention_mask` int64 [B, L] of B captions."""
+        """Return `input_ids` of B captions and the tokenizer's `attention_mask`, if any, each int64 [B, L]."""
         if self.lower_case:
             captions = [caption.lower() for caption in captions]
         encoded = self.tokenizer(
             captions, padding="max_length", truncation=True, max_length=self.max_length, return_tensors="np"
-        )  # by way of numpy: "pt" takes half as long again
+        )  # return_tensors="pt" takes 1.5 times as long
         names = (name for name in ("input_ids", "attention_mask") if name in encoded)
         return {name: torch.from_numpy(encoded[name].astype(np.int64, copy=False)) for name in names}
 
     def same_as(self, other: TextEncoder) -> bool:
-        """Whether both give the same tokens for every caption."""
+        """Return whether both give the same tokens for every caption."""
         return (self.max_length, self.lower_case) == (other.max_length, other.lower_case) and (
             self.tokenizer is other.tokenizer
             or tokenizer_definition(self.tokenizer) == tokenizer_definition(other.tokenizer)
@@ -69,38 +67,49 @@ class TextEncoder:
 
 
 def choose_caption(value: Any, seed: int, epoch: int, example_id: int) -> str:
-    """
-    The caption of a row; of several, one drawn by `(seed, epoch, example_id)` among those that are not empty.
+    """Choose one of the captions of a row that are not empty, at random but reproducibly.
 
     Args:
-        value (`str` or iterable of `str`): What the caption column holds.
+        value (`str` or iterable of `str`): The row's value in the caption column.
         seed (`int`): Seed of the draw.
         epoch (`int`): Epoch, from 0.
-        example_id (`int`): The row's place in the data set.
+        example_id (`int`): Index of the row in the data set.
 
     Returns:
-        `str`: The caption, unchanged.
+        `str`: The caption, unchanged. The same arguments always give the same caption.
 
     Raises:
-        BrokenCaption: If there is none, or what there is is not a string.
+        BrokenCaption: If no caption is left, or one is not a string.
+
+    Example:
+
+    ```python
+    >>> from jest_hf.data.captions import choose_caption
+    >>> choose_caption("a red circle", seed=0, epoch=0, example_id=7)
+    'a red circle'
+    >>> choose_caption(["", "a red circle", None], seed=0, epoch=0, example_id=7)
+    'a red circle'
+
+    ```
     """
     usable = usable_captions(value)
     return usable[draw_caption(len(usable), seed, epoch, example_id)]
 
 
 def draw_caption(n: int, seed: int, epoch: int, example_id: int) -> int:
-    """Which of n captions is drawn, from 0, by `(seed, epoch, example_id)`."""
+    """Draw the number of one of n captions, from 0, as a function of `(seed, epoch, example_id)`."""
     digest = hashlib.blake2b(f"{seed},{epoch},{example_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") % n
 
 
 def usable_captions(value: Any) -> list[str]:
-    """The captions that are not empty; `BrokenCaption` if there is none, or what there is is not a string."""
-    captions = (
-        [value]
-        if value is None or isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable)
-        else value
-    )
+    """Return the captions that are not empty.
+
+    Raises:
+        BrokenCaption: If no caption is left, or one is not a string.
+    """
+    is_one = value is None or isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable)
+    captions: Iterable[Any] = [value] if is_one else value
     wrong = next((caption for caption in captions if caption is not None and not isinstance(caption, str)), None)
     if wrong is not None:
         raise BrokenCaption(f"its caption is a {type(wrong).__name__}, not a string")
@@ -110,10 +119,11 @@ def usable_captions(value: Any) -> list[str]:
     return usable
 
 
-def tokenizer_definition(tokenizer: PreTrainedTokenizerBase) -> tuple:
-    """What decides a tokenizer's output at a given length (fast tokenizers also keep their last padding: left out)."""
+def tokenizer_definition(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
+    """Return all settings that decide the output of a tokenizer at a given length."""
     if tokenizer.is_fast:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
+        # "padding" and "truncation" are those of the last call.
         model = {key: value for key, value in state.items() if key not in ("padding", "truncation")}
     else:
         model = tokenizer.get_vocab()
@@ -122,17 +132,27 @@ def tokenizer_definition(tokenizer: PreTrainedTokenizerBase) -> tuple:
 
 
 def text_length(tokenizer: PreTrainedTokenizerBase, name: str, max_length: int | None) -> int:
-    """The length that texts are padded to: the one asked for, or the tokenizer's own; `name` is for messages."""
+    """Return the length that texts are padded to, in tokens.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer.
+        name (`str`): Owner of the tokenizer, for error messages.
+        max_length (`int`, *optional*): The length; by default the tokenizer's limit, or 64 if the limit is above 1024.
+
+    Raises:
+        ValueError: If `max_length` is no whole number of at least 1, or above the tokenizer's limit.
+    """
     limit = tokenizer.model_max_length
     if max_length is None:
         return limit if limit <= MAX_SANE_LENGTH else DEFAULT_LENGTH
     if not isinstance(max_length, numbers.Integral) or max_length < 1:
         raise ValueError(
-            f"max_length={max_length!r} has to be a whole number of at least 1; leave it out for the model's own."
+            f"max_length={max_length!r} must be a whole number of at least 1; leave max_length out for the "
+            "tokenizer's limit."
         )
     if max_length > limit:
         raise ValueError(
-            f"max_length={max_length} is more than the {limit} tokens that the tokenizer of {name} allows; "
-            f"lower max_length to {limit}."
+            f"max_length={max_length} exceeds the limit of {limit} tokens of the tokenizer of {name}; set max_length "
+            f"to {limit} or less."
         )
     return max_length

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The classes of a model, and what the rows of a data set call them."""
+"""Classes of a model, and the labels of the rows of a data set."""
 
 from __future__ import annotations
 
@@ -15,16 +15,25 @@ from transformers import PretrainedConfig
 
 
 class BrokenExample(ValueError):
-    """A text or a label that cannot be used; the message says why."""
+    """A text or a label that cannot be used. The message gives the reason."""
 
 
 class Classes:
-    """
-    Numbers and names of the classes of a model, and what the rows call them.
+    """The classes of a model: reads the labels of rows as class numbers.
 
     Args:
-        label2id (`dict[str, int]`): Of the model's configuration.
+        label2id (`dict[str, int]`): Number of each class by name, from the model's configuration.
         column (`str`): Column of the labels.
+
+    Example:
+
+    ```python
+    >>> from jest_hf.data.classes import Classes
+    >>> classes = Classes({"cat": 0, "dog": 1}, column="label")
+    >>> classes.number({"label": "dog"}), classes.number({"label": 0})
+    (1, 0)
+
+    ```
     """
 
     def __init__(self, label2id: Mapping[str, int], column: str) -> None:
@@ -33,12 +42,11 @@ class Classes:
         self.column = column
 
     def number(self, row: Mapping[str, Any]) -> int:
-        """
-        The number of a row's class.
+        """Return the number of a row's class.
 
         Raises:
-            BrokenExample: for a row without a label, and for a label that the model does not have.
-            ValueError: for several labels.
+            BrokenExample: If the row has no label, or the model has no such class.
+            ValueError: If the row has several labels.
         """
         label = self._plain(row.get(self.column))
         if label is None:
@@ -49,17 +57,17 @@ class Classes:
         return number
 
     def check(self, dataset: Any, needed: bool = True) -> None:
-        """
-        Look through the labels of a whole data set, where they can be read without the rest; of a stream or a list the
-        rows with a wrong label are skipped as they come.
+        """Check all labels of a `datasets.Dataset`, reading no other column.
+
+        Other data sets (streams, lists) are not checked: their rows with a wrong label are skipped during training.
 
         Args:
-            dataset: Rows.
-            needed (`bool`, *optional*, defaults to `True`): Whether there have to be labels.
+            dataset: The data.
+            needed (`bool`, *optional*, defaults to `True`): Whether labels are required.
 
         Raises:
-            ValueError: for a label that the model does not have, several labels of one row, a data set whose class
-                names have other numbers than in the model, and one without a single label.
+            ValueError: If the model has no such class, a row has several labels, the class names of the data set have
+                other numbers than in the model, or labels are needed and there are none.
         """
         if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
             return
@@ -68,18 +76,20 @@ class Classes:
                 return
             raise ValueError(
                 f"label_column={self.column!r} is not a column of the data set (there are: "
-                f"{', '.join(dataset.column_names)}); name the column that holds the labels."
+                f"{', '.join(dataset.column_names)}); set label_column to the column of the labels."
             )
         self._check_names(dataset.features[self.column])
         column = dataset.with_format(None).select_columns([self.column])[:][self.column]
         labels = {self._plain(label) for label in column} - {None}
         if needed and not labels:
-            raise ValueError(f"not one row has a label in column {self.column!r}; name the column that holds them.")
-        strange = sorted(repr(label) for label in labels if self._number(label) is None)
-        if strange:
             raise ValueError(
-                f"column {self.column!r} has the label {strange[0]}, which is none of the model's "
-                f"{len(self.label2id)} classes; build the model with num_labels (and label2id, for names) of the data."
+                f"label_column={self.column!r} has no label in any row; set label_column to the column of the labels."
+            )
+        unknown = sorted(repr(label) for label in labels if self._number(label) is None)
+        if unknown:
+            raise ValueError(
+                f"column {self.column!r} has the label {unknown[0]}, which is none of the model's "
+                f"{len(self.label2id)} classes; build the model with the num_labels and label2id of the data."
             )
 
     def _check_names(self, feature: Any) -> None:
@@ -88,7 +98,7 @@ class Classes:
             if self.label2id.get(name, number) != number:
                 raise ValueError(
                     f"class {name!r} has the number {number} in the data set and {self.label2id[name]} in the model; "
-                    "bring them together with dataset.align_labels_with_mapping(model.config.label2id, "
+                    "renumber the classes with dataset.align_labels_with_mapping(model.config.label2id, "
                     f"{self.column!r})."
                 )
 
@@ -96,8 +106,8 @@ class Classes:
         label = plain_label(label)
         if isinstance(label, list | tuple | dict | np.ndarray | Tensor):
             raise ValueError(
-                f"column {self.column!r} holds a {type(label).__name__} of labels (multi-label), and an example has "
-                "one class here; name a column with label_column that holds one for each row."
+                f"column {self.column!r} holds a {type(label).__name__} of labels (multi-label), but only one label "
+                "for each row is supported; set label_column to a column with one label for each row."
             )
         return label
 
@@ -108,18 +118,26 @@ class Classes:
 
 
 def label2id_of(config: PretrainedConfig) -> dict[str, int]:
-    """The classes of a model, by name, of which a configuration may know one direction alone."""
-    if config.label2id is None:
-        return {name: int(number) for number, name in config.id2label.items()}
-    return {name: int(number) for name, number in config.label2id.items()}
+    """Return the number of each class by name, also from a configuration that has `id2label` only."""
+    if config.label2id is not None:
+        return {name: int(number) for name, number in config.label2id.items()}
+    return {name: int(number) for number, name in (config.id2label or {}).items()}
 
 
 def plain_label(label: Any) -> Any:
-    """
-    A label as a plain `int` or `str`, whatever it was stored as; `None` where there is none.
+    """Convert a label to a plain `int` or `str`, or to `None` for a missing label.
 
-    Scalars of numpy and torch, booleans and whole floats (a CSV column with gaps) are numbers of classes. `None`, NaN
-    and the -1 with which `datasets` marks a row without a label are none. Anything else is left as it is.
+    Scalars of numpy and torch, booleans and whole floats (from a CSV column with gaps) become class numbers. `None`,
+    NaN and -1 (for `datasets`, a row without a label) become `None`. Any other value is returned unchanged.
+
+    Example:
+
+    ```python
+    >>> from jest_hf.data.classes import plain_label
+    >>> [plain_label(label) for label in (3.0, True, "dog", -1, float("nan"))]
+    [3, 1, 'dog', None, None]
+
+    ```
     """
     if isinstance(label, np.generic | np.ndarray | Tensor) and label.ndim == 0:
         label = label.item()

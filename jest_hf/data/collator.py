@@ -1,11 +1,11 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Rows to super-batch.
+"""The data collator for images with captions: rows to super-batch.
 
 The collator decodes each image once, tokenizes all captions in one call per tokenizer, and returns uint8 pixels and
-token ids for the learner and, where they differ, for the reference. Shapes never depend on the data: a row that cannot
-be used keeps its place, with a black image, an empty caption and `valid` False, so that one corrupt file costs one
-candidate of the selection and not the run.
+token ids for the learner and, where they differ, for the reference. The shapes do not depend on the data: a row that
+cannot be used becomes a black image with an empty caption and `valid` False. One corrupt file therefore costs one
+candidate of the selection, and does not end the run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from jest_hf.data.captions import (
     usable_captions,
 )
 from jest_hf.images.faithful import faithful_geometry
-from jest_hf.images.pixels import BrokenImage, Geometry, decode_image
+from jest_hf.images.pixels import BrokenImage, Geometry, ImageGeometry, PatchGeometry, decode_image
 from jest_hf.images.views import View
 
 
@@ -41,37 +41,55 @@ MAX_LOGGED_SKIPS = 10
 
 
 class JESTDataCollator:
-    """
-    Turns a list of rows into a super-batch of B examples.
+    """Makes a super-batch of B examples from a list of B rows.
+
+    A call takes a list of rows (`dict`). [`~jest_hf.data.rows.Rows`] adds `example_id` and `epoch` to each row;
+    without them a row's place in the list and epoch 0 are used.
 
     Args:
-        processor (`transformers.ProcessorMixin`): The learner's processor (SigLIP, SigLIP 2, CLIP): image processor
+        processor (`transformers.ProcessorMixin`): Processor of the learner (SigLIP, SigLIP 2, CLIP): image processor
             and tokenizer.
-        ref_processor (`transformers.ProcessorMixin`, *optional*): The reference model's, where it has its own.
+        ref_processor (`transformers.ProcessorMixin`, *optional*): Processor of the reference; by default that of the
+            learner.
         image_column (`str`, *optional*, defaults to `"image"`): Column of the images (see
-            [`~images.pixels.decode_image`]).
+            [`~jest_hf.images.pixels.decode_image`]).
         caption_column (`str`, *optional*): Column of the captions, a string or a list of strings; by default the first
-            of `text`, `caption` and `captions` that the rows have. Of several captions one is drawn for each (seed,
+            of `text`, `caption` and `captions` that the rows have. One of several captions is drawn for each (seed,
             epoch, example).
-        max_length (`int`, *optional*): Length L of the token ids; by default the tokenizer's own limit, or 64 where it
-            has none.
-        seed (`int`, *optional*, defaults to `0`): Seed of the choice among several captions.
+        max_length (`int`, *optional*): Length L in tokens; by default the tokenizer's limit, or 64 if the limit is
+            above 1024.
+        seed (`int`, *optional*, defaults to `0`): Seed of the draw among several captions.
 
-    Returns (of a call with a list of rows, each a `dict`; `example_id` and `epoch` come from [`~data.rows.Rows`]):
+    Returns (from a call):
         `dict[str, torch.Tensor]`:
         - `pixel_values`: uint8 [B, 3, H, W], resized and cropped, not normalised. For SigLIP 2 NaFlex uint8
-          [B, P, patch_size * patch_size * 3], and with it `pixel_attention_mask` int32 [B, P] and `spatial_shapes`
+          [B, P, patch_size * patch_size * 3], with `pixel_attention_mask` int32 [B, P] and `spatial_shapes`
           int64 [B, 2].
-        - `input_ids`: int64 [B, L], padded to L; `attention_mask`: int64 [B, L], where the tokenizer gives one.
-        - `example_id`: int64 [B]; `valid`: bool [B], False for rows that could not be used.
-        - `ref_pixel_values` and its companions, where the reference's image processor gives other pixels, and
-          `ref_input_ids` and its companion, where its tokenizer gives other tokens. Where either is absent the
-          learner's serve for both.
-        - `view_pixel_values` and its companions, after [`~JESTDataCollator.at_view`].
+        - `input_ids`: int64 [B, L], padded to L; `attention_mask`: int64 [B, L], if the tokenizer returns one.
+        - `example_id`: int64 [B]; `caption_number`: int64 [B], number of the caption that was drawn, from 0; `valid`:
+          bool [B], False for rows that could not be used.
+        - `ref_pixel_values` (and mask and shapes), only if the reference's image processor gives other pixels, and
+          `ref_input_ids` (and mask), only if the reference's tokenizer gives other tokens.
+        - `view_pixel_values` (and mask and shapes), after [`~JESTDataCollator.at_view`].
 
     Raises:
-        ValueError: At construction, if a processor lacks its image processor or its tokenizer, if the tokenizer cannot
-            pad, or if `max_length` does not suit it; in a call, if the rows lack a column.
+        ValueError: At construction, if a processor has no image processor or no tokenizer, if the tokenizer has no
+            `pad_token`, or if `max_length` exceeds the tokenizer's limit; in a call, if a row lacks a column.
+
+    Example:
+
+    ```python
+    >>> from PIL import Image
+    >>> from jest_hf import JESTDataCollator
+    >>> from jest_hf.data import build_processor
+    >>> processor = build_processor(["a red circle"], image_size=32, max_length=8)
+    >>> collator = JESTDataCollator(processor)
+    >>> rows = [{"image": Image.new("RGB", (40, 30)), "text": "a circle"}, {"image": b"broken", "text": "a circle"}]
+    >>> batch = collator(rows)
+    >>> list(batch["pixel_values"].shape), list(batch["input_ids"].shape), batch["valid"].tolist()
+    ([2, 3, 32, 32], [2, 8], [True, False])
+
+    ```
     """
 
     def __init__(
@@ -89,7 +107,7 @@ class JESTDataCollator:
         self.image_column = image_column
         self.caption_column = caption_column
         self.seed = seed
-        geometry, text = _parts(processor, "processor", max_length)
+        geometry, text = _read_processor(processor, "processor", max_length)
         self.geometries: dict[str, Geometry] = {"": geometry}  # by prefix of the keys in the super-batch
         self.texts: dict[str, TextEncoder] = {"": text}
         self._add_reference(ref_processor)
@@ -99,7 +117,7 @@ class JESTDataCollator:
         self.ref_processor = ref_processor
         if ref_processor is None or ref_processor is self.processor:
             return
-        geometry, text = _parts(ref_processor, "ref_processor", self.max_length)
+        geometry, text = _read_processor(ref_processor, "ref_processor", self.max_length)
         if geometry != self.geometries[""]:
             self.geometries[REF_PREFIX] = geometry
         if not text.same_as(self.texts[""]):
@@ -131,7 +149,12 @@ class JESTDataCollator:
         return batch | {name: torch.from_numpy(array) for name, array in places.items()}
 
     def with_reference(self, ref_processor: ProcessorMixin | None) -> JESTDataCollator:
-        """The same collator, for a reference that reads with `ref_processor` (`None`: what the learner reads)."""
+        """Return a copy of this collator for another reference.
+
+        Args:
+            ref_processor (`transformers.ProcessorMixin`, *optional*): Processor of the reference; `None` for a
+                reference that reads the learner's pixels and tokens.
+        """
         other = copy.copy(self)
         other.geometries = {prefix: one for prefix, one in self.geometries.items() if prefix != REF_PREFIX}
         other.texts = {"": self.texts[""]}
@@ -139,14 +162,13 @@ class JESTDataCollator:
         return other
 
     def at_view(self, view: View | None) -> JESTDataCollator:
-        """
-        The same collator, whose super-batches also hold the learner's images at a cheaper view.
+        """Return a collator whose super-batches also hold the learner's images at a cheaper view.
 
         Args:
-            view ([`~models.View`], *optional*):
-                `image:` and `num_patches:` are what the processor gives at a smaller size: uint8 `view_pixel_values`
-                and, for NaFlex, `view_pixel_attention_mask` and `view_spatial_shapes`. The model makes all other views
-                of full images: for those, and for `None`, nothing changes.
+            view ([`~jest_hf.images.views.View`], *optional*):
+                For `image:` and `num_patches:` the collator adds the images at the smaller size: uint8
+                `view_pixel_values` and, for NaFlex, `view_pixel_attention_mask` and `view_spatial_shapes`. All other
+                views are made on the device from full images: for them, and for `None`, this collator is returned.
         """
         geometry = None if view is None else _geometry_at(view, self.geometries[""])
         if geometry is None:
@@ -156,56 +178,57 @@ class JESTDataCollator:
         return other
 
     def view_alone(self) -> JESTDataCollator:
-        """
-        The same collator, after [`~JESTDataCollator.at_view`], without full images and with nothing for a reference:
-        JPEGs are decoded at the size of the view. [`~data.late.LateImages`] brings the full images that are needed.
+        """Return a copy of this collator that gives images at the view only, and no keys of a reference.
+
+        Call [`~JESTDataCollator.at_view`] first. JPEGs are then decoded at the size of the view, and
+        [`~jest_hf.data.late.LateImages`] adds the full images of the sub-batch.
         """
         other = self.with_reference(None)
         other.geometries = {VIEW_PREFIX: self.geometries[VIEW_PREFIX]}
         return other
 
     def blank(self) -> dict[str, Tensor]:
-        """
-        One black image, at the view too where there is one, and one empty caption, as the learner reads them, `[1,
-        ...]`: for a forward that a rank makes because the others do.
+        """Return the learner's inputs for one black image (also at the view) and one empty caption, each `[1, ...]`.
+
+        A rank without rows feeds this batch to the model, so that it takes part in a forward that is a collective.
         """
         learner = {prefix: geometry for prefix, geometry in self.geometries.items() if prefix != REF_PREFIX}
         images = {prefix + name: array for prefix, g in learner.items() for name, array in g.empty(1).items()}
         return {name: torch.from_numpy(array) for name, array in images.items()} | self.tokenize([""])
 
     def captions(self, row: Mapping[str, Any]) -> list[str]:
-        """All usable captions of a row, in order; `BrokenCaption` where there is none."""
+        """Return all captions of a row that are not empty, in order; raise `BrokenCaption` if there are none."""
         return usable_captions(row[self._check_columns([row])])
 
     def tokenize(self, captions: list[str]) -> dict[str, Tensor]:
-        """Captions as the learner reads them: `input_ids` int64 [m, L] and, for some models, `attention_mask`."""
+        """Return the learner's `input_ids` of m captions, int64 [m, L], and the `attention_mask`, if any."""
         return self.texts[""](captions)
 
     def _encode_image(self, source: Any) -> dict[str, np.ndarray]:
-        """All views of one image; either all of them succeed or the row is skipped."""
+        """Return one image in every geometry. If one of them fails, the row is skipped."""
         image = decode_image(source, self.geometries.values())
         return {
             prefix + name: array for prefix, g in self.geometries.items() for name, array in g.encode(image).items()
         }
 
     def _check_columns(self, rows: Sequence[Mapping[str, Any]]) -> str:
-        """The name of the caption column, once every row is known to have its columns."""
+        """Check that every row has both columns, and return the name of the caption column."""
         if not rows:
-            raise ValueError("JESTDataCollator got an empty list; give it at least one row.")
+            raise ValueError("JESTDataCollator got an empty list of rows; pass at least one row.")
         caption_column = self.caption_column
         if caption_column is None:
             caption_column = next((name for name in CAPTION_COLUMNS if name in rows[0]), None)
         if caption_column is None:
             raise ValueError(
                 f"The rows have none of the columns {', '.join(CAPTION_COLUMNS)} (there are: {_names(rows[0])}); "
-                "pass caption_column to JESTDataCollator."
+                "pass the column of the captions to JESTDataCollator as caption_column."
             )
         for option, column in (("image_column", self.image_column), ("caption_column", caption_column)):
             lacking = next((row for row in rows if column not in row), None)
             if lacking is not None:
                 raise ValueError(
-                    f"The rows have no column {column!r} (there are: {_names(lacking)}); pass {option} to "
-                    "JESTDataCollator."
+                    f"{option}={column!r} is not a column of the rows (there are: {_names(lacking)}); pass one of "
+                    f"these to JESTDataCollator as {option}."
                 )
         return caption_column
 
@@ -223,25 +246,29 @@ class JESTDataCollator:
 
 
 def _geometry_at(view: View, full: Geometry) -> Geometry | None:
-    """What to do to images for a view that is a smaller image; `None` for any other."""
-    if view.kind == "num_patches":
-        return replace(full, max_num_patches=view.value)
-    return full.scaled_to(view.value) if view.kind == "image" else None
+    """Return the geometry of a view that is a smaller image; `None` for other views."""
+    if view.kind == "num_patches" and isinstance(full, PatchGeometry):
+        return replace(full, max_num_patches=int(view.value))
+    if view.kind == "image" and isinstance(full, ImageGeometry):
+        return full.scaled_to(int(view.value))
+    return None
 
 
-def _parts(processor: ProcessorMixin, name: str, max_length: int | None) -> tuple[Geometry, TextEncoder]:
-    """What the collator needs of a processor."""
+def _read_processor(processor: ProcessorMixin, name: str, max_length: int | None) -> tuple[Geometry, TextEncoder]:
+    """Return the geometry and the text encoder of a processor; `name` is for error messages."""
     if any(getattr(processor, part, None) is None for part in ("image_processor", "tokenizer")):
         raise ValueError(
-            f"{name} has to hold an image_processor and a tokenizer, which this {type(processor).__name__} does not; "
-            "pass the model's whole processor, made by AutoProcessor.from_pretrained or, of the two parts, by "
-            "SiglipProcessor(image_processor, tokenizer)."
+            f"{name} must have an image_processor and a tokenizer, and this {type(processor).__name__} has not; pass "
+            "the model's processor, from AutoProcessor.from_pretrained or SiglipProcessor(image_processor, tokenizer)."
         )
     tokenizer = processor.tokenizer
     if tokenizer.pad_token is None:
-        raise ValueError(f"The tokenizer of {name} has no pad_token, and captions are padded to one length; set one.")
-    # SigLIP 2 was trained on lower-cased captions. Siglip2Tokenizer lower-cases by itself; GemmaTokenizer, which the
-    # fixed-resolution checkpoints name (with a SiglipProcessor), does not.
+        raise ValueError(
+            f"The tokenizer of {name} has no pad_token, which padding captions to one length needs; set "
+            "tokenizer.pad_token, for instance to its eos_token."
+        )
+    # SigLIP 2 was trained on lower-cased captions. Siglip2Tokenizer lower-cases; GemmaTokenizer, the tokenizer of the
+    # fixed-resolution checkpoints (with a SiglipProcessor), does not.
     lower_case = isinstance(processor, Siglip2Processor) or isinstance(tokenizer, GemmaTokenizer)
     return faithful_geometry(processor.image_processor), TextEncoder(
         tokenizer, text_length(tokenizer, name, max_length), lower_case
@@ -249,4 +276,4 @@ def _parts(processor: ProcessorMixin, name: str, max_length: int | None) -> tupl
 
 
 def _names(row: Mapping[str, Any]) -> str:
-    return ", ".join(str(name) for name in row if name not in ("example_id", "epoch"))  # which are ours
+    return ", ".join(str(name) for name in row if name not in ("example_id", "epoch"))  # these are added by Rows

@@ -1,9 +1,9 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Rows with labels to super-batch: images or texts with a class each, and texts whose labels are their own tokens.
+"""Data collators for images or texts with a class each, and for texts of a causal language model.
 
-As in [`~jest_hf.JESTDataCollator`], shapes never depend on the data: a row that cannot be used (a broken image, an
-empty text, no label) keeps its place, blank, with nothing to predict and `valid` False.
+As in [`~jest_hf.JESTDataCollator`], the shapes do not depend on the data: a row that cannot be used (a broken image,
+an empty text, no label) becomes a blank row without a label, and `valid` is False.
 """
 
 from __future__ import annotations
@@ -33,20 +33,19 @@ logger = logging.getLogger(__name__)
 
 
 class LabelledCollator(ABC):
-    """
-    What the collators of this file have in common: places, skips, columns and labels.
+    """Base class of the collators of this file: skips broken rows, and checks columns and labels.
 
-    A call with a list of rows (`dict`; `example_id` comes from [`~data.rows.Rows`]) returns a `dict` of tensors: what
-    the models' `forward` takes (with the prefix `ref_` what a reference reads differently), `labels`, `example_id`
-    int64 [B], and `valid` bool [B], False for rows that could not be used.
+    A call takes a list of B rows (`dict`; [`~jest_hf.data.rows.Rows`] adds `example_id`) and returns a `dict` of
+    tensors: inputs of the learner's `forward`, inputs of the reference's `forward` that differ (prefix `ref_`),
+    `labels`, `example_id` int64 [B], and `valid` bool [B], False for rows that could not be used.
 
     Args:
         processor: The learner's image processor or tokenizer.
-        columns (`dict`): The columns that are read, by the name of the option that names them.
+        columns (`dict`): Column names, by option, such as `label_column="label"`.
 
     Attributes:
-        image_column (`str`, *optional*): Column of the images, where there are images.
-        small_columns (`tuple[str, ...]`): Columns that tell data sets apart and can be read whole.
+        image_column (`str`, *optional*): Column of the images; `None` for texts.
+        small_columns (`tuple[str, ...]`): The other columns. The fingerprint of a data set reads them whole.
     """
 
     image_column: str | None = None
@@ -77,43 +76,51 @@ class LabelledCollator(ABC):
         return batch | {"example_id": ids, "valid": valid}
 
     def blank(self) -> dict[str, Tensor]:
-        """A batch of one row that says nothing, for a rank that has no rows and takes part in a forward."""
+        """Return a batch of one blank row.
+
+        A rank without rows feeds this batch to the model, so that it takes part in a forward that is a collective.
+        """
         batch = self._assemble([None])
         return batch | {"example_id": torch.zeros(1, dtype=torch.int64), "valid": torch.zeros(1, dtype=torch.bool)}
 
     def with_reference(self, ref_processor: Any | None) -> LabelledCollator:
-        """The same collator, for a reference that reads with `ref_processor` (`None`: what the learner reads)."""
+        """Return a copy of this collator for another reference.
+
+        Args:
+            ref_processor (*optional*): Image processor or tokenizer of the reference; `None` for a reference that
+                reads the learner's inputs.
+        """
         other = copy.copy(self)
         other._add_reference(ref_processor)
         return other
 
     def without_labels(self) -> LabelledCollator:
-        """The same collator, to predict with: rows need no label, and all that could be read are `valid`."""
+        """Return a copy of this collator for prediction: a row that can be read is `valid`, also without a label."""
         other = copy.copy(self)
         other.needs_labels = False
         return other
 
     @abstractmethod
     def _add_reference(self, ref_processor: Any | None) -> None:
-        """Read for a reference too; `None`: for none."""
+        """Add the inputs of a reference that reads with `ref_processor`, in place; `None` removes them."""
 
     @abstractmethod
     def _read(self, row: Mapping[str, Any]) -> Any:
-        """What is needed of one row; `BrokenImage` or `BrokenExample` where it is not there."""
+        """Return input and label of one row; raise `BrokenImage` or `BrokenExample` if it cannot be used."""
 
     @abstractmethod
     def _assemble(self, read: Sequence[Any]) -> dict[str, Tensor]:
-        """Inputs and labels of what was read, blank where that is `None`."""
+        """Return the batch of the results of `_read`, with a blank row for each `None`."""
 
     def _check_columns(self, rows: Sequence[Mapping[str, Any]]) -> None:
         if not rows:
-            raise ValueError(f"{type(self).__name__} got an empty list; give it at least one row.")
+            raise ValueError(f"{type(self).__name__} got an empty list of rows; pass at least one row.")
         for option, column in self.columns.items():
             lacking = next((row for row in rows if column not in row), None)
             if lacking is not None and (self.needs_labels or option != "label_column"):
                 raise ValueError(
-                    f"The rows have no column {column!r} (there are: {', '.join(map(str, lacking))}); pass {option} "
-                    f"to {type(self).__name__}."
+                    f"{option}={column!r} is not a column of the rows (there are: {', '.join(map(str, lacking))}); "
+                    f"pass one of these to {type(self).__name__} as {option}."
                 )
 
     def _log_skip(self, example_id: int, reason: Exception) -> None:
@@ -128,13 +135,12 @@ class LabelledCollator(ABC):
 
 
 class ClassCollator(LabelledCollator):
-    """
-    A collator of rows with a class each.
+    """Base class of the collators of rows with one class each.
 
     Args:
         processor: The learner's image processor or tokenizer.
-        label2id (`dict[str, int]`): The classes, as the model's configuration names them.
-        columns (`dict`): See [`LabelledCollator`]; `label_column` is one of them.
+        label2id (`dict[str, int]`): Number of each class by name, from the model's configuration.
+        columns (`dict`): As in [`LabelledCollator`]; `label_column` is required.
     """
 
     def __init__(self, processor: Any, label2id: Mapping[str, int], **columns: str) -> None:
@@ -142,11 +148,11 @@ class ClassCollator(LabelledCollator):
         self.classes = Classes(label2id, columns["label_column"])
 
     def check_labels(self, dataset: Any) -> None:
-        """See [`Classes.check`]."""
+        """Check the labels of a whole data set, as [`~jest_hf.data.classes.Classes.check`] does."""
         self.classes.check(dataset, needed=self.needs_labels)
 
     def _label(self, row: Mapping[str, Any]) -> int:
-        """The number of a row's class; where labels are not needed, -100 for a row without a usable one."""
+        """Return the number of a row's class; if labels are not needed, -100 for a row without a usable label."""
         try:
             return self.classes.number(row)
         except BrokenExample:
@@ -156,19 +162,37 @@ class ClassCollator(LabelledCollator):
 
 
 class ImageLabelCollator(ClassCollator):
-    """
-    Images with a class each: `pixel_values` uint8 [B, 3, H, W], not normalised, and `labels` int64 [B].
+    """Makes a super-batch of images with one class each.
+
+    A call returns `pixel_values` uint8 [B, 3, H, W], not normalised, `labels` int64 [B], `example_id` int64 [B] and
+    `valid` bool [B].
 
     Args:
-        image_processor (`transformers.BaseImageProcessor`): The learner's.
-        label2id (`dict[str, int]`): The classes, as the model's configuration names them.
-        ref_image_processor (`transformers.BaseImageProcessor`, *optional*): The reference's, where it has its own:
-            there is `ref_pixel_values` then, if it gives other pixels.
-        image_column (`str`, *optional*, defaults to `"image"`): See [`~images.pixels.decode_image`].
-        label_column (`str`, *optional*, defaults to `"label"`): Numbers or names of classes; -1 and `None` are none.
+        image_processor (`transformers.BaseImageProcessor`): Image processor of the learner.
+        label2id (`dict[str, int]`): Number of each class by name, from the model's configuration.
+        ref_image_processor (`transformers.BaseImageProcessor`, *optional*): Image processor of the reference; by
+            default the learner's. If it gives other pixels, they are added as `ref_pixel_values`.
+        image_column (`str`, *optional*, defaults to `"image"`): Column of the images (see
+            [`~jest_hf.images.pixels.decode_image`]).
+        label_column (`str`, *optional*, defaults to `"label"`): Column of the labels, numbers or names of classes; -1
+            and `None` mean no label.
 
     Raises:
-        ValueError: In a call, if the rows lack a column.
+        ValueError: In a call, if a row lacks a column.
+
+    Example:
+
+    ```python
+    >>> from PIL import Image
+    >>> from transformers import ViTImageProcessorPil
+    >>> from jest_hf.data.labelled import ImageLabelCollator
+    >>> processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
+    >>> collator = ImageLabelCollator(processor, label2id={"cat": 0, "dog": 1})
+    >>> batch = collator([{"image": Image.new("RGB", (40, 30)), "label": "dog"}])
+    >>> list(batch["pixel_values"].shape), batch["labels"].tolist(), batch["valid"].tolist()
+    ([1, 3, 16, 16], [1], [True])
+
+    ```
     """
 
     def __init__(
@@ -180,7 +204,7 @@ class ImageLabelCollator(ClassCollator):
         image_column: str = "image",
         label_column: str = "label",
     ) -> None:
-        self.image_column = image_column
+        self.image_column: str = image_column
         super().__init__(image_processor, label2id, image_column=image_column, label_column=label_column)
         self.geometries: dict[str, Geometry] = {"": faithful_geometry(image_processor)}
         self._add_reference(ref_image_processor)
@@ -209,23 +233,38 @@ class ImageLabelCollator(ClassCollator):
 
 
 class TextLabelCollator(ClassCollator):
-    """
-    Texts with a class each: `input_ids` and, where the tokenizer gives one, `attention_mask`, int64 [B, L] padded to
-    L, and `labels` int64 [B].
+    """Makes a super-batch of texts with one class each.
+
+    A call returns `input_ids` and, if the tokenizer returns one, `attention_mask`, int64 [B, L] padded to L, `labels`
+    int64 [B], `example_id` int64 [B] and `valid` bool [B].
 
     Args:
-        tokenizer (`transformers.PreTrainedTokenizerBase`): The learner's.
-        label2id (`dict[str, int]`): The classes, as the model's configuration names them.
-        ref_tokenizer (`transformers.PreTrainedTokenizerBase`, *optional*): The reference's, where it has its own:
-            there is `ref_input_ids` (and its companion) then, if it gives other tokens.
+        tokenizer (`transformers.PreTrainedTokenizerBase`): Tokenizer of the learner.
+        label2id (`dict[str, int]`): Number of each class by name, from the model's configuration.
+        ref_tokenizer (`transformers.PreTrainedTokenizerBase`, *optional*): Tokenizer of the reference; by default the
+            learner's. If it gives other tokens, they are added as `ref_input_ids` (and `ref_attention_mask`).
         text_column (`str`, *optional*, defaults to `"text"`): Column of the texts.
-        label_column (`str`, *optional*, defaults to `"label"`): Numbers or names of classes; -1 and `None` are none.
-        max_length (`int`, *optional*): Length L in tokens; by default the tokenizer's own limit, or 64 where it has
-            none or one above 1024.
+        label_column (`str`, *optional*, defaults to `"label"`): Column of the labels, numbers or names of classes; -1
+            and `None` mean no label.
+        max_length (`int`, *optional*): Length L in tokens; by default the tokenizer's limit, or 64 if the limit is
+            above 1024.
 
     Raises:
-        ValueError: At construction, if a tokenizer cannot pad or `max_length` does not suit it; in a call, if the rows
-            lack a column.
+        ValueError: At construction, if a tokenizer has no `pad_token` or `max_length` exceeds its limit; in a call, if
+            a row lacks a column.
+
+    Example:
+
+    ```python
+    >>> from jest_hf.data import train_tokenizer
+    >>> from jest_hf.data.labelled import TextLabelCollator
+    >>> tokenizer = train_tokenizer(["good film", "bad film"], max_length=8)
+    >>> collator = TextLabelCollator(tokenizer, label2id={"bad": 0, "good": 1})
+    >>> batch = collator([{"text": "good film", "label": "good"}, {"text": "", "label": "bad"}])
+    >>> list(batch["input_ids"].shape), batch["labels"].tolist(), batch["valid"].tolist()
+    ([2, 8], [1, -100], [True, False])
+
+    ```
     """
 
     def __init__(
@@ -262,22 +301,36 @@ class TextLabelCollator(ClassCollator):
 
 
 class LanguageModelCollator(LabelledCollator):
-    """
-    Texts for a causal language model: `input_ids` and `attention_mask`, int64 [B, L] padded to L, and `labels` int64
-    [B, L]: the ids themselves, -100 on padding and on the first token of a text, before which there is nothing to
-    predict it from (a tokenizer may pad on the left). A text of fewer than two tokens is skipped.
+    """Makes a super-batch of texts for a causal language model.
+
+    A call returns `input_ids` and `attention_mask`, int64 [B, L] padded to L, `labels` int64 [B, L], `example_id`
+    int64 [B] and `valid` bool [B]. The labels are the ids, and -100 on padding and on the first token of a text, which
+    has no token before it to be predicted from (a tokenizer may pad on the left). A text of one token is skipped.
 
     Args:
-        tokenizer (`transformers.PreTrainedTokenizerBase`): The learner's.
-        ref_tokenizer (`transformers.PreTrainedTokenizerBase`, *optional*): The reference's, which must give the same
-            tokens: losses of others do not compare.
-        text_column (`str`, *optional*, defaults to `"text"`): Column of the texts; longer ones are truncated.
-        max_length (`int`, *optional*): Length L in tokens; by default the tokenizer's own limit, or 64 where it has
-            none or one above 1024.
+        tokenizer (`transformers.PreTrainedTokenizerBase`): Tokenizer of the learner.
+        ref_tokenizer (`transformers.PreTrainedTokenizerBase`, *optional*): Tokenizer of the reference, by default the
+            learner's. It must give the same tokens, since losses of different tokens cannot be compared.
+        text_column (`str`, *optional*, defaults to `"text"`): Column of the texts. Texts of more than L tokens are
+            truncated.
+        max_length (`int`, *optional*): Length L in tokens; by default the tokenizer's limit, or 64 if the limit is
+            above 1024.
 
     Raises:
-        ValueError: At construction, if a tokenizer cannot pad or tells no padding, the two differ, or `max_length`
-            does not suit them; in a call, if the rows lack a column.
+        ValueError: At construction, if a tokenizer has no `pad_token`, the learner's returns no `attention_mask`, the
+            two give different tokens, or `max_length` exceeds their limit; in a call, if a row lacks a column.
+
+    Example:
+
+    ```python
+    >>> from jest_hf.data import train_tokenizer
+    >>> from jest_hf.data.labelled import LanguageModelCollator
+    >>> tokenizer = train_tokenizer(["a b c"], max_length=6)
+    >>> tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    >>> LanguageModelCollator(tokenizer)([{"text": "a b"}])["labels"]  # four bytes of " a b", </s>, padding
+    tensor([[-100,   67,  223,   68,    1, -100]])
+
+    ```
     """
 
     def __init__(
@@ -291,8 +344,8 @@ class LanguageModelCollator(LabelledCollator):
         super().__init__(tokenizer, text_column=text_column)
         if "attention_mask" not in tokenizer.model_input_names:
             raise ValueError(
-                "the tokenizer gives no attention_mask, which tells padding from text that is to be predicted; add "
-                "it to tokenizer.model_input_names."
+                "the tokenizer returns no attention_mask, which is needed to leave padding out of the loss; add "
+                '"attention_mask" to tokenizer.model_input_names.'
             )
         self.max_length = max_length
         self.text = _text_encoder(tokenizer, "the learner", max_length)
@@ -304,8 +357,8 @@ class LanguageModelCollator(LabelledCollator):
             return
         if not _text_encoder(ref_processor, "the reference", self.max_length).same_as(self.text):
             raise ValueError(
-                "the reference's tokenizer gives other tokens than the learner's, and losses of different tokens do "
-                "not compare; take a reference with the learner's tokenizer."
+                "the reference's tokenizer gives other tokens than the learner's, so their losses cannot be compared; "
+                "pass a reference with the learner's tokenizer."
             )
 
     def _read(self, row: Mapping[str, Any]) -> str:
@@ -329,8 +382,8 @@ def _text(value: Any) -> str:
 def _text_encoder(tokenizer: PreTrainedTokenizerBase, owner: str, max_length: int | None) -> TextEncoder:
     if tokenizer.pad_token is None:
         raise ValueError(
-            f"The tokenizer of {owner} has no pad_token, and texts are padded to one length; set one, such as its "
-            "eos_token."
+            f"The tokenizer of {owner} has no pad_token, which padding texts to one length needs; set "
+            "tokenizer.pad_token, for instance to its eos_token."
         )
     return TextEncoder(tokenizer, text_length(tokenizer, owner, max_length), lower_case=False)
 

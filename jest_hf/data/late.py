@@ -1,14 +1,15 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Full images for those examples alone that are trained on in full.
+"""Late images: decode full images only for the examples that are trained on at full resolution.
 
-What is scored at a view of smaller images needs no larger ones, and most of a super-batch is never trained on. So the
-loader's workers make the view alone, for which a JPEG is decoded at a half, a quarter or an eighth of its size, and
-once the sub-batch is known its images are read a second time, in threads: PIL lets go of the interpreter to decode.
+Scoring at a view of smaller images needs no full images, and most of a super-batch is never trained on. With late
+images the loader's workers make the view only, for which a JPEG is decoded at 1/2, 1/4 or 1/8 of its size. After the
+selection the full images of the sub-batch are read a second time, in threads (PIL releases the GIL while it decodes).
 
-With c the CPU time of a full image, v c that of a view, and k the share of the super-batch that is trained on in full,
-B examples cost B c when all are decoded in full, and B c (v + k) so. The step has to wait for the k B c: a loader that
-keeps up anyway loses by it. So it is done where v is clearly below 1 and k is small ([`LateImages.where_it_serves`]).
+Let c be the CPU time of a full image, v c the CPU time of a view, and k the share of the super-batch that is trained
+on at full resolution. B examples cost B c with full images for all, and B c (v + k) with late images. The step waits
+for the k B c, which is a loss if the loader is faster than the step. Late images are therefore used only if v is
+clearly below 1 and k is small ([`LateImages.where_it_serves`]).
 """
 
 from __future__ import annotations
@@ -32,26 +33,24 @@ from jest_hf.images.pixels import BrokenImage, Geometry, ImageGeometry, decode_i
 logger = logging.getLogger(__name__)
 
 MAX_LOGGED = 10
-MOST_KEPT = 0.2  # benchmarks/data_path.py: at a quarter the gain is no longer safe
+MOST_KEPT = 0.2  # measured by benchmarks/data_path.py: at 0.25 late images do not always save time
 
 
 class LateImages:
-    """
-    Brings the full images of a sub-batch whose super-batch held a view of them alone.
+    """Adds full images to a sub-batch whose super-batch holds images at a view only.
 
-    A row is read a second time: whatever a data set draws at random when it is read (`set_transform`) it draws anew.
-    Where the image cannot be read any more, its view takes its place, enlarged: the example was chosen for what is in
-    it, and shapes do not change.
+    A row is read a second time, so a random transform of the data set (`set_transform`) draws anew. If the image of a
+    selected example cannot be read any more, the enlarged view is used in its place.
 
     Args:
-        rows ([`~data.rows.Rows`]): The training data; a stream cannot be read a second time.
-        collator ([`JESTDataCollator`]): The run's, after [`~JESTDataCollator.at_view`].
+        rows ([`~jest_hf.data.rows.Rows`]): The training data. A stream is not supported, since it cannot be read by
+            index.
+        collator ([`JESTDataCollator`]): The collator of the run, after [`~JESTDataCollator.at_view`].
         n_threads (`int`, *optional*, defaults to `1`): Threads that decode.
 
     Attributes:
-        collator ([`JESTDataCollator`]): The one for the loader: the view, and nothing for a reference that looks at
-            images.
-        n_enlarged (`int`): Number of views that have taken an image's place so far.
+        collator ([`JESTDataCollator`]): The collator for the loader, which makes the view only.
+        n_enlarged (`int`): Number of enlarged views used so far.
     """
 
     def __init__(self, rows: Rows, collator: JESTDataCollator, n_threads: int = 1) -> None:
@@ -65,17 +64,16 @@ class LateImages:
     def where_it_serves(
         cls, rows: Rows, collator: JESTDataCollator, kept: float, n_threads: int = 1
     ) -> LateImages | None:
-        """
-        [`LateImages`] where it pays, and `None` elsewhere.
+        """Return [`LateImages`] if they save time, and `None` otherwise.
 
-        It pays if `collator` makes a view, if at most a fifth of the images are needed in full, and if the first row's
-        image is decoded smaller for its view than in full: a JPEG well above the view's size, and no PNG. The answer
-        depends on the data and the settings, never on measured times: a run can be repeated.
+        Late images save time if `collator` makes a view, at most a fifth of the images are needed at full resolution,
+        and the first row's image is decoded at a smaller size for the view (a JPEG much larger than the view, not a
+        PNG). The decision depends on data and settings, not on measured times, so that a run can be repeated.
 
         Args:
-            rows, collator, n_threads: As above.
-            kept (`float`): Share of the super-batch that is trained on in full: (1 - filter ratio) times (1 - low
-                resolution fraction).
+            rows, collator, n_threads: As in [`LateImages`].
+            kept (`float`): Share of the super-batch that is trained on at full resolution: (1 - filter ratio) times
+                (1 - low resolution fraction).
         """
         if VIEW_PREFIX not in collator.geometries or kept > MOST_KEPT:
             return None
@@ -87,24 +85,23 @@ class LateImages:
         return cls(rows, collator, n_threads) if small.size != large.size else None
 
     def __call__(self, batch: Mapping[str, Tensor], n_at_view: int) -> dict[str, Tensor]:
-        """
-        The sub-batch with full images.
+        """Add full images to a sub-batch.
 
         Args:
-            batch (mapping of `str` to `torch.Tensor`): A sub-batch of b rows of what `collator` makes.
-            n_at_view (`int`): So many rows at its beginning are trained on at the view.
+            batch (mapping of `str` to `torch.Tensor`): A sub-batch of b rows, made by `collator`.
+            n_at_view (`int`): Number of rows, the first ones, that are trained on at the view.
 
         Returns:
-            `dict[str, torch.Tensor]`: `batch`, with `pixel_values` and its companions `[b, ...]` on its device, the
-            first `n_at_view` rows blank. If there are no other rows, `batch` as it is.
+            `dict[str, torch.Tensor]`: `batch` with `pixel_values` (for NaFlex also mask and shapes) `[b, ...]` on its
+            device; the first `n_at_view` rows are blank. If all rows are at the view, a copy of `batch`.
 
         Raises:
-            ValueError: if `batch` has no images at the view: something else than `collator` has made it.
+            ValueError: If `batch` has no images at the view.
         """
         if VIEW_PREFIX + "pixel_values" not in batch:
             raise ValueError(
-                f"the super-batch has no {VIEW_PREFIX}pixel_values (it has {', '.join(batch)}); let the loader "
-                "collate with LateImages.collator."
+                f"the super-batch has no {VIEW_PREFIX}pixel_values (it has {', '.join(batch)}); use "
+                "LateImages.collator as the collate_fn of the loader."
             )
         ids = batch["example_id"]
         if n_at_view >= len(ids):
@@ -129,19 +126,26 @@ class LateImages:
     def _enlarge(self, batch: Mapping[str, Tensor], place: int, reason: BrokenImage) -> dict[str, np.ndarray]:
         self.n_enlarged += 1
         if self.n_enlarged <= MAX_LOGGED:
-            last = " Further ones are counted, not logged." if self.n_enlarged == MAX_LOGGED else ""
+            last = " Further enlarged views are counted, not logged." if self.n_enlarged == MAX_LOGGED else ""
             logger.warning(
-                "Example %d is trained on at its view, enlarged: %s.%s", batch["example_id"][place], reason, last
+                "Example %d is trained on with its enlarged view: %s.%s", batch["example_id"][place], reason, last
             )
         view = {name: batch[VIEW_PREFIX + name][place].cpu().numpy() for name in self._full.empty(0)}
         return enlarge(view, self._full)
 
 
 def enlarge(view: Mapping[str, np.ndarray], full: Geometry) -> dict[str, np.ndarray]:
-    """
-    Model inputs of one image that is left at a view only, as rows of `full.empty`.
+    """Make full-resolution inputs of one image from the image at a view.
 
-    An image is resized. A NaFlex model takes as few patches as there are, so those of the view do as they are.
+    A fixed-size image is resized. A NaFlex model takes any number of patches, so the patches of the view are padded.
+
+    Args:
+        view (mapping of `str` to `np.ndarray`): The image at the view: `pixel_values` uint8 `[3, H, W]`, or for NaFlex
+            `pixel_values`, `pixel_attention_mask` and `spatial_shapes`.
+        full ([`~jest_hf.images.pixels.Geometry`]): Geometry at full resolution.
+
+    Returns:
+        `dict[str, np.ndarray]`: One row of `full.empty(n)`.
     """
     if isinstance(full, ImageGeometry):
         height, width = full.output_size

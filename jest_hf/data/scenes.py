@@ -1,18 +1,18 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The built-in data set: small pictures of coloured shapes, with captions, drawn on the fly and never downloaded.
+"""The built-in data set: small pictures of coloured shapes with captions, drawn in memory, without a download.
 
-A scene is a background and one to three objects (size, colour, shape) in a row or in a column. Its caption says all of
-that, in one of several word orders and with synonyms, so that text is language and not a code. Each row is a function
-of `(seed, split, index)` alone: a smaller data set is a prefix of a larger one, and every machine draws the same rows.
+A scene is a background and one to three objects (size, colour, shape) in a row or in a column. The caption names all
+of these, in one of several word orders and with synonyms, as natural language does. Each row is a function of `(seed,
+split, index)` only: a smaller data set is a prefix of a larger one, and all machines draw the same rows.
 
-    curated      6,000 clean pairs: what a reference model is trained on
-    web         24,000 pairs, 70 % of them wrong or worthless: what a learner has to choose from
+    curated      6,000 clean pairs, to train a reference on
+    web         24,000 pairs, 70 % of them noise, to train a learner on
     validation   1,000 clean pairs
     test         1,000 clean pairs
 
-A meaning (the scene without its jitter and wording) belongs to exactly one of training (`curated`, `web`), validation
-and test, whatever the seed: no test caption was ever a training caption in other words.
+A meaning (a scene without jitter and wording) belongs to exactly one of training (`curated`, `web`), validation and
+test, for every seed: no test caption is a training caption in other words.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from PIL import Image, ImageDraw
 
 
 SPLIT_SIZES = {"curated": 6_000, "web": 24_000, "validation": 1_000, "test": 1_000}
-# Filters that keep less than a third of raw web data do best (arXiv 2304.14108): most of it is not worth training on.
+_SPLITS = ", ".join(SPLIT_SIZES)
+# The best filters keep less than a third of raw web data (arXiv 2304.14108).
 WEB_NOISE = {"aligned": 0.30, "shuffled": 0.48, "boilerplate": 0.14, "near-duplicate": 0.08}
 IMAGE_SIZE = 32
 
@@ -41,7 +42,7 @@ FEATURES = datasets.Features(
     }
 )
 
-# Each entry: the words for one attribute value, any of which a caption may use.
+# Each entry holds the words for one attribute value; a caption uses one of them.
 SHAPES = (
     ("circle", "disc", "dot"),
     ("square", "box"),
@@ -65,7 +66,7 @@ COLOURS = (
 SIZES = ((("small", "little", "tiny"), 0.50), (("large", "big", "huge"), 0.92))  # share of half a cell
 BACKGROUNDS = ((("white",), (250, 250, 250)), (("black", "dark"), (15, 15, 15)), (("grey", "gray"), (135, 135, 135)))
 
-# Whatever is drawn, a caption has at most 18 words: it fits a text length of 20 tokens.
+# Every caption has at most 18 words, and fits into 20 tokens.
 BACKDROPS = ("on {b}", "against {b}", "over {b}", "{b} background")
 ROW, COLUMN = 0, 1
 # Two objects: {0} is the left (upper) one, {1} the right (lower) one.
@@ -102,7 +103,19 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows, without position jitter: a background, an arrangement and one to three things."""
+    """The content of a picture, without position jitter: a background, an arrangement and one to three things.
+
+    Example:
+
+    ```python
+    >>> from jest_hf.data.scenes import Scene, Thing
+    >>> from jest_hf.data.tasks import scene_of
+    >>> scene = Scene(background=0, arrangement=0, things=(Thing(size=1, colour=2, shape=3),))
+    >>> scene_of(scene.meaning) == scene
+    True
+
+    ```
+    """
 
     background: int
     arrangement: int
@@ -110,7 +123,7 @@ class Scene:
 
     @property
     def meaning(self) -> int:
-        """The scene as one integer (mixed radix): equal exactly for scenes that mean the same."""
+        """The scene as one integer (mixed radix), equal for equal scenes only."""
         code = len(self.things)
         code = code * len(BACKGROUNDS) + self.background
         code = code * 2 + self.arrangement
@@ -122,40 +135,51 @@ class Scene:
 
     @property
     def part(self) -> str:
-        """`"training"`, `"validation"` or `"test"`: 80, 10 and 10 % of all meanings, by hash."""
+        """`"training"`, `"validation"` or `"test"`: 80, 10 and 10 % of all meanings, chosen by a hash."""
         bucket = zlib.crc32(self.meaning.to_bytes(8, "little")) % 10
         return {0: "test", 1: "validation"}.get(bucket, "training")
 
 
 def load_scenes(split: str, n: int | None = None, seed: int = 0) -> datasets.Dataset:
-    """
-    Draws one split of the built-in data set.
+    """Draw one split of the built-in data set.
 
     Args:
         split (`str`): `"curated"`, `"web"`, `"validation"` or `"test"`.
-        n (`int`, *optional*): Number of rows, by default that of `SPLIT_SIZES`; row i is the same for any `n`.
-        seed (`int`, *optional*, defaults to `0`): Another seed, another draw from the same world.
+        n (`int`, *optional*): Number of rows, by default that of `SPLIT_SIZES`. Row i is the same for every `n`.
+        seed (`int`, *optional*, defaults to `0`): Seed of all rows.
 
     Returns:
-        `datasets.Dataset` with the columns `image` (32 x 32 RGB PNG), `caption` (`str`), `noise` (`str`: what is wrong
-        with the pair, `"aligned"` if nothing; an answer key to measure selection with, never to train on) and `group`
-        (`int`: equal for images that mean the same, for retrieval by group).
+        `datasets.Dataset` with the columns `image` (32 x 32 RGB PNG), `caption` (`str`), `noise` (`str`: kind of noise
+        of the pair, `"aligned"` for a clean pair; to measure selection with, never to train on) and `group` (`int`:
+        the meaning, equal for images of equal scenes, for retrieval by group).
 
     Raises:
-        ValueError: for an unknown split, or a size or seed below zero.
+        ValueError: For an unknown split, or a number of rows or a seed below zero.
+
+    Example:
+
+    ```python
+    >>> from jest_hf.data import load_scenes
+    >>> rows = load_scenes("curated", n=2)
+    >>> rows.column_names
+    ['image', 'caption', 'noise', 'group']
+    >>> rows[0]["caption"], rows[0]["noise"]
+    ('a small orange diamond below a tiny purple ring on gray', 'aligned')
+
+    ```
     """
     if split not in SPLIT_SIZES:
-        raise ValueError(f"The built-in scenes have no split {split!r}: choose one of {', '.join(SPLIT_SIZES)}.")
+        raise ValueError(f"split={split!r} is not a split of the built-in scenes; choose one of {_SPLITS}.")
     n = SPLIT_SIZES[split] if n is None else n
     if n < 0 or seed < 0:
-        raise ValueError(f"Scenes need a size and a seed of zero or more, but n is {n} and seed is {seed}.")
+        raise ValueError(f"n={n} and seed={seed} must both be at least 0; leave out n for the whole split.")
     rows = [_row(split, index, seed) for index in range(n)]
     columns = {name: [row[name] for row in rows] for name in FEATURES}
     return datasets.Dataset.from_dict(columns, features=FEATURES)
 
 
 def boilerplate_caption(rng: random.Random) -> str:
-    """A caption of the kind that the web puts under any picture: one of a few hundred that say nothing about it."""
+    """Draw one of a few hundred captions, as found on the web, that do not describe the picture."""
     return rng.choice(BOILERPLATE).format(n=rng.randint(1, BOILERPLATE_NUMBERS))
 
 
@@ -164,7 +188,7 @@ def _row(split: str, index: int, seed: int) -> dict[str, object]:
     part = split if split in ("validation", "test") else "training"
     noise = rng.choices(list(WEB_NOISE), weights=list(WEB_NOISE.values()))[0] if split == "web" else "aligned"
     if noise == "near-duplicate":
-        # The same scene in the same words, again and again: only the jitter is the row's own.
+        # Scene and caption are the same for many rows; only the jitter differs.
         source = random.Random(f"{seed}/flooding/{rng.randrange(FLOODING_SCENES)}")
         scene = _sample_scene(source, part)
         caption = _describe(scene, source)
@@ -179,7 +203,7 @@ def _row(split: str, index: int, seed: int) -> dict[str, object]:
 
 
 def _sample_scene(rng: random.Random, part: str) -> Scene:
-    """Draws scenes until one's meaning belongs to `part`."""
+    """Draw scenes until the meaning of one belongs to `part`."""
     while True:
         n_things = rng.choice((1, 2, 2, 2, 2, 2, 2, 2, 3, 3))
         things = tuple(
@@ -193,7 +217,7 @@ def _sample_scene(rng: random.Random, part: str) -> Scene:
 
 
 def _describe(scene: Scene, rng: random.Random) -> str:
-    """One of the many captions that say what the scene shows, all of it."""
+    """Draw a caption that describes the whole scene."""
     phrases = [
         f"a {rng.choice(SIZES[t.size][0])} {rng.choice(COLOURS[t.colour][0])} {rng.choice(SHAPES[t.shape])}"
         for t in scene.things
@@ -209,12 +233,12 @@ def _describe(scene: Scene, rng: random.Random) -> str:
 
 
 def _draw(scene: Scene, rng: random.Random) -> bytes:
-    """The scene as PNG bytes, with a little of the rng's jitter in place, size and colour."""
+    """Draw the scene as PNG bytes, with random jitter of place, size and colour."""
     side = IMAGE_SIZE * _SUPERSAMPLING
     behind = _jitter(BACKGROUNDS[scene.background][1], rng)
     image = Image.new("RGB", (side, side), behind)
     canvas = ImageDraw.Draw(image)
-    cells = max(len(scene.things), 2)  # a lone thing is no larger than one of two
+    cells = max(len(scene.things), 2)  # a single thing is as large as each of two
     half_cell = side / (2 * cells)
     for k, thing in enumerate(scene.things):
         along = side / 2 if len(scene.things) == 1 else (2 * k + 1) * half_cell
@@ -241,7 +265,7 @@ def _draw_shape(
     colour: tuple[int, ...],
     behind: tuple[int, ...],
 ) -> None:
-    """Draws a shape of half width `r` around `(x, y)`; `behind` is the colour that shows through its holes."""
+    """Draw a shape of half width `r` around `(x, y)`; `behind` is the colour of its holes."""
     if shape == "circle":
         canvas.ellipse(_box(x, y, r), fill=colour)
     elif shape == "square":

@@ -1,9 +1,9 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""One way to name rows: the built-in scenes, something on this disk, or a data set on the Hub.
+"""Load rows from the built-in scenes, from files on this disk, or from a data set on the Hub.
 
-What is on this disk is never asked of the network; what is not found there and looks like a path is an error, not a
-Hub id.
+A path on this disk never causes a request to the network. A name that looks like a path but does not exist is an error
+and not a Hub id.
 """
 
 from __future__ import annotations
@@ -41,20 +41,19 @@ def load_source(
     max_rows: int | None = None,
     where: Mapping[str, Any] | None = None,
 ) -> datasets.Dataset:
-    """
-    Loads rows from wherever `spec` points to.
+    """Load the rows of a data set.
 
     Args:
         spec (`str`): One of
             - `"scenes:web"` (or another split of [`load_scenes`]);
             - a file or a glob of parquet, arrow, json(l), csv or webdataset (`.tar`) files;
-            - a folder: one that `save_to_disk` wrote, one of such files, or one of images (with `metadata.csv`);
-            - a data set's id on the Hub, or a builder's name of `datasets` with `data_files`.
-        split (`str`, *optional*): Which split; needed where there is more than one.
-        name (`str`, *optional*): Configuration of the data set (its "subset" on the Hub).
-        data_files (`str`, sequence or mapping of them, *optional*): As in `datasets.load_dataset`.
+            - a folder: written by `save_to_disk`, of such files, or of images (with `metadata.csv`);
+            - the id of a data set on the Hub, or the name of a `datasets` builder with `data_files`.
+        split (`str`, *optional*): The split; required if there are several.
+        name (`str`, *optional*): Configuration of the data set ("subset" on the Hub).
+        data_files (`str`, sequence or mapping of `str`, *optional*): As in `datasets.load_dataset`.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
-        max_rows (`int`, *optional*): Keep at most this many rows, the first ones (after `where`).
+        max_rows (`int`, *optional*): Number of rows to keep, the first ones (after `where`); by default all.
         where (`Mapping[str, Any]`, *optional*): Keep the rows whose column equals the value, or is one of the values:
             `{"split": "train", "source": ["noto", "fxemoji"]}`.
 
@@ -62,18 +61,28 @@ def load_source(
         `datasets.Dataset`, map-style.
 
     Raises:
-        FileNotFoundError: if `spec` looks like a path and nothing is there.
-        ValueError: for a split, column or kind of file that does not exist, or when no row is left.
+        FileNotFoundError: If `spec` looks like a path and does not exist.
+        ValueError: For a split, column or kind of file that does not exist, or if no row is left.
+
+    Example:
+
+    ```python
+    >>> from jest_hf.data import load_source
+    >>> rows = load_source("scenes:web", max_rows=50)
+    >>> len(rows), sorted(set(rows["noise"]))
+    (50, ['aligned', 'boilerplate', 'near-duplicate', 'shuffled'])
+
+    ```
     """
     if max_rows is not None and max_rows < 1:
-        raise ValueError(f"max_rows is {max_rows}: give 1 or more, or leave it out to keep every row.")
+        raise ValueError(f"max_rows={max_rows} must be at least 1; leave max_rows out to keep all rows.")
     if spec == "scenes" or spec.startswith("scenes:"):
-        # Scenes are drawn on demand: no need to draw rows that max_rows would drop.
+        # Rows that max_rows would drop need not be drawn.
         loaded = load_scenes(_scenes_split(spec, split), n=None if where else max_rows)
     elif _looks_local(spec):
         loaded = _choose_split(_load_local(spec, name, data_files), split, spec)
     else:
-        # The split goes along, so that only its files are fetched.
+        # With the split given, only the files of this split are downloaded.
         loaded = datasets.load_dataset(spec, name=name, data_files=data_files, revision=revision, split=split)
         loaded = _choose_split(loaded, split, spec)
     if where:
@@ -84,14 +93,14 @@ def load_source(
 def _scenes_split(spec: str, split: str | None) -> str:
     named = spec.removeprefix("scenes").removeprefix(":")
     if named and split and named != split:
-        raise ValueError(f"{spec!r} names one split and split={split!r} another: give one of them.")
+        raise ValueError(f"{spec!r} and split={split!r} name different splits; pass one of them.")
     if not (named or split):
-        raise ValueError(f"'scenes' needs a split: 'scenes:' and one of {', '.join(SPLIT_SIZES)}.")
+        raise ValueError(f"'scenes' needs a split; write 'scenes:' and one of {', '.join(SPLIT_SIZES)}.")
     return named or str(split)
 
 
 def _looks_local(spec: str) -> bool:
-    """Whether `spec` is there, or could not be a Hub id (`name` or `owner/name`) anyway."""
+    """Return whether `spec` exists on this disk, or cannot be a Hub id (`name` or `owner/name`)."""
     return (
         Path(spec).expanduser().exists()
         or glob.has_magic(spec)
@@ -109,11 +118,12 @@ def _load_local(spec: str, name: str | None, data_files: Any) -> datasets.Datase
         return datasets.load_dataset(str(path), name=name, data_files=data_files)
     files = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))
     if not files:
-        raise FileNotFoundError(f"Nothing is at {spec!r}: check the path (relative ones start at {Path.cwd()}).")
+        raise FileNotFoundError(f"{spec!r} does not exist; check the path (a relative path starts at {Path.cwd()}).")
     suffixes = sorted({Path(file).suffix for file in files})
     if len(suffixes) > 1 or suffixes[0] not in BUILDERS:
         raise ValueError(
-            f"{spec!r} holds files of kind {', '.join(map(repr, suffixes))}: give one kind of {', '.join(BUILDERS)}."
+            f"{spec!r} holds files of kind {', '.join(map(repr, suffixes))}; pass files of one kind of "
+            f"{', '.join(BUILDERS)}."
         )
     return datasets.load_dataset(BUILDERS[suffixes[0]], data_files=files)
 
@@ -123,21 +133,22 @@ def _choose_split(loaded: datasets.Dataset | datasets.DatasetDict, split: str | 
         return loaded
     available = ", ".join(loaded)
     if split is None and len(loaded) > 1:
-        raise ValueError(f"{spec!r} has several splits: choose one of {available} with split=.")
+        raise ValueError(f"{spec!r} has several splits; choose one of {available} with split=.")
     if split is not None and split not in loaded:
         raise ValueError(
-            f"{spec!r} has no split {split!r}, only {available}: choose one, or filter by a column with where=."
+            f"split={split!r} is not a split of {spec!r} (there are: {available}); choose one of these, or filter by "
+            "a column with where=."
         )
     return loaded[next(iter(loaded)) if split is None else split]
 
 
 def _keep(dataset: datasets.Dataset, where: Mapping[str, Any], spec: str) -> datasets.Dataset:
-    """The rows that match every condition. Reads the named columns alone, so no image is touched."""
+    """Return the rows that match every condition. Reads only the columns in `where`, and no image."""
     missing = sorted(set(where) - set(dataset.column_names))
     if missing:
         raise ValueError(
-            f"where names the column {missing[0]!r}, which {spec!r} does not have: "
-            f"its columns are {', '.join(dataset.column_names)}."
+            f"where names the column {missing[0]!r}, which {spec!r} does not have (there are: "
+            f"{', '.join(dataset.column_names)}); name one of these."
         )
     table = dataset.select_columns(list(where)).with_format("arrow")[:]
     mask = np.ones(len(dataset), dtype=bool)
@@ -146,8 +157,11 @@ def _keep(dataset: datasets.Dataset, where: Mapping[str, Any], spec: str) -> dat
         try:
             wanted_values = pa.array(values, type=table[column].type)
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-            raise ValueError(f"where[{column!r}] is {wanted!r}, but the column holds {table[column].type}.") from error
+            raise ValueError(
+                f"where[{column!r}]={wanted!r} does not fit the column, which holds {table[column].type}; pass values "
+                "of this type."
+            ) from error
         mask &= pc.is_in(table[column], value_set=wanted_values).to_numpy()
     if not mask.any():
-        raise ValueError(f"No row of {spec!r} matches where={dict(where)!r}: loosen it.")
+        raise ValueError(f"where={dict(where)!r} matches no row of {spec!r}; pass fewer conditions or other values.")
     return dataset.select(np.flatnonzero(mask))

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""How several processes share one super-batch: the collectives, and the exchange of selected examples."""
+"""Processes that share one super-batch: the collectives, and the exchange of selected examples."""
 
 from jest_hf.distributed.exchange import Exchanged, exchange, plan_exchange, quotas
 from jest_hf.distributed.gather import ask_first_rank, gather_objects, gather_to_cpu

@@ -1,12 +1,12 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The processes that share a super-batch, and the few ways in which they talk.
+"""The processes that share a super-batch, and their collectives.
 
-Selection, losses and the exchange of examples are written once, in terms of `Ranks`. Alone (one process) every method
-returns what it was given, without a copy, so nothing above asks how many processes there are.
+Selection, losses and the exchange of examples are written once, in terms of `Ranks`. In a group of one process every
+method returns its argument without a copy, so no other code depends on the number of processes.
 
-No method is differentiable: the losses compute their gradients themselves. All are collectives: every rank must call
-them, in the same order.
+Every method but `world` is a collective: all ranks must call it, in the same order. No method is differentiable: the
+losses compute their gradients themselves.
 """
 
 from __future__ import annotations
@@ -19,17 +19,29 @@ from torch import Tensor
 
 
 class Ranks:
-    """
-    The processes of a group, seen from one of them.
+    """The processes of a group, seen from one of them.
 
     Args:
-        group (`torch.distributed.ProcessGroup`, *optional*): The group; `None` is this process alone. The default
-            group, whatever its size, is [`Ranks.world`].
+        group (`torch.distributed.ProcessGroup`, *optional*): The group; `None` is this process alone. For the default
+            group see [`Ranks.world`].
 
     Attributes:
         rank (`int`): This process's place in the group.
         size (`int`): Number of processes (W).
-        bytes_received (`int`): Payload that this rank has received from others so far, in bytes.
+        bytes_received (`int`): Bytes of payload that this rank has received from other ranks so far.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from jest_hf.distributed import Ranks
+    >>> ranks = Ranks()
+    >>> ranks
+    Ranks(rank=0, size=1)
+    >>> ranks.gather(torch.tensor([3, 4]))
+    tensor([[3, 4]])
+
+    ```
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -40,11 +52,11 @@ class Ranks:
 
     @classmethod
     def world(cls) -> Ranks:
-        """All processes of the job: the default group, or this process alone where there is none."""
+        """Return all processes of the job: the default group, or this process alone if there is no default group."""
         return cls(dist.group.WORLD if dist.is_available() and dist.is_initialized() else None)
 
     def gather(self, value: Tensor) -> Tensor:
-        """`value`, of the same shape and dtype on every rank, from all ranks: `[W, ...]`."""
+        """Return the values of all ranks, of one shape and dtype, as `[W, ...]`. A collective."""
         if self.size == 1:
             return value[None]
         gathered = value.new_empty((self.size, *value.shape))
@@ -54,17 +66,15 @@ class Ranks:
         return gathered
 
     def gather_counts(self, count: int, device: torch.device | str = "cpu") -> list[int]:
-        """A whole number from every rank, in the order of ranks."""
+        """Return a whole number of every rank, in the order of ranks. A collective."""
         return self.gather(torch.tensor(count, device=device)).tolist()
 
     def gather_rows(self, rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
-        """
-        The rows of all ranks, in the order of ranks: `[sum(counts), ...]`.
+        """Return the rows of all ranks, in the order of ranks: `[sum(counts), ...]`. A collective.
 
         Args:
             rows (`torch.Tensor`): This rank's `[n, ...]`; n may differ between ranks, the rest of the shape may not.
-            counts (sequence of `int`, *optional*): Rows of every rank, where they are known; otherwise they are asked
-                for first.
+            counts (sequence of `int`, *optional*): Number of rows of every rank. By default they are gathered first.
         """
         if self.size == 1:
             return rows
@@ -74,23 +84,22 @@ class Ranks:
         return self.route(rows.repeat(self.size, *[1] * (rows.ndim - 1)), [len(rows)] * self.size, counts)
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum of `value` over all ranks, the same on each."""
+        """Return the sum of `value` over all ranks, the same on every rank. A collective."""
         if self.size == 1:
             return value
         total = value.clone()
         dist.all_reduce(total, group=self.group)
-        # What a ring all-reduce receives.
+        # The traffic of a ring all-reduce.
         self.bytes_received += 2 * (self.size - 1) * value.nbytes // self.size
         return total
 
     def route(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
-        """
-        Send the first `sent[0]` rows to rank 0, the next `sent[1]` to rank 1, and so on.
+        """Send the first `sent[0]` rows to rank 0, the next `sent[1]` to rank 1, and so on. A collective.
 
         Args:
             rows (`torch.Tensor`): `[sum(sent), ...]`.
-            sent (sequence of `int`): Rows for each rank.
-            received (sequence of `int`): Rows from each rank; must be what each of them sends here.
+            sent (sequence of `int`): Number of rows for each rank.
+            received (sequence of `int`): Number of rows from each rank, equal to what each of them sends to this one.
 
         Returns:
             `torch.Tensor`: `[sum(received), ...]`, in the order of the ranks they come from.
@@ -104,7 +113,7 @@ class Ranks:
         return arrived
 
     def rotate(self, rows: Tensor) -> Tensor:
-        """Hand `rows` to the next rank and return those of the one before; all of one shape."""
+        """Send `rows` to the next rank and return those of the previous one, of the same shape. A collective."""
         if self.size == 1:
             return rows
         n = len(rows)

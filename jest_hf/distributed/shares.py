@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""How a super-batch lies over the ranks: each holds a run of its positions, in the order of ranks."""
+"""How a super-batch is spread over the ranks: each rank holds consecutive positions, in the order of ranks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,23 @@ from jest_hf.distributed.ranks import Ranks
 
 
 class Shares(NamedTuple):
-    """
-    The shares of a super-batch, as every rank knows them.
+    """The shares of a super-batch, the same on every rank.
 
     Attributes:
-        ranks ([`Ranks`]): Who holds them.
-        rows (`list[int]`): Examples that each rank holds.
-        readable (`list[int]`): Examples among them that can be trained on.
+        ranks ([`Ranks`]): The ranks that hold the shares.
+        rows (`list[int]`): Number of examples that each rank holds.
+        readable (`list[int]`): Number of these examples that can be trained on.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from jest_hf.distributed import Ranks, Shares
+    >>> shares = Shares.of(Ranks(), valid=torch.tensor([True, False, True]))
+    >>> shares.rows, shares.readable
+    ([3], [2])
+
+    ```
     """
 
     ranks: Ranks
@@ -29,27 +39,30 @@ class Shares(NamedTuple):
 
     @classmethod
     def of(cls, ranks: Ranks, valid: Tensor) -> Shares:
-        """The shares, from this rank's mark of readable examples, bool `[n]`. A collective."""
+        """Return the shares; `valid`, bool `[n]`, marks the readable examples of this rank. A collective."""
         rows, readable = ranks.gather(torch.stack([valid.new_tensor(len(valid), dtype=torch.int64), valid.sum()])).T
         return cls(ranks, rows.tolist(), readable.tolist())
 
     @property
     def start(self) -> int:
-        """First position of this rank's share."""
+        """The first position of this rank's share."""
         return sum(self.rows[: self.ranks.rank])
 
     def positions(self, chosen: Tensor) -> Tensor:
-        """Positions in the super-batch of what each rank chose of its own share, bool `[n]`; int64, on every rank."""
+        """Return, on every rank, the positions of the rows that all ranks chose, int64. A collective.
+
+        `chosen`, bool `[n]`, marks the rows of this rank's share.
+        """
         return self.ranks.gather_rows(chosen.nonzero().flatten() + self.start)
 
     def own(self, positions: Tensor) -> Tensor:
-        """Those of these positions that lie in this rank's share, counted from its start; int64."""
+        """Return those of the positions that lie in this rank's share, counted from the start of the share, int64."""
         local = positions - self.start
         return local[(local >= 0) & (local < self.rows[self.ranks.rank])]
 
 
 def owners_of(positions: Tensor, rows: Sequence[int]) -> Tensor:
-    """The rank that holds each of these positions of a super-batch, int64, where each holds so many rows of it."""
+    """Return the rank that holds each position, int64; `rows` are the numbers of rows that the ranks hold."""
     ends = torch.tensor(rows, device=positions.device).cumsum(0)
     return torch.searchsorted(ends, positions, right=True)
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Retrieval and zero-shot classification: pure functions of embeddings, `evaluate` metrics and a callback.
 
-Nothing here loads a model or needs the network. The functions need torch only; the classes are imported when first
-asked for: the metrics because they import `evaluate`, the callback because it imports the collator.
+No function here loads a model or uses the network. The functions need torch only. The classes are imported at first
+use, since the metrics import `evaluate`, and the callback imports the collator.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jest_hf.evaluation.callback import ZeroShotCallback
     from jest_hf.evaluation.metrics import RetrievalMetric, ZeroShotMetric
 
-_HOMES = {"RetrievalMetric": ".metrics", "ZeroShotCallback": ".callback", "ZeroShotMetric": ".metrics"}
+_MODULES = {"RetrievalMetric": ".metrics", "ZeroShotCallback": ".callback", "ZeroShotMetric": ".metrics"}
 
 __all__ = [
     "DEFAULT_TEMPLATES",
@@ -33,6 +33,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name], __name__), name)
+    return getattr(importlib.import_module(_MODULES[name], __name__), name)

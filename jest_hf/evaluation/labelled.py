@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation of models whose examples stand alone: loss and accuracy of classifiers, perplexity of language models."""
+"""Evaluation on single examples: loss and accuracy of classifiers, loss and perplexity of language models."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from jest_hf.losses.pointwise import IGNORED, per_example_losses
 
 
 class EvaluationCollator:
-    """
-    Rows to a batch with `n_rows` more, the number of rows: it may be 0, and there is one blank row then all the same,
-    so that every batch can go through a model.
+    """Makes an evaluation batch from a list of rows, and adds the number of rows as `n_rows`.
+
+    For an empty list the batch has one blank row, so that every batch can be fed to a model, and `n_rows` is 0.
 
     Args:
-        collator ([`~data.labelled.LabelledCollator`]): How rows are read; one [`~LabelledCollator.without_labels`]
-            keeps those that have none, to predict them.
+        collator ([`~jest_hf.data.labelled.LabelledCollator`]): Reads the rows. To predict rows without labels too,
+            pass `collator.without_labels()`.
     """
 
     def __init__(self, collator: LabelledCollator) -> None:
@@ -37,16 +37,29 @@ class EvaluationCollator:
 
 @dataclass
 class LabelledResults:
-    """
-    The rows of a data set as one model sees them, in their order: also those that could not be read.
+    """Losses and logits of all rows of a data set under one model, in the order of the rows, skipped rows included.
 
     Args:
-        losses (`torch.Tensor`): fp32 `[N]`: cross-entropy of each example in nats, without label smoothing; NaN
+        losses (`torch.Tensor`): Cross-entropy of each example in nats, without label smoothing, fp32 `[N]`; NaN
             without a label.
-        n_labels (`torch.Tensor`): int64 `[N]`: labels (tokens) that each is the mean of, 0 where there are none.
-        valid (`torch.Tensor`): bool `[N]`: False for a row that was skipped (see the collator).
-        logits (`torch.Tensor`, *optional*): fp32 `[N, C]` of a classifier of whole examples, NaN in skipped rows.
-        labels (`torch.Tensor`, *optional*): int64 `[N]`, its labels; -100 for none.
+        n_labels (`torch.Tensor`): Number of labels (tokens) that each loss is the mean of, int64 `[N]`.
+        valid (`torch.Tensor`): False for a row that the collator skipped, bool `[N]`.
+        logits (`torch.Tensor`, *optional*): Logits of a classifier of whole examples, fp32 `[N, C]`; NaN for skipped
+            rows.
+        labels (`torch.Tensor`, *optional*): Labels of a classifier of whole examples, int64 `[N]`; -100 for no label.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from jest_hf.evaluation.labelled import LabelledResults
+    >>> counted, valid = torch.tensor([1, 1, 0]), torch.tensor([True, True, False])  # the last row was skipped
+    >>> logits, labels = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1, -100])
+    >>> results = LabelledResults(torch.tensor([0.5, 1.5, torch.nan]), counted, valid, logits, labels)
+    >>> results.metrics()
+    {'loss': 1.0, 'examples_skipped': 1, 'accuracy': 0.5}
+
+    ```
     """
 
     losses: Tensor
@@ -57,30 +70,34 @@ class LabelledResults:
 
     @property
     def predictions(self) -> np.ndarray:
-        """The logits of a classifier; the losses where logits of every token would fill the memory."""
+        """The logits of a classifier; the losses of a language model, whose logits would fill the memory."""
         return (self.losses if self.logits is None else self.logits).numpy()
 
     @property
     def label_ids(self) -> np.ndarray | None:
-        """The labels of a classifier's rows, where there are any."""
+        """The labels of a classifier's rows, or `None` if no row has a label."""
         return self.labels.numpy() if self.labels is not None and self.n_labels.any() else None
 
     @property
     def n_examples(self) -> int:
-        """Examples that were read."""
+        """Number of examples that were read."""
         return int(self.valid.sum())
 
     def metrics(self) -> dict[str, float]:
+        """Return the metrics of the data set.
+
+        Returns:
+            `dict[str, float]`: `examples_skipped`; if there are labels also `loss` (mean over examples with a label)
+            and, for a classifier of whole examples, `accuracy`, or for other models `perplexity` (exponential of the
+            mean loss over all tokens).
         """
-        `examples_skipped`, and over the rows with a label `loss`, the mean over examples; of classifiers of whole
-        examples `accuracy`, of others `perplexity`, the exponential of the mean over all tokens.
-        """
-        skipped, counted = {"examples_skipped": len(self.valid) - self.n_examples}, self.n_labels > 0
+        skipped: dict[str, float] = {"examples_skipped": len(self.valid) - self.n_examples}
+        counted = self.n_labels > 0
         if not counted.any():
             return skipped
         losses, n_labels = self.losses[counted].double(), self.n_labels[counted]
         metrics = {"loss": losses.mean().item(), **skipped}
-        if self.logits is not None:
+        if self.logits is not None and self.labels is not None:
             right = self.logits[counted].argmax(dim=1) == self.labels[counted]
             return metrics | {"accuracy": right.double().mean().item()}
         return metrics | {"perplexity": ((losses * n_labels).sum() / n_labels.sum()).exp().item()}
@@ -96,23 +113,24 @@ def evaluate_labelled(
     causal: bool,
     ranks: Ranks | None = None,
 ) -> LabelledResults:
-    """
-    Evaluate the batches of an [`EvaluationCollator`], in eval mode.
+    """Evaluate a model, in eval mode, on the batches of an [`EvaluationCollator`]. A collective.
 
     Args:
-        read (`Callable`): `read(model, batch)` is one forward, a [`~objectives.PointwiseReader`].
-        model (`torch.nn.Module`): the model, wrapped or not.
-        batches (iterable): this rank's batches, as many as every other rank's ([`~data.rows.share_batches`] sees to
-            it): each is one forward, a collective under some engines.
-        device (`torch.device`): the model's.
-        causal (`bool`): as in [`per_example_losses`].
-        ranks ([`~jest_hf.distributed.Ranks`], *optional*): who shares the data set; `None` is this process alone.
+        read (`Callable`): `read(model, batch)` makes one forward, such as a
+            [`~jest_hf.models.labelled.PointwiseReader`].
+        model (`torch.nn.Module`): The model, wrapped or not.
+        batches (iterable): This rank's batches, the same number on every rank (see
+            [`~jest_hf.data.rows.share_batches`]), since a forward is a collective under some engines.
+        device (`torch.device`): Device of the model.
+        causal (`bool`): As in [`~jest_hf.losses.pointwise.per_example_losses`].
+        ranks ([`~jest_hf.distributed.Ranks`], *optional*): The processes that share the data set; by default this
+            process alone.
 
     Returns:
-        [`LabelledResults`]: of the whole data set, on every rank, in the order of ranks, which is that of the rows.
+        [`LabelledResults`]: Results of the whole data set, in the order of its rows, on every rank.
 
     Raises:
-        ValueError: on all ranks, if no row can be read.
+        ValueError: On all ranks, if no row can be read.
     """
     ranks = ranks or Ranks()
     model.eval()
@@ -128,7 +146,7 @@ def evaluate_labelled(
         if logits.ndim == 2:
             found |= {"logits": logits.float().where(valid[:, None], torch.nan), "labels": labels}
         for name, rows in found.items():
-            columns[name].append(rows[:n_rows].cpu())  # without the blank row of a batch of none
+            columns[name].append(rows[:n_rows].cpu())  # without the blank row of an empty batch
     gathered = {name: gather_to_cpu(ranks, torch.cat(parts), device) for name, parts in columns.items() if parts}
     if not gathered["valid"].any():
         raise ValueError(

@@ -1,10 +1,9 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""[`retrieval_recall`] and [`zero_shot_accuracy`] as `evaluate` metrics: batches go in, one result comes out.
+"""[`retrieval_recall`] and [`zero_shot_accuracy`] as `evaluate` metrics: add batches, then compute one result.
 
-`evaluate` keeps what is added in an Arrow table, whose columns have one length, while images and texts need not be
-equally many. Hence a row of [`RetrievalMetric`]'s table is one embedding, of either kind, with its group; `add_batch`
-and `compute` take the arguments of [`retrieval_recall`] and lay them out as such rows.
+`evaluate` keeps added batches in an Arrow table, whose columns have the same length, but there may be more texts than
+images. A row of the table of [`RetrievalMetric`] is therefore one embedding, of an image or of a text, with its group.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from jest_hf.evaluation.zero_shot import zero_shot_accuracy
 try:
     import evaluate
 except ImportError as error:
-    raise ImportError("The metric classes need the evaluate package: pip install 'jest_hf[eval]'.") from error
+    raise ImportError("The metric classes need the evaluate package; run: pip install 'jest_hf[eval]'.") from error
 
 
 RETRIEVAL_INPUTS = """
@@ -40,27 +39,32 @@ Args:
 """
 
 
-class RetrievalMetric(evaluate.Metric):
-    """
-    [`retrieval_recall`] over everything added.
+class RetrievalMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
+    """An `evaluate` metric that computes [`retrieval_recall`] over all batches that were added.
 
-    Groups say which texts are right for which images. Without them, image n belongs to text n, counted over all
-    batches in the order of adding; with several captions per image, give `text_groups` the number of each text's
-    image.
+    An image and a text of the same group are right for each other. Without groups, image n and text n are a pair,
+    counted over all batches in the order of adding. With several captions per image, pass the number of each text's
+    image as `text_groups`.
 
-    Takes the arguments of `evaluate.Metric`; `keep_in_memory=True` writes nothing to disk.
+    Args:
+        args, kwargs: Arguments of `evaluate.Metric`. With `keep_in_memory=True` nothing is written to disk.
 
     Example:
 
     ```python
-    metric = RetrievalMetric(keep_in_memory=True)
-    for batch in loader:
-        metric.add_batch(image_embeds=..., text_embeds=...)
-    metric.compute(ks=(1, 5))  # {"image_to_text_R@1": ..., "text_to_image_R@1": ..., "R@1": ..., ...}
+    >>> import torch
+    >>> from jest_hf.evaluation import RetrievalMetric
+    >>> metric = RetrievalMetric(keep_in_memory=True)
+    >>> for _ in range(2):
+    ...     metric.add_batch(image_embeds=torch.eye(2), text_embeds=torch.eye(2))
+    >>> recalls = metric.compute(ks=(1, 2))
+    >>> recalls["R@1"], recalls["R@2"]  # each pair occurs twice: a tie, which counts as a miss
+    (0.0, 1.0)
+
     ```
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._added = {"image": 0, "text": 0}
 
@@ -82,23 +86,29 @@ class RetrievalMetric(evaluate.Metric):
         image_groups: Array | None = None,
         text_groups: Array | None = None,
     ) -> None:
-        """Add images, texts or both, as [`retrieval_recall`] takes them.
+        """Add images, texts or both; arguments as in [`retrieval_recall`].
 
         Raises:
-            ValueError: if there are neither images nor texts, embeddings are empty or not finite, groups do not match
-                them, or groups are missing in a metric of several processes, where nobody knows the order of adding.
+            ValueError: If there are neither images nor texts, embeddings are empty or not finite, groups do not match
+                them, or groups are missing in a metric of several processes, which have no common order of adding.
         """
         if image_embeds is None and text_embeds is None:
-            raise ValueError("add_batch got neither image_embeds nor text_embeds: pass at least one of them.")
+            raise ValueError("add_batch got neither image_embeds nor text_embeds; pass at least one of them.")
         inputs = {"image": (image_embeds, image_groups), "text": (text_embeds, text_groups)}
-        columns = {kind: self._columns(kind, *values) for kind, values in inputs.items() if values[0] is not None}
+        columns = {
+            kind: self._columns(kind, embeds, groups)
+            for kind, (embeds, groups) in inputs.items()
+            if embeds is not None
+        }
         for kind, rows in columns.items():
             super().add_batch(**rows)
             self._added[kind] += len(rows["group"])
 
     def _columns(self, kind: str, embeds: Array, groups: Array | None) -> dict[str, Any]:
         if groups is None and self.num_process > 1:
-            raise ValueError(f"{kind}_groups is needed with num_process={self.num_process}: pass dataset row numbers.")
+            raise ValueError(
+                f"{kind}_groups is needed with num_process={self.num_process}; pass the row numbers of the data set."
+            )
         embeds = as_embeddings(f"{kind}_embeds", embeds)
         first = 0 if groups is not None else self._added[kind]
         groups = as_groups(f"{kind}_groups", groups, embeds) + first
@@ -118,22 +128,23 @@ class RetrievalMetric(evaluate.Metric):
         ks: Sequence[int] = (1, 5, 10),
         tile_size: int = 256,
     ) -> dict[str, float] | None:
-        """Recall over what was added, and over the arguments if there are any. Forgets it all afterwards.
+        """Compute recall over all batches that were added, and over the arguments, if any. Then start anew.
 
         Returns:
-            `dict[str, float]`: as [`retrieval_recall`]; `None` on processes other than the first.
+            `dict[str, float]`: As in [`retrieval_recall`]; `None` on processes other than the first.
 
         Raises:
-            ValueError: if no images or no texts were added, and as `add_batch` and [`retrieval_recall`].
+            ValueError: If no images or no texts were added, and as in `add_batch` and [`retrieval_recall`].
         """
         if image_embeds is not None or text_embeds is not None:
             self.add_batch(
                 image_embeds=image_embeds, text_embeds=text_embeds, image_groups=image_groups, text_groups=text_groups
             )
         if self.writer is None:
-            raise ValueError("RetrievalMetric has nothing to compute: call add_batch first, or pass the embeddings.")
+            raise ValueError("RetrievalMetric has nothing to compute; call add_batch first, or pass the embeddings.")
         self._added = {"image": 0, "text": 0}
-        return super().compute(ks=ks, tile_size=tile_size)
+        recalls: dict[str, float] | None = super().compute(ks=ks, tile_size=tile_size)
+        return recalls
 
     def _compute(
         self,
@@ -145,28 +156,32 @@ class RetrievalMetric(evaluate.Metric):
     ) -> dict[str, float]:
         widths = {len(row) for row in embedding}
         if len(widths) > 1:
-            raise ValueError(f"RetrievalMetric got embeddings of widths {sorted(widths)}: take all from one model.")
-        embedding, is_image, group = np.asarray(embedding, np.float32), np.asarray(is_image), np.asarray(group)
-        if is_image.all() or not is_image.any():
-            raise ValueError("RetrievalMetric got only one of images and texts: add the other kind before compute.")
+            raise ValueError(f"RetrievalMetric got embeddings of widths {sorted(widths)}; add those of one model.")
+        embeddings, groups, images = np.asarray(embedding, np.float32), np.asarray(group), np.asarray(is_image)
+        if images.all() or not images.any():
+            raise ValueError("RetrievalMetric got only one of images and texts; add the other kind before compute.")
         return retrieval_recall(
-            embedding[is_image], embedding[~is_image], group[is_image], group[~is_image], ks=ks, tile_size=tile_size
+            embeddings[images], embeddings[~images], groups[images], groups[~images], ks=ks, tile_size=tile_size
         )
 
 
-class ZeroShotMetric(evaluate.Metric):
-    """
-    [`zero_shot_accuracy`] over everything added.
+class ZeroShotMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
+    """An `evaluate` metric that computes [`zero_shot_accuracy`] over all batches that were added.
 
-    Takes the arguments of `evaluate.Metric`; `keep_in_memory=True` writes nothing to disk.
+    Args:
+        args, kwargs: Arguments of `evaluate.Metric`. With `keep_in_memory=True` nothing is written to disk.
 
     Example:
 
     ```python
-    metric = ZeroShotMetric(keep_in_memory=True)
-    for batch in loader:
-        metric.add_batch(image_embeds=..., labels=batch["label"])
-    metric.compute(class_embeds=zero_shot_classifier(encode_text, class_names))  # {"accuracy@1": ..., ...}
+    >>> import torch
+    >>> from jest_hf.evaluation import ZeroShotMetric
+    >>> metric = ZeroShotMetric(keep_in_memory=True)
+    >>> for label in (0, 1, 2):
+    ...     metric.add_batch(image_embeds=torch.eye(3)[[label]], labels=[label])
+    >>> metric.compute(class_embeds=torch.eye(3), ks=(1,))
+    {'accuracy@1': 1.0, 'mean_per_class_accuracy': 1.0}
+
     ```
     """
 
@@ -179,10 +194,10 @@ class ZeroShotMetric(evaluate.Metric):
         )
 
     def add_batch(self, *, image_embeds: Array, labels: Array) -> None:
-        """Add images with their labels, as [`zero_shot_accuracy`] takes them.
+        """Add images with their labels; arguments as in [`zero_shot_accuracy`].
 
         Raises:
-            ValueError: if embeddings are empty or not finite, or labels do not match them.
+            ValueError: If embeddings are empty or not finite, or labels do not match them.
         """
         image = as_embeddings("image_embeds", image_embeds)
         labels = as_groups("labels", labels, image)
@@ -197,21 +212,22 @@ class ZeroShotMetric(evaluate.Metric):
         ks: Sequence[int] = (1, 5),
         tile_size: int = 1024,
     ) -> dict[str, float] | None:
-        """Accuracy over what was added, and over the arguments if there are any. Forgets it all afterwards.
+        """Compute accuracy over all batches that were added, and over the arguments, if any. Then start anew.
 
         Returns:
-            `dict[str, float]`: as [`zero_shot_accuracy`]; `None` on processes other than the first.
+            `dict[str, float]`: As in [`zero_shot_accuracy`]; `None` on processes other than the first.
 
         Raises:
-            ValueError: if no images were added, and as `add_batch` and [`zero_shot_accuracy`].
+            ValueError: If no images were added, and as in `add_batch` and [`zero_shot_accuracy`].
         """
         if image_embeds is not None:
             if labels is None:
-                raise ValueError("compute got image_embeds without labels: pass both, or neither after add_batch.")
+                raise ValueError("compute got image_embeds without labels; pass both, or neither after add_batch.")
             self.add_batch(image_embeds=image_embeds, labels=labels)
         if self.writer is None:
-            raise ValueError("ZeroShotMetric has nothing to compute: call add_batch first, or pass the embeddings.")
-        return super().compute(class_embeds=class_embeds, ks=ks, tile_size=tile_size)
+            raise ValueError("ZeroShotMetric has nothing to compute; call add_batch first, or pass the embeddings.")
+        accuracies: dict[str, float] | None = super().compute(class_embeds=class_embeds, ks=ks, tile_size=tile_size)
+        return accuracies
 
     def _compute(
         self,

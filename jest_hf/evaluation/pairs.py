@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""From a model and a data set to the embeddings that the metrics take."""
+"""Embed a whole data set of images with captions, for evaluation."""
 
 from __future__ import annotations
 
@@ -18,22 +18,25 @@ from jest_hf.data.collator import JESTDataCollator
 from jest_hf.distributed import Ranks, gather_objects, gather_to_cpu
 from jest_hf.evaluation.retrieval import retrieval_recall
 from jest_hf.losses import LOSSES
-from jest_hf.models import IMAGE_KEYS, DualEncoderOutput
+from jest_hf.models import IMAGE_KEYS
 
 
 class CaptionCollator:
-    """
-    Rows to an evaluation batch of n images and ALL their m captions (a super-batch has one caption an image).
+    """Makes an evaluation batch of n images and ALL their m captions (a super-batch has one caption per image).
 
     Args:
-        collator ([`JESTDataCollator`]): how images and captions are read; after [`~JESTDataCollator.at_view`] the
-            images are there at the view too.
-        group_column (`str`, *optional*): column whose equal values mean the same thing; default: every row for itself.
+        collator ([`JESTDataCollator`]): Reads images and captions; after [`~JESTDataCollator.at_view`] also images at
+            the view.
+        group_column (`str`, *optional*): Column whose equal values are a group: each image of a group is right for
+            each caption of the group. By default every row is a group.
 
     Returns (from a call):
-        The learner's keys of the super-batch, images `[n, ...]`, texts `[m, ...]`, and `caption_of` (int64 `[m]`, the
-        image a caption belongs to), `groups` (list of n), `skipped` (number of broken rows, which are left out). Where
-        n is 0 there is one blank image and one blank text all the same: every batch can go through a model.
+        The learner's keys of the super-batch, images `[n, ...]` and texts `[m, ...]`, and `caption_of` (int64 `[m]`,
+        row of the image of each caption), `groups` (list of n values) and `skipped` (number of broken rows, which are
+        left out). For n = 0 the batch has one blank image and one blank text, so that it can be fed to a model.
+
+    Raises:
+        ValueError: In a call, if the rows have no column `group_column`.
     """
 
     def __init__(self, collator: JESTDataCollator, group_column: str | None = None) -> None:
@@ -45,8 +48,8 @@ class CaptionCollator:
             return self._blank(skipped=0)
         if self.group_column is not None and self.group_column not in rows[0]:
             raise ValueError(
-                f"eval_group_column={self.group_column!r} is not a column of the evaluation data; "
-                f"it has {', '.join(sorted(rows[0]))}."
+                f"eval_group_column={self.group_column!r} is not a column of the evaluation data (there are: "
+                f"{', '.join(sorted(rows[0]))}); name one of these, or leave eval_group_column out."
             )
         batch = self.collator(rows)
         kept = batch["valid"].nonzero().flatten().tolist()
@@ -71,15 +74,15 @@ class CaptionCollator:
 
 @dataclass
 class Embedded:
-    """
-    A data set as one model sees it.
+    """The embeddings of a data set under one model, on the CPU.
 
     Args:
-        image (`torch.Tensor`): fp32 `[N, D]`, on the CPU.
-        text (`torch.Tensor`): fp32 `[M, D]`, all captions.
-        image_groups, text_groups (`torch.Tensor`): int64 `[N]` and `[M]`: equal numbers are hits of each other.
-        loss (`float`): mean contrastive loss of the batches, each image with its first caption.
-        skipped (`int`): broken rows that were left out.
+        image (`torch.Tensor`): Image embeddings, fp32 `[N, D]`.
+        text (`torch.Tensor`): Embeddings of all captions, fp32 `[M, D]`.
+        image_groups, text_groups (`torch.Tensor`): Groups, int64 `[N]` and `[M]`; images and captions of the same
+            group are right for each other.
+        loss (`float`): Mean contrastive loss of the batches, each image with its first caption.
+        skipped (`int`): Number of broken rows, which are left out.
     """
 
     image: Tensor
@@ -88,7 +91,7 @@ class Embedded:
     text_groups: Tensor
     loss: float
     skipped: int
-    label_ids: ClassVar[None] = None  # images and captions are each other's
+    label_ids: ClassVar[None] = None  # pairs have no labels
 
     @property
     def predictions(self) -> tuple[np.ndarray, np.ndarray]:
@@ -97,45 +100,48 @@ class Embedded:
 
     @property
     def n_examples(self) -> int:
-        """Images."""
+        """Number of images."""
         return len(self.image)
 
     def metrics(self) -> dict[str, float]:
-        """`loss`, the recalls of [`retrieval_recall`] and `examples_skipped`."""
+        """Return `loss`, the recalls of [`retrieval_recall`] and `examples_skipped`."""
         recalls = retrieval_recall(self.image, self.text, self.image_groups, self.text_groups)
         return {"loss": self.loss, **recalls, "examples_skipped": self.skipped}
 
 
 @torch.no_grad()
 def embed_dataset(
-    read: Callable[..., DualEncoderOutput],
+    read: Callable[..., Any],
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
     device: torch.device,
     loss: str,
     ranks: Ranks | None = None,
 ) -> Embedded:
-    """
-    Embed the batches of a [`CaptionCollator`], in eval mode.
+    """Embed the batches of a [`CaptionCollator`] with a model in eval mode. A collective.
 
     Args:
-        read (`Callable`): `read(model, batch)` is one forward: a [`~jest_hf.models.DualEncoder`], or one at a view.
-        model (`torch.nn.Module`): the model, wrapped or not.
-        batches (iterable): this rank's batches, as many as every other rank's ([`~data.rows.share_batches`] sees to
-            it): each is one forward, a collective under some engines.
-        device (`torch.device`): the model's.
+        read (`Callable`): `read(model, batch)` makes one forward and returns a
+            [`~jest_hf.models.DualEncoderOutput`], such as a [`~jest_hf.models.DualEncoder`].
+        model (`torch.nn.Module`): The model, wrapped or not.
+        batches (iterable): This rank's batches, the same number on every rank (see
+            [`~jest_hf.data.rows.share_batches`]), since a forward is a collective under some engines.
+        device (`torch.device`): Device of the model.
         loss (`str`): `"sigmoid"` or `"softmax"`.
-        ranks ([`~jest_hf.distributed.Ranks`], *optional*): who shares the data set; `None` is this process alone.
+        ranks ([`~jest_hf.distributed.Ranks`], *optional*): The processes that share the data set; by default this
+            process alone.
 
     Returns:
-        [`Embedded`]: the whole data set, on every rank, in the order of ranks: the same as of one process.
+        [`Embedded`]: Embeddings of the whole data set, in the order of its rows, on every rank: the same as from one
+        process.
 
     Raises:
-        ValueError: on all ranks, if no row can be read.
+        ValueError: On all ranks, if no row can be read.
     """
     ranks = ranks or Ranks()
     model.eval()
-    images, texts, image_groups, text_groups, losses = [], [], [], [], []
+    columns: dict[str, list[Tensor]] = {"image": [], "text": [], "image_groups": [], "text_groups": []}
+    own_losses: list[float] = []
     number_of: dict[Any, int] = {}
     skipped = 0
     for batch in batches:
@@ -144,32 +150,28 @@ def embed_dataset(
         output = read(model, tensors)
         caption_of, n = batch["caption_of"].cpu(), len(batch["groups"])
         image, text = output.image_embeds[:n].float(), output.text_embeds[: len(caption_of)].float()
-        groups = [number_of.setdefault(group, len(number_of)) for group in batch["groups"]]
-        groups = torch.tensor(groups, dtype=torch.int64)
+        numbers = [number_of.setdefault(group, len(number_of)) for group in batch["groups"]]
+        groups = torch.tensor(numbers, dtype=torch.int64)
         if n > 0:
             first_captions = torch.searchsorted(caption_of, torch.arange(n))
-            losses.append(LOSSES[loss](image, text[first_captions], output.logit_scale, output.logit_bias).item())
-        images.append(image.cpu())
-        texts.append(text.cpu())
-        image_groups.append(groups)
-        text_groups.append(groups[caption_of])
+            loss_of_batch = LOSSES[loss](image, text[first_captions], output.logit_scale, output.logit_bias)
+            own_losses.append(loss_of_batch.item())
+        rows = {"image": image.cpu(), "text": text.cpu(), "image_groups": groups, "text_groups": groups[caption_of]}
+        for name, values in rows.items():
+            columns[name].append(values)
     skipped = sum(ranks.gather_counts(skipped, device))
-    losses = gather_to_cpu(ranks, torch.tensor(losses, dtype=torch.float64), device).tolist()
+    losses = gather_to_cpu(ranks, torch.tensor(own_losses, dtype=torch.float64), device).tolist()
     if not losses:
         raise ValueError(f"not one of the {skipped} evaluation rows can be read; check the image and caption columns.")
-    numbers = _common_numbers(ranks, list(number_of), device)
-    return Embedded(
-        image=gather_to_cpu(ranks, torch.cat(images), device),
-        text=gather_to_cpu(ranks, torch.cat(texts), device),
-        image_groups=gather_to_cpu(ranks, numbers[torch.cat(image_groups)], device),
-        text_groups=gather_to_cpu(ranks, numbers[torch.cat(text_groups)], device),
-        loss=sum(losses) / len(losses),
-        skipped=skipped,
-    )
+    common = _common_numbers(ranks, list(number_of), device)
+    own = {name: torch.cat(parts) for name, parts in columns.items()}
+    own |= {name: common[own[name]] for name in ("image_groups", "text_groups")}
+    gathered = {name: gather_to_cpu(ranks, values, device) for name, values in own.items()}
+    return Embedded(**gathered, loss=sum(losses) / len(losses), skipped=skipped)
 
 
 def _common_numbers(ranks: Ranks, groups: list[Any], device: torch.device) -> Tensor:
-    """Numbers for these groups (int64), the same on all ranks: in the order in which one process would meet them."""
+    """Number the groups (int64) as one process would, in the order of the rows. A collective."""
     number_of: dict[Any, int] = {}
     for group in chain.from_iterable(gather_objects(ranks, groups, device)):
         number_of.setdefault(group, len(number_of))

@@ -1,21 +1,23 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Image-text retrieval: how often is a right item among the first k?
+"""Image-text retrieval: recall at k, the share of queries with a right item among the first k.
 
-Each image and each text has a group number, and an item is right for a query when their groups agree: plain pairs,
-several captions of one image and several images that share a caption are all the same case. The rank of a query is the
-number of wrong items that score at least as high as its best right item, so recall at k is the share of queries with a
-rank below k.
+Each image and each text has a group number. An item is right for a query if both have the same group. This covers
+plain pairs, several captions of one image, and several images with the same caption. The rank of a query is the number
+of wrong items that score at least as high as the best right item; recall at k is the share of queries with a rank
+below k.
 
-Ties count against the query. Otherwise a collapsed model, which embeds everything alike, would be perfect. Scores are
-cosines in float32, whose rounding depends on how the matrix product is blocked: scores within [`TIE`] are equal.
+Ties count against the query: otherwise a collapsed model, which gives all items the same embedding, would have perfect
+recall. Scores are cosines in float32, whose rounding depends on the blocking of the matrix product, so scores that
+differ by at most [`TIE`] are equal.
 
-Queries are taken a tile at a time; the `[Ni, Nt]` matrix never exists.
+Queries are ranked a tile at a time, so that the whole `[Ni, Nt]` matrix is never in memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-Array = Tensor | np.ndarray | Sequence
+Array = Tensor | np.ndarray | Sequence[Any]
 
-# Cosines closer than this are a tie: above float32 rounding noise, below any difference that means something.
+# Cosines closer than this are a tie: larger than float32 rounding errors, smaller than a difference that matters.
 TIE = 1e-6
 
 
@@ -37,45 +39,58 @@ def retrieval_recall(
     ks: Sequence[int] = (1, 5, 10),
     tile_size: int = 256,
 ) -> dict[str, float]:
-    """
-    Recall at k of image-to-text and text-to-image retrieval.
+    """Compute recall at k of image-to-text and text-to-image retrieval.
 
     Args:
         image (`torch.Tensor`, `np.ndarray` or nested list of shape `[Ni, D]`):
-            Image embeddings, any floating dtype; normalised here.
+            Image embeddings, any floating dtype, normalised or not.
         text (`torch.Tensor`, `np.ndarray` or nested list of shape `[Nt, D]`):
-            Text embeddings, any floating dtype; normalised here.
+            Text embeddings, any floating dtype, normalised or not.
         image_groups (integers of shape `[Ni]`, *optional*, defaults to `0 ... Ni - 1`):
-            Group of each image. Images that share a caption share a group.
+            Group of each image. Images with the same caption have the same group.
         text_groups (integers of shape `[Nt]`, *optional*, defaults to `0 ... Nt - 1`):
-            Group of each text. With several captions per image and no `image_groups`: the row of the text's image.
+            Group of each text. With several captions per image and without `image_groups`, the row of the text's
+            image.
         ks (sequence of `int`, *optional*, defaults to `(1, 5, 10)`):
-            The k of recall at k; at least 1. A k beyond the size of the gallery is always met.
+            Values of k, each at least 1. Recall is 1 for a k of at least the number of items.
         tile_size (`int`, *optional*, defaults to `256`):
-            Queries ranked at a time. Bounds memory, does not change the result.
+            Queries ranked at a time. It limits the memory and does not change the result.
 
     Returns:
-        `dict[str, float]`: for each k the keys `image_to_text_R@k`, `text_to_image_R@k` and `R@k`, the mean of the
+        `dict[str, float]`: For each k the keys `image_to_text_R@k`, `text_to_image_R@k` and `R@k`, the mean of the
         two; each between 0 and 1.
 
     Raises:
-        ValueError: if embeddings are empty, not finite or of different widths, groups do not match them, a query has
-            no item of its group in the other modality, or `ks` or `tile_size` hold a number below 1.
+        ValueError: If embeddings are empty, not finite or of different widths, groups do not match them, a query has
+            no item of its group in the other modality, or a number in `ks` or `tile_size` is below 1.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from jest_hf.evaluation import retrieval_recall
+    >>> image, text = torch.eye(3), torch.eye(3)[[0, 2, 1]]  # the captions of images 1 and 2 are swapped
+    >>> recalls = retrieval_recall(image, text, ks=(1, 3))
+    >>> round(recalls["R@1"], 2), recalls["R@3"]
+    (0.33, 1.0)
+
+    ```
     """
     image, text = as_embeddings("image", image), as_embeddings("text", text)
     if image_groups is None and text_groups is None and len(image) != len(text):
         raise ValueError(
-            f"{len(image)} images and {len(text)} texts are not pairs: pass text_groups with each text's image row."
+            f"{len(image)} images and {len(text)} texts are not pairs; pass text_groups with the row of each text's "
+            "image."
         )
     image_groups = as_groups("image_groups", image_groups, image)
     text_groups = as_groups("text_groups", text_groups, text)
     check_ks(ks)
     for name, groups, others in (("image", image_groups, text_groups), ("text", text_groups, image_groups)):
-        alone = int((~torch.isin(groups, others)).sum())
-        if alone:
+        unmatched = int((~torch.isin(groups, others)).sum())
+        if unmatched:
             raise ValueError(
-                f"{alone} of {len(groups)} {name} rows have no counterpart of their group: drop these rows or correct "
-                f"image_groups and text_groups."
+                f"{unmatched} of {len(groups)} {name} rows have no counterpart of their group; drop these rows, or "
+                "correct image_groups and text_groups."
             )
 
     to_text = group_ranks(image, text, image_groups, text_groups, tile_size)
@@ -92,28 +107,33 @@ def retrieval_recall(
 def group_ranks(
     queries: Tensor, gallery: Tensor, query_groups: Tensor, gallery_groups: Tensor, tile_size: int
 ) -> Tensor:
-    """
-    Rank of each query's best own item: the number of items of other groups that score at least as high, up to [`TIE`].
+    """Rank the best item of each query's group among the items of other groups.
+
+    The rank is the number of items of other groups that score at least as high, up to [`TIE`].
 
     Args:
-        queries (`torch.Tensor` of shape `[N, D]`): normalised float32 embeddings.
-        gallery (`torch.Tensor` of shape `[M, D]`): normalised float32 embeddings.
-        query_groups (`torch.Tensor` of shape `[N]`): int64; each occurs in `gallery_groups`.
+        queries (`torch.Tensor` of shape `[N, D]`): Normalised float32 embeddings.
+        gallery (`torch.Tensor` of shape `[M, D]`): Normalised float32 embeddings.
+        query_groups (`torch.Tensor` of shape `[N]`): int64; each group occurs in `gallery_groups`.
         gallery_groups (`torch.Tensor` of shape `[M]`): int64.
-        tile_size (`int`): queries at a time.
+        tile_size (`int`): Queries ranked at a time.
 
     Returns:
-        `torch.Tensor` of shape `[N]`: int64 ranks, 0 is best.
+        `torch.Tensor` of shape `[N]`: Ranks, int64, 0 for the best.
+
+    Raises:
+        ValueError: If the embeddings have different widths, or `tile_size` is below 1.
     """
     if queries.shape[1] != gallery.shape[1]:
         raise ValueError(
-            f"The embeddings compared have widths {queries.shape[1]} and {gallery.shape[1]}: take both from one model."
+            f"The embeddings compared have widths {queries.shape[1]} and {gallery.shape[1]}; pass embeddings of one "
+            "model."
         )
     if tile_size < 1:
-        raise ValueError(f"tile_size must be at least 1, but is {tile_size}: the default is 256.")
+        raise ValueError(f"tile_size={tile_size} must be at least 1; leave tile_size out for the default.")
     ranks = []
     with torch.autocast(queries.device.type, enabled=False):
-        for rows, groups in zip(queries.split(tile_size), query_groups.split(tile_size), strict=True):
+        for rows, groups in zip(torch.split(queries, tile_size), torch.split(query_groups, tile_size), strict=True):
             scores = rows @ gallery.T
             own = groups[:, None] == gallery_groups
             best = scores.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
@@ -122,41 +142,45 @@ def group_ranks(
 
 
 def share_below(ranks: Tensor, k: int) -> float:
-    """Share of the ranks below k. Counted in integers: a float32 mean of a million ranks would be off."""
+    """Return the share of ranks below k, counted in integers, since a float32 mean of many ranks is inexact."""
     return int((ranks < k).sum()) / len(ranks)
 
 
 def as_embeddings(name: str, values: Array) -> Tensor:
-    """`values` as a normalised float32 matrix on its own device, checked."""
+    """Check `values` and return them as a normalised float32 matrix on the same device; `name` is for messages."""
     if isinstance(values, Tensor):
         matrix = values.detach().float()
     else:
         matrix = torch.tensor(np.asarray(values, dtype=np.float32))
     if matrix.ndim != 2 or matrix.numel() == 0:
-        raise ValueError(f"{name} must be a matrix of embeddings, one per row, but its shape is {list(matrix.shape)}.")
+        raise ValueError(f"{name} must be a matrix with one embedding in each row; its shape is {list(matrix.shape)}.")
     broken = int((~matrix.isfinite().all(dim=1)).sum())
     if broken:
         raise ValueError(
-            f"{broken} of {len(matrix)} rows of {name} hold NaN or infinity: the model that embedded them diverged or "
-            f"overflowed, evaluate an earlier checkpoint or in float32."
+            f"{broken} of {len(matrix)} rows of {name} hold NaN or infinity, so the model has diverged or overflowed; "
+            "evaluate an earlier checkpoint, or in float32."
         )
     return F.normalize(matrix, dim=1)
 
 
 def as_groups(name: str, values: Array | None, embeddings: Tensor) -> Tensor:
-    """`values` as int64, one per row of `embeddings` and on its device; the row numbers if there are none."""
+    """Check `values`, one for each row of `embeddings`, and return them as int64 on the device of `embeddings`.
+
+    Without `values` the row numbers are returned; `name` is for error messages.
+    """
     if values is None:
         return torch.arange(len(embeddings), device=embeddings.device)
     groups = values if isinstance(values, Tensor) else torch.tensor(np.asarray(values))
     if groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
-        raise ValueError(f"{name} must be integers, but is {groups.dtype}: number the groups.")
+        raise ValueError(f"{name} must be integers and not {groups.dtype}; number the groups.")
     if groups.shape != (len(embeddings),):
         raise ValueError(
-            f"{name} must be one integer per embedding, of shape [{len(embeddings)}], but has {list(groups.shape)}."
+            f"{name} must be one integer per embedding, of shape [{len(embeddings)}] and not {list(groups.shape)}."
         )
     return groups.to(device=embeddings.device, dtype=torch.int64)
 
 
 def check_ks(ks: Sequence[int]) -> None:
+    """Raise `ValueError` unless `ks` holds positive integers."""
     if not ks or min(ks) < 1:
-        raise ValueError(f"ks must be positive integers, but is {list(ks)}: (1, 5, 10) is usual.")
+        raise ValueError(f"ks={list(ks)} must be positive integers; pass for instance ks=(1, 5, 10).")

@@ -16,6 +16,7 @@ from dataclasses import replace
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from jest_hf.hub.card_parts import about_table, at_revision, is_hub_id, percent, public_name, render_card
+from jest_hf.losses import LOSSES
 from jest_hf.report.summary import RunSummary
 from jest_hf.report.table import format_table
 from jest_hf.selection import CRITERIA, SELECTIONS
@@ -71,6 +72,8 @@ def run_card(summary: RunSummary) -> ModelCard:
             raise ValueError(f"{name}={value!r} is not known: choose one of {', '.join(filter(None, known))}.")
     selector = SELECTIONS[summary.selection]
     selects = selector.scores
+    if not selector.uses_criterion:
+        summary = replace(summary, criterion=None)
     criterion = CRITERIA.get(summary.criterion or "")
     by_learner, by_reference = (
         (False, False) if criterion is None else (bool(criterion.learner), bool(criterion.reference))
@@ -88,11 +91,13 @@ def run_card(summary: RunSummary) -> ModelCard:
         architecture=summary.architecture,
         adapter=summary.adapter,
         method=selector.title,
+        sentence=selector.sentence,
         selection=summary.selection,
-        scorers=_scorers(summary, by_learner, by_reference),
+        scorers=_scorers(summary, by_learner, by_reference) if selector.uses_criterion else "",
         uses_reference=selects and by_reference,
         task=task,
         sample=sample,
+        pairs=sample is None and task is not None,
         sigmoid=summary.loss == "sigmoid",
         text_length=summary.text_length,
         base=public_name(summary.base_model),
@@ -109,10 +114,18 @@ def run_card(summary: RunSummary) -> ModelCard:
     )
 
 
-def _task(summary: RunSummary) -> tuple[str, str | None]:
-    """Return the Hub's name of the model's task and, for a model with labels, Python code of an input to try."""
+def _task(summary: RunSummary) -> tuple[str | None, str | None]:
+    """Return the Hub's name of the model's task and, for a model with labels, Python code of an input to try. The task
+    of a class that is not in `TASKS` is known only if the loss is one of pairs.
+    """
     found = (task for ending, task in TASKS.items() if summary.architecture.endswith(ending))
-    return next(found, ("zero-shot-image-classification", None))
+    return next(found, ("zero-shot-image-classification" if summary.loss in LOSSES else None, None))
+
+
+def _measured_task(task: str | None, sample: str | None, metric: str) -> str:
+    if task is None:
+        return "other"
+    return task if sample is not None or "accuracy" in metric else "image-text-retrieval"
 
 
 def _scorers(summary: RunSummary, by_learner: bool, by_reference: bool) -> str:
@@ -130,12 +143,12 @@ def _metadata(summary: RunSummary, metrics: Mapping[str, float]) -> ModelCardDat
     tags += ["data-curation"] if SELECTIONS[summary.selection].scores else []
     tags += ["jest-reference"] if summary.role == "reference" else []
     task, sample = _task(summary)
-    tags += ["contrastive-learning"] if sample is None else []
+    tags += ["contrastive-learning"] if sample is None and task is not None else []
     tags += summary.tags
     measured_on = public_name(summary.eval_dataset) or "evaluation set"
     results = [
         EvalResult(
-            task_type=task if sample is not None or "accuracy" in name else "image-text-retrieval",
+            task_type=_measured_task(task, sample, name),
             dataset_type=measured_on,
             dataset_name=measured_on,
             metric_type=name,

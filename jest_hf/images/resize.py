@@ -1,19 +1,18 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Patch kernels, patches and position embeddings at another size (FlexiViT, arXiv 2212.08013, section 3.4).
+"""Resize patch kernels, patches and position embeddings (FlexiViT, arXiv 2212.08013, section 3.4).
 
-Let B be the matrix of the bilinear resize from a patch of `h` pixels a side to one of `h2`. PI-resize chooses the
-kernel that gives resized patches the tokens of the original ones: `w2 = pinv(B^T) w`, since then `<B x, w2> = <x, w>`
-for every patch x if h2 >= h (and as nearly as can be if h2 < h).
+Let B be the matrix of the bilinear resize from a patch of `h` pixels a side to one of `h2`. PI-resize takes the kernel
+that gives resized patches the tokens of the original ones: `w2 = pinv(B^T) w`. Then `<B x, w2> = <x, w>` for every
+patch x if h2 >= h; if h2 < h the difference is least in the sense of least squares.
 
-The same inner product can be had without touching the kernel: `<x2, pinv(B^T) w> = <pinv(B) x2, w>`. Resizing the
-patches by `pinv(B)` and leaving the kernel alone gives the same tokens and the same gradients, and it needs no access
-to a parameter that an engine may have spread over devices. So there is one kernel only, and no chain of resizes:
-enlarging a patch and reducing it again blurs it, and a kernel resized there and back (16 -> 32 -> 16) is another one.
+The kernel need not change: `<x2, pinv(B^T) w> = <pinv(B) x2, w>`. Resizing the patches by `pinv(B)` gives the same
+tokens and the same gradients, without access to a parameter that an engine may have sharded over devices. So there is
+one kernel, and no chain of resizes: a kernel resized there and back (16 -> 32 -> 16) is not the same kernel.
 
 The bilinear resize is that of `torch.nn.functional.interpolate(mode="bilinear", align_corners=False,
-antialias=False)`. It is separable, B = B_rows (x) B_columns, and so is its pseudo-inverse: two small matrices in place
-of one of `[h2 * w2, h * w]`.
+antialias=False)`. It is separable, B = B_rows (x) B_columns, and so is its pseudo-inverse: two small matrices replace
+one of `[h2 * w2, h * w]`.
 """
 
 from __future__ import annotations
@@ -26,10 +25,9 @@ from torch.nn.functional import interpolate
 
 
 def resize_patch_kernel(kernel: Tensor, size: tuple[int, int]) -> Tensor:
-    """
-    PI-resize of a patch embedding's kernel: `pinv(B^T) vec(w)` for each filter and channel.
+    """PI-resize the kernel of a patch embedding: `pinv(B^T) vec(w)` for each filter and channel.
 
-    Resize from the model's own kernel each time: there and back again is not the same kernel.
+    Always resize the model's own kernel, as a kernel resized there and back is not the same.
 
     Args:
         kernel (`torch.Tensor`): Floating, `[out, in, h, w]`. Gradients flow to it.
@@ -40,7 +38,20 @@ def resize_patch_kernel(kernel: Tensor, size: tuple[int, int]) -> Tensor:
             if it has that size.
 
     Raises:
-        ValueError: if a side of `size` is below 1, or `kernel` has not four dimensions.
+        ValueError: if a side of `size` is below 1, or `kernel` does not have four dimensions.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from jest_hf.models import resize_patch_kernel
+    >>> resize_patch_kernel(torch.ones(1, 1, 2, 2), (4, 4))[0, 0]  # a constant patch keeps its token
+    tensor([[0.2500, 0.2500, 0.2500, 0.2500],
+            [0.2500, 0.2500, 0.2500, 0.2500],
+            [0.2500, 0.2500, 0.2500, 0.2500],
+            [0.2500, 0.2500, 0.2500, 0.2500]])
+
+    ```
     """
     if kernel.dim() != 4 or min(size) < 1:
         raise ValueError(
@@ -54,10 +65,9 @@ def resize_patch_kernel(kernel: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_patches(images: Tensor, patch_size: int, new_patch_size: int) -> Tensor:
-    """
-    Resize each patch of an image by itself, by `pinv(B)`, B being the bilinear resize from new to present patches.
+    """Resize each patch of an image by itself, with `pinv(B)`; B is the bilinear resize from new to old patches.
 
-    A kernel of `new_patch_size` makes of the result the tokens that this kernel, PI-resized to `patch_size`, makes of
+    A kernel of `new_patch_size` gives the result the tokens that the same kernel, PI-resized to `patch_size`, gives
     `images`.
 
     Args:
@@ -73,18 +83,20 @@ def resize_patches(images: Tensor, patch_size: int, new_patch_size: int) -> Tens
     """
     height, width = images.shape[-2:]
     if height % patch_size or width % patch_size:
-        raise ValueError(f"images of {height} x {width} pixels have no whole number of patches of {patch_size}.")
+        raise ValueError(
+            f"images of {height} x {width} pixels have no whole number of patches of {patch_size}: choose a "
+            "patch_size that divides both."
+        )
     if patch_size == new_patch_size:
         return images
     matrix = pi_resize_matrix(new_patch_size, patch_size)
-    patches = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size)).transpose(3, 4)
+    patches = torch.unflatten(torch.unflatten(images, 3, (-1, patch_size)), 2, (-1, patch_size)).transpose(3, 4)
     resized = _between(matrix.T, patches, matrix)  # [b, channels, rows, columns, new, new]
     return resized.transpose(3, 4).flatten(4, 5).flatten(2, 3)
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """
-    Position embeddings of a square grid of patches for another grid: bilinear, antialiased.
+    """Resize the position embeddings of a square grid of patches to another grid, bilinear and antialiased.
 
     Args:
         positions (`torch.Tensor`): `[n * n, width]`, row by row, without the position of a class token.
@@ -92,30 +104,32 @@ def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
 
     Returns:
         `torch.Tensor`: `[rows * columns, width]` of the same dtype and device, computed in float32 or better;
-            `positions` itself if that is its grid.
+            `positions` itself if the grid is the same.
     """
     side = round(len(positions) ** 0.5)
     if (side, side) == tuple(grid):
         return positions
     wide = positions.to(torch.promote_types(positions.dtype, torch.float32))
-    square = wide.unflatten(0, (side, side)).permute(2, 0, 1)[None]
+    square = torch.unflatten(wide, 0, (side, side)).permute(2, 0, 1)[None]
     resized = interpolate(square, size=grid, mode="bilinear", align_corners=False, antialias=True)[0]
     return resized.flatten(1).T.to(positions.dtype)
 
 
-# A cached tensor must serve every later call: an ordinary one on the CPU, whatever is switched on in the first.
+# A cached tensor is used by every later call, so it must be an ordinary CPU tensor even if the first call happens in
+# inference mode or under a default device.
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 @torch.no_grad()
 def pi_resize_matrix(size: int, new_size: int) -> Tensor:
-    """`pinv(B^T)`, float64 `[new_size, size]`, of the resize B of a row of `size` pixels; shared, so do not write."""
+    """Return `pinv(B^T)`, float64 `[new_size, size]`, for B the resize of a row of `size` pixels; do not change it."""
     pixels = torch.eye(size, dtype=torch.float64, device="cpu")[None]
     transposed = interpolate(pixels, size=new_size, mode="linear", align_corners=False)[0]  # row i: pixel i, resized
-    return torch.linalg.pinv(transposed)
+    matrix: Tensor = torch.linalg.pinv(transposed)
+    return matrix
 
 
 def _between(left: Tensor, values: Tensor, right: Tensor) -> Tensor:
-    """`left @ values @ right` in float32 or better, also under autocast, in the dtype of `values`."""
+    """Return `left @ values @ right` in the dtype of `values`, computed in float32 or better, also under autocast."""
     with torch.autocast(values.device.type, enabled=False):
         wide = values.to(torch.promote_types(values.dtype, torch.float32))
         return (left.to(wide) @ wide @ right.to(wide)).to(values.dtype)

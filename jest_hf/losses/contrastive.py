@@ -5,15 +5,15 @@
 With L2-normalised embeddings `z`, a multiplier `s` and a bias `c`, the logit of image i and text j is
 `s * z_img_i . z_txt_j + c`, and the pair (i, i) is the positive one. Both losses exist in two forms with equal values:
 
-- dense: the `[b, b]` logits as one tensor and autograd as usual; differentiable any number of times;
+- dense: the `[b, b]` logits are one tensor, with ordinary autograd; differentiable any number of times;
 - tiled: a few rows of logits at a time, in forward and backward, so that memory grows with `b`, not `b ** 2`
   (see `tiled.py`).
 
-Over several processes there is the tiled form alone: each rank passes its own pairs and gets the loss of the global
-batch (see `over_ranks.py`).
+With several processes the loss is always tiled: each rank passes its own pairs and gets the loss of the global batch
+(see `over_ranks.py`).
 
-Arithmetic is float32 (float64 for float64 embeddings) whatever the embeddings' dtype, also under autocast: at a scale
-of 100 and more, a bfloat16 logit is rounded to a multiple of one half.
+Arithmetic is float32 (float64 for float64 embeddings) for embeddings of any dtype, also under autocast: at a scale of
+100 or more, a bfloat16 logit would be rounded to a multiple of one half.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from jest_hf.losses.over_ranks import EXCHANGES, Gathered, Ring
 from jest_hf.losses.tiled import TiledSigmoid, TiledSoftmax, sweep_sigmoid, sweep_softmax
 
 
-# The largest batch whose logits are kept in one piece by default. A tile of a larger batch has at most as many
-# elements: 4 M, or 16 MB in float32, of which about four are alive at a time.
+# The largest batch with the dense form by default. A tile of a larger batch has at most as many elements: 4 M, or 16
+# MB in float32. About four tensors of this size exist at a time.
 DENSE_LIMIT = 2048
 
 
@@ -42,10 +42,11 @@ def sigmoid_contrastive_loss(
     ranks: Ranks | None = None,
     exchange: str = "gather",
 ) -> Tensor:
-    r"""
-    Sigmoid loss of SigLIP (arXiv 2303.15343): each of the `b ** 2` pairs is a binary decision. The terms of an image
-    are summed over its positive and all its negatives, and these sums are averaged over the images:
-    `mean_i sum_j -log sigmoid(y_ij * (s * z_img_i . z_txt_j + c))`, with `y = +1` on the diagonal and `-1` elsewhere.
+    r"""Sigmoid loss of SigLIP (arXiv 2303.15343, section 3.2): each of the `b ** 2` pairs is a binary classification.
+
+    The terms of an image are summed over its positive and all its negatives, and the sums are averaged over the
+    images: `mean_i sum_j -log sigmoid(y_ij * (s * z_img_i . z_txt_j + c))`, with `y = +1` on the diagonal and `-1`
+        elsewhere.
 
     Args:
         image (`torch.Tensor` of shape `[b, D]`):
@@ -57,19 +58,19 @@ def sigmoid_contrastive_loss(
         bias (`torch.Tensor` of one element or `float`, *optional*):
             Bias `c` added to every logit; none counts as 0.
         tile_size (`int`, *optional*):
-            Rows of logits that exist at a time. By default all of them up to `b = 2048` (the dense form), and above
-            that as many as make a tile of at most 2048 x 2048 elements. A number, or several ranks, always give the
-            tiled form, which can be differentiated once only.
+            Number of rows of logits that exist at a time. By default all rows up to `b = 2048` (the dense form), and
+            above that as many as make a tile of at most 2048 x 2048 elements. With a number, or with several ranks,
+            the loss is always tiled, and can be differentiated only once.
         ranks ([`Ranks`], *optional*):
-            The processes that share the batch; `image` and `text` are then this rank's pairs, `[b_r, D]` (shares may
-            differ, none may be empty), and b is their number over all ranks. A collective. The loss is that of the
-            global batch, the same on every rank. What a rank back-propagates is W times its part of the gradient, so
-            that the *average* of the ranks' parameter gradients, which DDP, ZeRO and FSDP take, is exactly the
-            gradient of the global loss. All ranks must call backward with the same factor.
+            The processes that share the batch (a collective). `image` and `text` are then this rank's pairs,
+            `[b_r, D]` (`b_r` may differ between ranks, and is at least 1), and b is the number of pairs over all
+            ranks. The loss is that of the global batch, the same on every rank. A rank back-propagates W times its
+            part of the gradient, so that the *average* of the ranks' parameter gradients, which DDP, ZeRO and FSDP
+            take, is exactly the gradient of the global loss. All ranks must call backward with the same factor.
         exchange (`str`, *optional*, defaults to `"gather"`):
-            How images meet the texts of other ranks. `"gather"`: all texts on every rank, `[b, D]`, and tiles of
-            `tile_size * b`. `"ring"`: the texts of one rank at a time, so that nothing larger than a share exists
-            besides a tile of `tile_size * b / W`.
+            How a rank gets the texts of other ranks. `"gather"`: all texts at once, `[b, D]` on every rank, and tiles
+            of `tile_size * b`. `"ring"`: the texts of one rank at a time, so that a rank holds no tensor larger than a
+            share, besides a tile of `tile_size * b / W`.
 
     Returns:
         `torch.Tensor`: the loss, a float32 scalar (float64 if an input embedding is float64). Gradients have the
@@ -78,6 +79,19 @@ def sigmoid_contrastive_loss(
     Raises:
         ValueError: if the embeddings are not two floating `[b, D]` matrices of one shape with `b >= 1`, `scale` or
             `bias` is not one number, `tile_size` is below 1, or `exchange` is unknown.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from jest_hf.losses import sigmoid_contrastive_loss
+    >>> embeddings = torch.eye(4)
+    >>> sigmoid_contrastive_loss(embeddings, embeddings, scale=10.0, bias=-10.0)
+    tensor(0.6933)
+    >>> sigmoid_contrastive_loss(embeddings, embeddings.roll(1, 0), scale=10.0, bias=-10.0)  # every text is wrong
+    tensor(10.6933)
+
+    ```
     """
     image, text, scale, bias = prepare(image, text, scale, bias)
     way = choose_exchange(len(image), ranks, exchange, image.device)
@@ -86,7 +100,10 @@ def sigmoid_contrastive_loss(
         if tile_size is None:
             return _dense_sigmoid(image, text, scale, bias)
         if _wants_gradients(image, text, scale, bias):
-            return TiledSigmoid.apply(image, text, scale, bias, way, tile_size)
+            loss: Tensor = TiledSigmoid.apply(  # type: ignore[no-untyped-call]  # torch has no annotation
+                image, text, scale, bias, way, tile_size
+            )
+            return loss
         return sweep_sigmoid(image, text, scale, bias, way, tile_size, gradients=False)[0]
 
 
@@ -100,9 +117,9 @@ def softmax_contrastive_loss(
     ranks: Ranks | None = None,
     exchange: str = "gather",
 ) -> Tensor:
-    r"""
-    Softmax loss of CLIP (arXiv 2103.00020): the mean of two cross-entropies, that of each image over the texts and
-    that of each text over the images.
+    r"""Softmax loss of CLIP (arXiv 2103.00020, section 2.3): the mean of two cross-entropies.
+
+    One is that of each image over the texts, the other that of each text over the images.
 
     Args:
         image (`torch.Tensor` of shape `[b, D]`):
@@ -112,15 +129,14 @@ def softmax_contrastive_loss(
         scale (`torch.Tensor` of one element or `float`):
             Multiplier `s` of the cosines: `logit_scale.exp()`, not its logarithm.
         bias (`torch.Tensor` of one element or `float`, *optional*):
-            Accepted for models that have one. A softmax does not feel a constant, so the loss is the same without it,
-            but the parameter stays in the graph with a gradient of 0: DistributedDataParallel refuses unused
-            parameters.
+            For models that have a bias. A constant does not change a softmax, so the loss is the same without it. The
+            parameter gets a gradient of 0, because DistributedDataParallel refuses unused parameters.
         tile_size (`int`, *optional*):
             As in [`sigmoid_contrastive_loss`].
         ranks ([`Ranks`], *optional*):
             As in [`sigmoid_contrastive_loss`].
         exchange (`str`, *optional*, defaults to `"gather"`):
-            As in [`sigmoid_contrastive_loss`]; by `"ring"` the texts go round twice, the first time for the
+            As in [`sigmoid_contrastive_loss`]; with `"ring"` the texts go round twice, the first time for the
             normalisers.
 
     Returns:
@@ -129,6 +145,16 @@ def softmax_contrastive_loss(
 
     Raises:
         ValueError: as [`sigmoid_contrastive_loss`].
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from jest_hf.losses import softmax_contrastive_loss
+    >>> softmax_contrastive_loss(torch.eye(4), torch.eye(4).roll(1, 0), scale=10.0)
+    tensor(10.0001)
+
+    ```
     """
     image, text, scale, bias = prepare(image, text, scale, bias)
     way = choose_exchange(len(image), ranks, exchange, image.device)
@@ -137,7 +163,9 @@ def softmax_contrastive_loss(
         if tile_size is None:
             loss = _dense_softmax(image, text, scale)
         elif _wants_gradients(image, text, scale):
-            loss = TiledSoftmax.apply(image, text, scale, way, tile_size)
+            loss = TiledSoftmax.apply(  # type: ignore[no-untyped-call]  # torch has no annotation
+                image, text, scale, way, tile_size
+            )
         else:
             loss = sweep_softmax(image, text, scale, way, tile_size, gradients=False)[0]
         return loss + 0.0 * bias
@@ -161,8 +189,10 @@ def _dense_softmax(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
 def prepare(
     image: Tensor, text: Tensor, scale: Tensor | float, bias: Tensor | float | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Check the arguments and bring them to one working dtype. The casts are part of the graph, and undo themselves in
-    backward: this is how gradients come back in the dtypes of the inputs."""
+    """Check the arguments and cast them to one dtype.
+
+    The casts are part of the graph, so gradients have the dtypes of the inputs.
+    """
     if image.ndim != 2 or image.shape != text.shape or len(image) == 0:
         raise ValueError(
             f"image and text must be two [b, D] matrices of the same shape with b >= 1, but their shapes are "
@@ -171,19 +201,20 @@ def prepare(
     if not (image.is_floating_point() and text.is_floating_point()):
         raise ValueError(f"image and text must be floating point, but are {image.dtype} and {text.dtype}: cast them.")
     dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
-    scalars = []
-    for name, value in (("scale", scale), ("bias", 0.0 if bias is None else bias)):
-        value = torch.as_tensor(value, dtype=dtype, device=image.device)
-        if value.numel() != 1:
-            raise ValueError(
-                f"{name} must be one number, but its shape is {list(value.shape)}: pass one for all pairs."
-            )
-        scalars.append(value.reshape(()))
-    return image.to(dtype), text.to(dtype), *scalars
+    scale = _scalar("scale", scale, dtype, image.device)
+    bias = _scalar("bias", 0.0 if bias is None else bias, dtype, image.device)
+    return image.to(dtype), text.to(dtype), scale, bias
+
+
+def _scalar(name: str, value: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    value = torch.as_tensor(value, dtype=dtype, device=device)
+    if value.numel() != 1:
+        raise ValueError(f"{name} must be one number, but its shape is {list(value.shape)}: pass one for all pairs.")
+    return value.reshape(())
 
 
 def choose_exchange(n_pairs: int, ranks: Ranks | None, exchange: str, device: torch.device) -> Gathered | Ring:
-    """The way of exchange for a batch of which this rank has `n_pairs`."""
+    """Return the way of exchange for a batch of which this rank has `n_pairs`. A collective."""
     if exchange not in EXCHANGES:
         raise ValueError(f"exchange={exchange!r} is unknown: use one of {', '.join(EXCHANGES)}.")
     ranks = Ranks() if ranks is None else ranks
@@ -192,12 +223,12 @@ def choose_exchange(n_pairs: int, ranks: Ranks | None, exchange: str, device: to
 
 
 def choose_tile_size(way: Gathered | Ring, tile_size: int | None) -> int | None:
-    """The rows of a tile, or `None` for the dense form."""
+    """Return the number of rows of a tile, or `None` for the dense form."""
     if tile_size is None:
         fits = way.ranks.size == 1 and way.width <= DENSE_LIMIT
         return None if fits else max(1, DENSE_LIMIT**2 // way.width)
     if tile_size < 1:
-        raise ValueError(f"tile_size must be at least 1, but is {tile_size}: pass None to have it chosen.")
+        raise ValueError(f"tile_size must be at least 1, but is {tile_size}: pass None for the default.")
     return tile_size
 
 

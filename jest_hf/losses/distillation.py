@@ -1,13 +1,14 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Contrastive distillation: the learner's target on a batch is what a reference thinks of it (ACED, arXiv 2411.18674).
+"""Contrastive distillation: the learner's targets are the probabilities of a teacher (ACED, arXiv 2411.18674).
 
-The hard targets of a contrastive loss (an image's own text and no other) give way to the teacher's probabilities, each
-model's logits with its own scale and bias. Both losses reach their least value, the entropy of the teacher, where the
-learner's probabilities are the teacher's; with a teacher that is sure of the diagonal they are the contrastive losses.
+The teacher's probabilities replace the hard targets of a contrastive loss, which are 1 for an image's own text and 0
+for any other. Each model's logits have that model's scale and bias. Both losses are least, and equal to the teacher's
+entropy, if the learner's probabilities are the teacher's. If the teacher gives the diagonal probability 1, they are
+the contrastive losses.
 
-They are computed as those are (see `tiled.py`): a few rows of logits at a time, with gradients found in the same
-sweep, over any number of ranks. The teacher gets no gradient.
+Like the contrastive losses (see `tiled.py`), they are computed a few rows of logits at a time, with the gradients in
+the same sweep, over any number of ranks. The teacher gets no gradient.
 """
 
 from __future__ import annotations
@@ -40,20 +41,20 @@ def sigmoid_distillation_loss(
     ranks: Ranks | None = None,
     exchange: str = "gather",
 ) -> Tensor:
-    r"""
-    Binary cross-entropy of each of the `b ** 2` pairs against the teacher's probability that it is a positive one,
-    summed over the texts and averaged over the images as in [`sigmoid_contrastive_loss`]:
+    r"""Binary cross-entropy of each of the `b ** 2` pairs against the teacher's probability that the pair is positive.
+
+    The terms are summed over the texts and averaged over the images, as in [`sigmoid_contrastive_loss`]:
     `mean_i sum_j -(q_ij log sigmoid(l_ij) + (1 - q_ij) log sigmoid(-l_ij))` with `q` the sigmoid of the teacher's
     logits and `l` the learner's.
 
     Args:
         image, text, scale, bias:
-            The learner's, as in [`sigmoid_contrastive_loss`].
+            Embeddings and temperature of the learner, as in [`sigmoid_contrastive_loss`].
         teacher ([`~jest_hf.selection.ContrastiveEmbeddings`]):
-            What the reference says of the same rows, of any width, with its own scale and bias.
+            Embeddings of the same rows by the teacher, of any width, with the teacher's scale and bias.
         tile_size, ranks, exchange (*optional*):
-            As in [`sigmoid_contrastive_loss`], gradients over ranks included. There is the tiled form alone, which can
-            be differentiated once.
+            As in [`sigmoid_contrastive_loss`], gradients over ranks included. The loss is always tiled, and can be
+            differentiated only once.
 
     Returns:
         `torch.Tensor`: the loss, a float32 scalar (float64 if an input embedding is float64). Gradients have the
@@ -61,6 +62,18 @@ def sigmoid_distillation_loss(
 
     Raises:
         ValueError: as [`sigmoid_contrastive_loss`], and if the teacher has another number of rows.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from jest_hf.losses import sigmoid_contrastive_loss, sigmoid_distillation_loss
+    >>> from jest_hf.selection import ContrastiveEmbeddings
+    >>> learner, teacher = torch.eye(4), ContrastiveEmbeddings(torch.eye(4), torch.eye(4), 100.0, -50.0)
+    >>> sigmoid_distillation_loss(learner, learner, 10.0, -10.0, teacher=teacher)  # the teacher is certain
+    tensor(0.6933)
+
+    ```
     """
     return _distil(_sweep_sigmoid, image, text, scale, bias, teacher, tile_size, ranks, exchange)
 
@@ -76,15 +89,16 @@ def softmax_distillation_loss(
     ranks: Ranks | None = None,
     exchange: str = "gather",
 ) -> Tensor:
-    r"""
-    Cross-entropy of the learner's distributions over the batch against the teacher's: the mean of that of each image
-    over the texts and that of each text over the images.
+    r"""Cross-entropy of the learner's distributions over the batch against the teacher's.
+
+    The loss is the mean of two cross-entropies: of each image over the texts, and of each text over the images.
 
     Args:
         image, text, scale, bias:
-            The learner's, as in [`softmax_contrastive_loss`]; the bias gets a gradient of 0.
+            Embeddings and temperature of the learner, as in [`softmax_contrastive_loss`]; the bias gets a gradient of
+            0.
         teacher ([`~jest_hf.selection.ContrastiveEmbeddings`]):
-            As in [`sigmoid_distillation_loss`]; its bias means nothing here.
+            As in [`sigmoid_distillation_loss`]; the teacher's bias has no effect.
         tile_size, ranks, exchange (*optional*):
             As in [`sigmoid_distillation_loss`].
 
@@ -109,7 +123,7 @@ def _sweep_sigmoid(
     exchange: Gathered | Ring,
     tile_size: int,
 ) -> tuple[Tensor, ...]:
-    """The loss, and its gradients with respect to image, text, scale and bias."""
+    """Return the loss, and its gradients with respect to image, text, scale and bias. A collective."""
     texts = exchange.spread(text)
     losses, bias_gradient = image.new_zeros(len(image)), image.new_zeros(())
     image_gradient, text_gradients = torch.zeros_like(image), torch.zeros_like(texts)
@@ -137,10 +151,11 @@ def _sweep_softmax(
     exchange: Gathered | Ring,
     tile_size: int,
 ) -> tuple[Tensor, ...]:
-    """As [`_sweep_sigmoid`], after one sweep for the normalisers of either model.
+    """As [`_sweep_sigmoid`], after one sweep per model for the normalisers.
 
-    The two cross-entropies of logit l_ij are log-normalisers minus `w_ij l_ij`, w_ij the sum of the teacher's two
-    probabilities of the pair; and dloss / dl_ij is the sum of the learner's two minus w_ij.
+    The two cross-entropies are sums of log-normalisers minus `w_ij l_ij`, with l_ij the learner's logit and w_ij the
+    sum of the teacher's two probabilities of the pair. dloss / dl_ij is the sum of the learner's two probabilities
+    minus w_ij.
     """
     texts, teacher_texts = exchange.spread(text), exchange.spread(teacher.text)
     over_texts, over_images, _ = log_normalisers(image, texts, scale, exchange, tile_size)
@@ -166,7 +181,7 @@ def _sweep_softmax(
 def _tiles(
     image: Tensor, block: Tensor, teacher_image: Tensor, teacher_block: Tensor, tile_size: int
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Rows of the learner's products with a block of texts and of the teacher's, and which; see [`cosine_tiles`]."""
+    """Yield tiles of the learner's and of the teacher's cosines, with their rows; see [`cosine_tiles`]."""
     learner = cosine_tiles(image, block, tile_size)
     teacher = cosine_tiles(teacher_image, teacher_block, tile_size)
     for (rows, tile), (_, teacher_tile) in zip(learner, teacher, strict=True):
@@ -174,13 +189,16 @@ def _tiles(
 
 
 def _two_probabilities(logits: Tensor, over_texts: Tensor, over_images: Tensor) -> Tensor:
-    """Of each image its probabilities over the texts, plus of each text those over the images; overwrites `logits`."""
+    """Return the probabilities of each image over the texts plus those of each text over the images.
+
+    Overwrites `logits`.
+    """
     g = (logits - over_images).exp_()
     return g.add_(logits.sub_(over_texts[:, None]).exp_())
 
 
 class _Swept(torch.autograd.Function):
-    """`apply(sweep, image, text, scale, bias)`: the loss of a sweep, its gradients kept for backward."""
+    """`apply(sweep, image, text, scale, bias)`: the loss of a sweep, with its gradients saved for backward."""
 
     @staticmethod
     def forward(ctx: Any, sweep: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> Tensor:
@@ -207,12 +225,17 @@ def _distil(
 ) -> Tensor:
     inputs = prepare(image, text, scale, bias)
     if len(teacher) != len(image):
-        raise ValueError(f"teacher must embed the same {len(image)} rows, but embeds {len(teacher)}: take them.")
+        raise ValueError(
+            f"teacher must embed the same {len(image)} rows as the learner, but embeds {len(teacher)}: pass "
+            "teacher.take(indices) with the indices of these rows."
+        )
     teacher = replace(teacher, image=teacher.image.to(inputs[0]), text=teacher.text.to(inputs[0]))
     way = choose_exchange(len(image), ranks, exchange, image.device)
     with torch.autocast(image.device.type, enabled=False):
         tile_size = choose_tile_size(way, tile_size) or len(image)
-        return _Swept.apply(partial(sweep, teacher=teacher, exchange=way, tile_size=tile_size), *inputs)
+        bound = partial(sweep, teacher=teacher, exchange=way, tile_size=tile_size)
+        loss: Tensor = _Swept.apply(bound, *inputs)  # type: ignore[no-untyped-call]  # torch has no annotation
+        return loss
 
 
 __all__ = ["DISTILLATION", "sigmoid_distillation_loss", "softmax_distillation_loss"]

@@ -1,17 +1,18 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""How the images of one rank meet the texts of all ranks.
+"""Exchange of texts between ranks: the images of one rank against the texts of all ranks.
 
 Rank r computes the logits of its own images (rows) against every text (columns), so each of the `b * b` pairs belongs
-to exactly one rank. The texts come to the images in blocks, and what the images add to a text (its gradient, its
-normaliser) goes back to the rank that owns it. Two ways, of the same values:
+to exactly one rank. A rank receives the texts in blocks. What its images add to a text (a gradient, a normaliser) is
+sent back to the rank that owns the text. There are two ways, with equal values:
 
-- [`Gathered`]: all texts at once, one block. Two large messages; every rank holds `[b, D]`.
-- [`Ring`]: one rank's texts at a time, W blocks. Each goes round the ring and takes what it has collected along, until
-  both are home. W small messages, and no rank ever holds more than one share.
+- [`Gathered`]: all texts at once, in one block. Two large messages; every rank holds `[b, D]`.
+- [`Ring`]: the texts of one rank at a time, in W blocks. Each block visits all ranks together with what they have
+added
+  to it, and ends at its owner. W small messages, and no rank ever holds more than one share.
 
-A tensor with one row per text has three forms: *own* (`[b_r, ...]`, this rank's texts), *spread* (as the way of
-exchange holds it between sweeps) and that of a block. Alone (one rank) the three are one.
+A tensor with one row per text has three forms: *own* (`[b_r, ...]`, this rank's texts), *spread* (the form that the
+exchange keeps between sweeps) and *block*. With one rank all three are the same tensor.
 """
 
 from __future__ import annotations
@@ -27,15 +28,14 @@ from jest_hf.distributed import Ranks
 
 
 class Gathered:
-    """
-    All texts in one block.
+    """All texts in one block.
 
     Args:
         ranks ([`Ranks`]): The processes that share the batch.
-        counts (sequence of `int`): Pairs of every rank, b_r.
+        counts (sequence of `int`): Number of pairs of every rank, b_r.
 
     Attributes:
-        width (`int`): Texts of the largest block.
+        width (`int`): Number of texts in the largest block.
     """
 
     def __init__(self, ranks: Ranks, counts: Sequence[int]) -> None:
@@ -44,31 +44,34 @@ class Gathered:
         self.width = sum(counts)
 
     def spread(self, own: Tensor) -> Tensor:
-        """From *own* to *spread* form."""
+        """Bring a tensor from *own* to *spread* form. A collective."""
         return self.ranks.gather_rows(own, self.counts)
 
     def blocks(self, read: list[Tensor], written: list[Tensor]) -> Iterator[tuple[Any, ...]]:
-        """
-        Go over the blocks.
+        """Yield the blocks one after the other. A collective.
 
         Args:
-            read (list of `torch.Tensor`): Spread tensors, left as they are.
-            written (list of `torch.Tensor`): Spread tensors, of which the caller changes each block in place.
+            read (list of `torch.Tensor`): Spread tensors, not changed.
+            written (list of `torch.Tensor`): Spread tensors; the caller changes each block in place.
 
         Yields:
-            The column of the first own image's positive, those of the further images being next to it (no column at
-            all, one beyond the last, where the block is another rank's), and the block of every tensor.
+            The column of the positive of this rank's first image, and the block of every tensor. The positives of the
+            further images are in the next columns. For a block of another rank the column is the number of columns, so
+            that there is no positive.
         """
         yield sum(self.counts[: self.ranks.rank]), *read, *written
 
     def collect(self, spread: Tensor, combine: Callable[..., Tensor] = torch.sum) -> Tensor:
-        """From *spread* to *own* form, once all blocks are done: `combine` joins what several ranks have written."""
+        """Bring a tensor from *spread* to *own* form after all blocks. A collective.
+
+        `combine(values, dim=0)` reduces what the ranks have written, `[W, b_r, ...]`.
+        """
         own, size = self.counts[self.ranks.rank], self.ranks.size
-        return combine(self.ranks.route(spread, self.counts, [own] * size).unflatten(0, (size, own)), dim=0)
+        return combine(torch.unflatten(self.ranks.route(spread, self.counts, [own] * size), 0, (size, own)), dim=0)
 
 
 class Ring:
-    """As [`Gathered`], one rank's texts at a time."""
+    """The texts of one rank at a time; methods and attributes are those of [`Gathered`]."""
 
     def __init__(self, ranks: Ranks, counts: Sequence[int]) -> None:
         self.ranks = ranks
@@ -76,7 +79,7 @@ class Ring:
         self.width = max(counts)
 
     def spread(self, own: Tensor) -> Tensor:
-        # What travels must have one shape on all ranks: rows that no block shows fill up a smaller share.
+        # Messages must have one shape on all ranks, so smaller shares are padded; `blocks` cuts the padding off.
         return F.pad(own, [0, 0] * (own.ndim - 1) + [0, self.width - len(own)])
 
     def blocks(self, read: list[Tensor], written: list[Tensor]) -> Iterator[tuple[Any, ...]]:
@@ -87,16 +90,16 @@ class Ring:
             yield 0 if owner == rank else n, *(column[:n] for column in [*read, *written])
             if step < size - 1:
                 read = [self.ranks.rotate(column) for column in read]
-            # In place, and once more than `read`: the caller's tensors end up at home.
+            # In place, and once more than `read`, so that the caller's tensors end up with this rank's texts.
             for column in written:
                 column.copy_(self.ranks.rotate(column))
 
     def collect(self, spread: Tensor, combine: Callable[..., Tensor] = torch.sum) -> Tensor:
-        # Nothing to combine: each rank has added to what the ranks before it had written.
+        # Nothing to combine: each rank has added to the values of the previous ranks.
         return spread[: self.counts[self.ranks.rank]]
 
 
-EXCHANGES = {"gather": Gathered, "ring": Ring}
+EXCHANGES: dict[str, type[Gathered | Ring]] = {"gather": Gathered, "ring": Ring}
 
 
 __all__ = ["EXCHANGES", "Gathered", "Ring"]

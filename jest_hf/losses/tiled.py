@@ -2,23 +2,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contrastive losses by row tiles: memory of `tile_size * b + b * D`, not `b * b`, in forward and backward.
 
-Checkpointing the tiles would bound memory too, but computes every logit twice. The loss is a scalar, so its gradients
-are known before backward begins, up to one factor. Hence:
+Checkpointing the tiles would bound memory too, but would compute every logit twice. The loss is a scalar, so its
+gradients can be computed in the forward, up to the factor that backward receives. Hence:
 
-1. go over the logits `tile_size` rows (images) at a time; each tile gives its part of the loss and
+1. compute the logits `tile_size` rows (images) at a time; each tile gives its part of the loss and
    `g = dloss / dlogits`;
-2. contract `g` with the embeddings at once: `g @ text` adds to the rows' image gradients, `g.T @ image` to the text
-   gradients, and the tile is dropped;
+2. contract `g` with the embeddings at once, and drop the tile: `g @ text` adds to the image gradients of the rows,
+   `g.T @ image` to the text gradients;
 3. save only these `[b, D]` gradients; backward multiplies them by the incoming scalar.
 
-The sigmoid's terms know nothing of each other, so one sweep does. A softmax needs its normalisers first: one sweep for
-the two logsumexps (running values, over the rows and over the columns), a second for the gradients.
+The terms of the sigmoid loss are independent of each other, so one sweep over the tiles is enough. A softmax needs its
+normalisers first: one sweep for the two logsumexps (running values, over the rows and over the columns), a second one
+for the gradients.
 
 Over W ranks, rows are the images of this rank and columns the texts of all ranks, in the blocks of `over_ranks.py`;
-one rank alone is the case of a single block. The loss is that of the global batch, and every gradient is W times this
-rank's part of its gradient: what engines average over ranks is then the gradient of the loss.
+with one rank there is a single block. The loss is that of the global batch, and every gradient is W times this rank's
+part, so that the average over ranks, which training engines take, is the gradient of the loss.
 
-Inputs are float32 or float64 matrices and 0-d scalars of one dtype; `contrastive.py` sees to that.
+All inputs are float32 or float64 matrices and 0-d scalars of one dtype; see `contrastive.prepare`.
 """
 
 from __future__ import annotations
@@ -43,28 +44,29 @@ def sweep_sigmoid(
     tile_size: int,
     gradients: bool,
 ) -> tuple[Tensor, ...]:
-    """Sigmoid loss in one sweep; with `gradients`, followed by those of image, text, scale and bias."""
+    """Return the sigmoid loss; with `gradients`, also the gradients of image, text, scale and bias. A collective."""
     texts = exchange.spread(text)
     losses = image.new_zeros(len(image))
-    image_gradient = torch.zeros_like(image) if gradients else None
+    image_gradient = torch.zeros_like(image if gradients else image[:0])
     text_gradients = [torch.zeros_like(texts)] if gradients else []
     bias_gradient = image.new_zeros(())
-    for first, block, *text_gradient in exchange.blocks([texts], text_gradients):
+    for first, block, *written in exchange.blocks([texts], text_gradients):
         for rows, tile in cosine_tiles(image, block, tile_size):
             tile.mul_(scale).add_(bias)
             positives = tile.diagonal(first + rows.start)
-            positives.neg_()  # now -y * logit, of which the loss is the softplus and its slope the sigmoid
+            positives.neg_()  # the tile is now -y * logit: the loss is its softplus, the slope of the loss its sigmoid
             losses[rows] += F.softplus(tile, threshold=40).sum(dim=1)
             if gradients:
                 tile.sigmoid_()
                 positives.neg_()
                 bias_gradient += tile.sum()
-                contract(tile, rows, image, block, image_gradient, *text_gradient)
+                contract(tile, rows, image, block, image_gradient, *written)
     n_pairs = sum(exchange.counts)
     loss = sum_over_ranks(losses, exchange) / n_pairs
     if not gradients:
         return (loss,)
-    text_gradient = exchange.collect(*text_gradients)
+    (spread_gradient,) = text_gradients
+    text_gradient = exchange.collect(spread_gradient)
     weight = exchange.ranks.size / n_pairs
     return loss, *weighted(image, scale, image_gradient, text_gradient, weight), weight * bias_gradient
 
@@ -72,7 +74,7 @@ def sweep_sigmoid(
 def sweep_softmax(
     image: Tensor, text: Tensor, scale: Tensor, exchange: Gathered | Ring, tile_size: int, gradients: bool
 ) -> tuple[Tensor, ...]:
-    """Softmax loss in one sweep; with `gradients`, a second sweep gives those of image, text and scale."""
+    """Return the softmax loss; with `gradients`, also the gradients of image, text and scale. A collective."""
     texts = exchange.spread(text)
     over_texts, over_images, positives = log_normalisers(image, texts, scale, exchange, tile_size)
     n_terms = 2 * sum(exchange.counts)
@@ -94,7 +96,7 @@ def sweep_softmax(
 
 
 class TiledSigmoid(torch.autograd.Function):
-    """`apply(image, text, scale, bias, exchange, tile_size)`: [`sweep_sigmoid`], its gradients kept for backward."""
+    """`apply(image, text, scale, bias, exchange, tile_size)`: [`sweep_sigmoid`], gradients saved for backward."""
 
     @staticmethod
     def forward(
@@ -117,7 +119,7 @@ class TiledSigmoid(torch.autograd.Function):
 
 
 class TiledSoftmax(torch.autograd.Function):
-    """`apply(image, text, scale, exchange, tile_size)`: [`sweep_softmax`], its gradients kept for backward."""
+    """`apply(image, text, scale, exchange, tile_size)`: [`sweep_softmax`] with its gradients saved for backward."""
 
     @staticmethod
     def forward(
@@ -134,11 +136,12 @@ class TiledSoftmax(torch.autograd.Function):
 
 
 def log_normalisers(
-    image: Tensor, texts: Tensor, scale: Tensor, exchange: Gathered | Ring, tile_size: int
+    image: Tensor, texts: Tensor, scale: Tensor | float, exchange: Gathered | Ring, tile_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Per own pair: logsumexp of the image's logits over all texts, of the text's over all images, and its own logit.
+    """Return three values per pair of this rank, each `[b_r]`. A collective; `texts` is in spread form.
 
-    `texts` is in spread form.
+    They are the logsumexp of the image's logits over all texts, that of the text's logits over all images, and the
+    logit of the pair.
     """
     over_texts = image.new_full((len(image),), -torch.inf)
     over_images = texts.new_full((len(texts),), -torch.inf)
@@ -154,10 +157,11 @@ def log_normalisers(
 
 
 def cosine_tiles(image: Tensor, text: Tensor, tile_size: int) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of `image @ text.T`, and which. All tiles share one buffer: each may be overwritten, none may be kept.
+    """Yield tiles of `image @ text.T`, each with its rows. All tiles share one buffer: overwrite them, do not keep
+    them.
 
-    With `first` the column of the first row's positive, those of a tile are `tile.diagonal(first + rows.start)`; a
-    diagonal that begins beyond the last column is empty.
+    If `first` is the column of the first row's positive, the positives of a tile are
+    `tile.diagonal(first + rows.start)`; a diagonal that begins beyond the last column is empty.
     """
     n = len(image)
     buffer = image.new_empty(min(tile_size, n), len(text))
@@ -169,7 +173,7 @@ def cosine_tiles(image: Tensor, text: Tensor, tile_size: int) -> Iterator[tuple[
 def contract(
     g: Tensor, rows: slice, image: Tensor, text: Tensor, image_gradient: Tensor, text_gradient: Tensor
 ) -> None:
-    """Add the part of one tile, `g = dloss / dlogits`, to the gradients, which still lack the factor `scale`."""
+    """Add the part of one tile, `g = dloss / dlogits`, to the gradients; [`weighted`] multiplies them by `scale`."""
     image_gradient[rows].addmm_(g, text)
     text_gradient.addmm_(g.T, image[rows])
 
@@ -177,15 +181,15 @@ def contract(
 def weighted(
     image: Tensor, scale: Tensor, image_gradient: Tensor, text_gradient: Tensor, weight: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of image, text and scale for a loss of `weight` times the sum that was differentiated.
+    """Return the gradients of image, text and scale for `weight` times the sum that was differentiated.
 
-    That of the scale needs no product with the cosines: `sum_ij g_ij z_i . z_j` is the inner product of the images
-    with `g @ text`, which is at hand.
+    The gradient of the scale, `sum_ij g_ij z_i . z_j`, is the inner product of the images with `g @ text`, which is
+    `image_gradient`.
     """
     scale_gradient = weight * (image * image_gradient).sum()
     return image_gradient.mul_(weight * scale), text_gradient.mul_(weight * scale), scale_gradient
 
 
 def sum_over_ranks(values: Tensor, exchange: Gathered | Ring) -> Tensor:
-    """The sum of all ranks' `values`, added up in the same order everywhere: the same bits on every rank."""
+    """Return the sum of the `values` of all ranks, bit-equal on all ranks. A collective."""
     return exchange.ranks.gather(values.sum()).sum()

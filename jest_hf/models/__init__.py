@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The dual-encoder view of Hugging Face models, cheaper views of their images, and small models from a size name."""
+"""Dual encoders of Hugging Face: one interface to all families, cheaper views of images, small models by size name."""
 
 from jest_hf.batch import IMAGE_KEYS
 from jest_hf.images.resize import resize_patch_kernel

@@ -1,10 +1,10 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""LoRA and its relatives: a learner that trains an adapter, and a reference that is the same backbone without it.
+"""LoRA and other adapters: the learner trains an adapter, the reference is the same backbone without this adapter.
 
-A reference of its own doubles the weights in memory. Where the learner is an adapter on a frozen backbone, the
-backbone itself (or the backbone with another adapter) can be the reference: scoring then switches adapters in place.
-`peft` is imported only where an adapter is asked for.
+A separate reference doubles the weights in memory. If the learner is an adapter on a frozen backbone, the backbone
+itself, or the backbone with another adapter, can be the reference: scoring then switches adapters in place. `peft` is
+imported only if an adapter is used.
 """
 
 from __future__ import annotations
@@ -12,22 +12,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from torch import nn
-from transformers.utils import is_peft_available
+from transformers.utils.import_utils import is_peft_available
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 REFERENCE_ADAPTER = "reference"
 
 
 def base_model(model: nn.Module) -> nn.Module:
-    """The model underneath the adapters; a model without any is its own."""
+    """Return the model without its adapters; a model without adapters is returned as it is."""
     return model.get_base_model() if has_adapter(model) else model
 
 
-def has_adapter(model: nn.Module) -> bool:
-    """Whether this is a `peft.PeftModel`."""
+def has_adapter(model: nn.Module) -> TypeGuard[PeftModel]:
+    """Return whether this is a `peft.PeftModel`."""
     if not is_peft_available():
         return False
     from peft import PeftModel
@@ -36,11 +40,17 @@ def has_adapter(model: nn.Module) -> bool:
 
 
 def add_adapter(model: nn.Module | None, peft_config: Any) -> nn.Module:
-    """
-    Freeze `model` and put a fresh adapter on it (`peft.get_peft_model`).
+    """Freeze `model` and add a new adapter to it (`peft.get_peft_model`).
+
+    Args:
+        model (`torch.nn.Module`, *optional*): The model without an adapter.
+        peft_config (`peft.PeftConfig`): Kind and size of the adapter.
+
+    Returns:
+        `peft.PeftModel`: the model with the adapter.
 
     Raises:
-        ValueError: if the model has an adapter already, or there is none.
+        ValueError: if there is no model, or it has an adapter already.
         ImportError: if `peft` is not installed.
     """
     if not is_peft_available():
@@ -54,36 +64,38 @@ def add_adapter(model: nn.Module | None, peft_config: Any) -> nn.Module:
         )
     if has_adapter(model):
         raise ValueError(
-            "peft_config was given, but the model has an adapter already: pass the bare model, or no peft_config."
+            "peft_config was given, but the model has an adapter already: pass a model without one, or no peft_config."
         )
     return get_peft_model(model, peft_config)
 
 
 def add_reference_adapter(model: nn.Module, folder: str | Path | None) -> None:
-    """
-    Make the backbone of `model` serve as the reference.
+    """Prepare `model` so that its backbone can be the reference.
 
     Args:
         model (`peft.PeftModel`): The learner.
-        folder (`str` or `Path`, *optional*): Where the reference's adapter lies, which is loaded beside the learner's
-            and frozen; [`~jest_hf.reference.locate_adapter`] brings it from the Hub. `None`: the backbone alone is the
-            reference.
+        folder (`str` or `Path`, *optional*): Folder of the reference's adapter, which is loaded beside the learner's
+            adapter and frozen. With `None` the backbone alone is the reference.
 
     Raises:
-        ValueError: if the model has no adapter: then it would be compared with itself.
+        ValueError: if the model has no adapter, as learner and reference would then be the same model.
     """
     if not has_adapter(model):
         raise ValueError(
-            "reference='adapter' needs a learner that trains an adapter: pass peft_config, or a peft model; with "
-            "reference='model' the reference is a model of its own."
+            "reference='adapter' needs a learner that trains an adapter: pass peft_config, or a peft model, or set "
+            "reference='model' for a reference that is a separate model."
         )
     if folder is not None:
         model.load_adapter(str(folder), REFERENCE_ADAPTER, is_trainable=False)
 
 
 @contextmanager
-def as_reference(model: nn.Module) -> Iterator[None]:
-    """Within, `model` (a `peft.PeftModel`, not what an engine wraps it in) speaks as the reference."""
+def as_reference(model: Any) -> Iterator[None]:
+    """Within this context, `model` computes as the reference: with its adapter, or without any.
+
+    Args:
+        model (`peft.PeftModel`): The learner, not the module that an engine wraps it in.
+    """
     if REFERENCE_ADAPTER not in model.peft_config:
         with model.disable_adapter():
             yield

@@ -22,19 +22,33 @@ SIZES = {
 def build_siglip(
     size: str, tokenizer: PreTrainedTokenizerBase, *, image_size: int, patch_size: int, seed: int = 0
 ) -> SiglipModel:
-    """
-    A SigLIP with random weights, in fp32.
+    """Build a SigLIP model with random weights, in fp32.
 
     Args:
-        size (`str`): one of `SIZES`.
-        tokenizer (`PreTrainedTokenizerBase`): names the vocabulary, the text length (`model_max_length`) and special
-            tokens.
-        image_size (`int`): pixels a side.
-        patch_size (`int`): pixels a side of one patch; must divide `image_size`.
-        seed (`int`, *optional*, defaults to `0`): of the weights; the global random state is left as it was.
+        size (`str`): One of `SIZES`: `"micro"`, `"tiny"`, `"small"` or `"base"`.
+        tokenizer (`PreTrainedTokenizerBase`): Gives the vocabulary, the text length (`model_max_length`) and the
+            special tokens.
+        image_size (`int`): Side of an image, in pixels.
+        patch_size (`int`): Side of a patch, in pixels; must divide `image_size`.
+        seed (`int`, *optional*, defaults to `0`): Seed of the weights. The global random state is not changed.
 
-    The temperature starts at `logit_scale = log 10`, `logit_bias = -10` (arXiv 2303.15343, section 3.2): transformers
-    itself leaves both random in a model built from a configuration.
+    The temperature starts at `logit_scale = log 10`, `logit_bias = -10` (arXiv 2303.15343, section 3.2), as
+    transformers leaves both at random values in a model built from a configuration.
+
+    Raises:
+        ValueError: for an unknown size, or if `patch_size` does not divide `image_size`.
+
+    Example:
+
+    ```python
+    >>> from jest_hf.data import train_tokenizer
+    >>> from jest_hf.models import build_siglip
+    >>> tokenizer = train_tokenizer(["a red square", "a blue circle"], vocab_size=300, max_length=16)
+    >>> model = build_siglip("micro", tokenizer, image_size=32, patch_size=8)
+    >>> model.config.vision_config.hidden_size, round(model.logit_scale.exp().item())
+    (48, 10)
+
+    ```
     """
     if size not in SIZES:
         raise ValueError(f"size={size!r} is not known; choose one of {', '.join(SIZES)}.")
@@ -55,7 +69,7 @@ def build_siglip(
             "max_position_embeddings": tokenizer.model_max_length,
             "projection_size": width,
             "pad_token_id": tokenizer.pad_token_id,
-            # The defaults are CLIP's numbers, which a smaller vocabulary does not have.
+            # The defaults are token ids of CLIP, which a smaller vocabulary does not have.
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
         },

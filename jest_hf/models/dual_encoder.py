@@ -1,14 +1,13 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""One view of every dual encoder: a super-batch in, `ContrastiveEmbeddings` out.
+"""One interface to every dual encoder: a super-batch in, `ContrastiveEmbeddings` out.
 
-SigLIP, SigLIP 2 and CLIP differ in what they accept (attention mask or not, pixels or patches), in their temperature
-(bias or not) and in the loss they were made for. `FAMILIES` holds these differences; nothing above this file asks for
-a model type.
+SigLIP, SigLIP 2 and CLIP differ in their inputs (attention mask or not, pixels or patches), in their temperature (bias
+or not) and in their loss. [`~jest_hf.models.families.FAMILIES`] holds these differences.
 
-Everything runs through the model's own `forward`, never through `get_image_features` or a parameter from outside:
-wrapped models (DDP, ZeRO, FSDP) gather their parameters only there. `expose_temperature` therefore lets the forward
-hand out the logit scale and bias together with the embeddings.
+All computation goes through the model's own `forward`, never through `get_image_features` or a parameter: wrapped
+models (DDP, ZeRO, FSDP) gather their parameters only in `forward`. Therefore [`expose_temperature`] makes the forward
+return the logit scale and bias together with the embeddings.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from jest_hf.batch import IMAGE_KEYS, TEXT_KEYS, VIEW_PREFIX
 from jest_hf.images.normalise import Normalisation
@@ -29,65 +28,74 @@ from jest_hf.models.families import family_of
 from jest_hf.selection import ContrastiveEmbeddings
 
 
+_SET_BY_FORWARD: Any = None  # ModelOutput allows no other default
+
+
 @dataclass
 class DualEncoderOutput(ModelOutput):
-    """
-    A dual encoder's output with its temperature.
+    """The output of a dual encoder, with its temperature.
 
     Args:
-        image_embeds (`torch.Tensor`): L2-normalised, `[b, D]`.
-        text_embeds (`torch.Tensor`): L2-normalised, `[b, D]`.
-        logits_per_image (`torch.Tensor`): `[b, b]`.
-        logits_per_text (`torch.Tensor`): `[b, b]`.
-        logit_scale (`torch.Tensor`): the multiplier itself, not its logarithm.
-        logit_bias (`torch.Tensor`, *optional*): absent in CLIP.
+        loss (`torch.Tensor`, *optional*): The model's own loss, if its `forward` was called with `return_loss=True`.
+        logits_per_image (`torch.Tensor`, *optional*): `[b, b]`.
+        logits_per_text (`torch.Tensor`, *optional*): `[b, b]`.
+        text_embeds (`torch.Tensor`): L2-normalised text embeddings, `[b, D]`.
+        image_embeds (`torch.Tensor`): L2-normalised image embeddings, `[b, D]`.
+        logit_scale (`torch.Tensor`): The multiplier itself, not its logarithm; one element.
+        logit_bias (`torch.Tensor`, *optional*): One element; `None` for CLIP.
     """
 
     loss: Tensor | None = None
     logits_per_image: Tensor | None = None
     logits_per_text: Tensor | None = None
-    text_embeds: Tensor | None = None
-    image_embeds: Tensor | None = None
-    logit_scale: Tensor | None = None
+    text_embeds: Tensor = _SET_BY_FORWARD
+    image_embeds: Tensor = _SET_BY_FORWARD
+    logit_scale: Tensor = _SET_BY_FORWARD
     logit_bias: Tensor | None = None
 
     @classmethod
     def of(cls, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None) -> DualEncoderOutput:
-        """What a loss needs of an output, put together from its parts."""
+        """Return an output with the parts that a loss needs."""
         return cls(image_embeds=image, text_embeds=text, logit_scale=scale, logit_bias=bias)
 
 
 def expose_temperature(model: PreTrainedModel) -> None:
-    """Make `model.forward` return a [`DualEncoderOutput`]. Harmless when called twice; nothing of it is saved."""
+    """Make `model.forward` return a [`DualEncoderOutput`].
+
+    A second call has no effect, and nothing of this is saved with the model.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): A model of one of the [`~jest_hf.models.families.FAMILIES`].
+    """
     if _add_temperature not in model._forward_hooks.values():
         model.register_forward_hook(_add_temperature)
 
 
-def _add_temperature(model: PreTrainedModel, args: tuple, output: Any) -> DualEncoderOutput:
+def _add_temperature(model: Any, args: tuple[Any, ...], output: Any) -> DualEncoderOutput:
     bias = dict(model.named_parameters(recurse=False)).get("logit_bias")
     return DualEncoderOutput(
-        loss=output.loss,
-        logits_per_image=output.logits_per_image,
-        logits_per_text=output.logits_per_text,
+        # Nothing here needs these three: a model of another family may go without them.
+        loss=getattr(output, "loss", None),
+        logits_per_image=getattr(output, "logits_per_image", None),
+        logits_per_text=getattr(output, "logits_per_text", None),
         text_embeds=output.text_embeds,
         image_embeds=output.image_embeds,
         logit_scale=model.logit_scale.float().exp(),
-        # `+ 0` leaves the graph whole and hands out no parameter: engines may free the parameter after the forward.
+        # `+ 0` returns a new tensor of the graph, not the parameter, which engines may free after the forward.
         logit_bias=None if bias is None else bias.float() + 0,
     )
 
 
 class DualEncoder:
-    """
-    How one model reads a super-batch.
+    """Reads a super-batch for one model, runs the model and scores with it.
 
     Args:
-        config: the model's configuration (for its [`Family`]).
-        processor: the model's own processor; its image processor names the normalisation, which happens here, on the
-            device: until then images stay uint8.
+        config: The model's configuration, which gives its [`~jest_hf.models.families.Family`].
+        processor: The model's processor. Its image processor gives the normalisation, which happens here, on the
+            device.
         prefix (`str`, *optional*, defaults to `""`):
-            Prefix of this model's own keys in the super-batch (`"ref_"` for a reference). A key that is absent with
-            the prefix is shared with the learner and read without it.
+            Prefix of this model's own keys in the super-batch (`"ref_"` for a reference). A key that is missing with
+            the prefix is shared with the learner and is read without the prefix.
     """
 
     def __init__(self, config: Any, processor: Any, prefix: str = "") -> None:
@@ -103,19 +111,22 @@ class DualEncoder:
         view: View | None = None,
         n_at_view: int | None = None,
     ) -> dict[str, Any]:
-        """
-        Arguments of the model's `forward` for some rows of a super-batch, normalised, on the batch's device.
+        """Return the arguments of the model's `forward` for some rows of a super-batch.
 
         Args:
             batch (mapping of `str` to `torch.Tensor`):
-                The super-batch. Images at the view are read from `view_pixel_values` and its companions where there
-                are such keys (then `pixel_values` is needed for rows at full resolution only), and made from
-                `pixel_values` where there are none.
-            rows (`slice`, *optional*, defaults to all): Of the batch.
-            view ([`View`], *optional*): A cheaper view, for a model that accepts views ([`accept_views`]).
+                The super-batch. Images at the view are read from `view_pixel_values` and the other keys with this
+                prefix; then `pixel_values` is needed only for rows at full resolution. Without these keys, the images
+                at the view are made from `pixel_values`.
+            rows (`slice`, *optional*, defaults to all): Rows of the batch.
+            view ([`View`], *optional*): A cheaper view, for a model that accepts views
+                ([`~jest_hf.models.accept_views`]).
             n_at_view (`int`, *optional*):
-                So many rows at the beginning of the batch (not of `rows`) are seen at the view, and the others at full
-                resolution. Default: all rows.
+                Number of rows, counted from the start of the batch (not of `rows`), whose images are at the view. The
+                other rows are at full resolution. Default: all rows.
+
+        Returns:
+            `dict`: the arguments, on the batch's device; images are normalised.
         """
         text_keys = TEXT_KEYS if self.family.attention_mask else TEXT_KEYS[:1]
         text = self._pick(batch, text_keys, rows)
@@ -141,7 +152,8 @@ class DualEncoder:
     def _pick(
         self, batch: Mapping[str, Tensor], keys: tuple[str, ...], rows: slice, prefix: str = ""
     ) -> dict[str, Tensor]:
-        # A reference with its own image or text keys must take all of them from there: never half from the learner's.
+        # A reference with own image keys reads all image keys with its prefix, and so for text: it never mixes them
+        # with keys of the learner.
         own = prefix + self.prefix
         prefix = own if own + keys[0] in batch else prefix
         return {key: batch[prefix + key][rows] for key in keys if prefix + key in batch}
@@ -154,10 +166,9 @@ class DualEncoder:
         view: View | None = None,
         n_at_view: int | None = None,
     ) -> DualEncoderOutput:
-        """
-        One forward of `model` (after [`expose_temperature`]) over these rows of a super-batch, with its graph.
+        """Run `model` (after [`expose_temperature`]) once over these rows of a super-batch, with its graph.
 
-        With `view`, the first `n_at_view` rows of the batch (default: all) are at it; see [`~DualEncoder.inputs`].
+        Arguments are those of [`~DualEncoder.inputs`].
         """
         return model(**self.inputs(batch, rows, view, n_at_view))
 
@@ -165,10 +176,18 @@ class DualEncoder:
     def score(
         self, model: nn.Module, batch: Mapping[str, Tensor], batch_size: int, view: View | None = None
     ) -> ContrastiveEmbeddings:
-        """
-        Embed a whole batch without gradients, in eval mode, `batch_size` rows at a time, at full resolution or a view.
+        """Embed a whole super-batch without gradients, in eval mode.
 
-        The model is left in eval mode: `Trainer.training_step` puts it back into train mode before it learns.
+        The model stays in eval mode; `Trainer.training_step` switches it to train mode before the update.
+
+        Args:
+            model (`torch.nn.Module`): The model, wrapped or not, after [`expose_temperature`].
+            batch (mapping of `str` to `torch.Tensor`): The super-batch.
+            batch_size (`int`): Number of rows per forward.
+            view ([`View`], *optional*): Cheaper view of all images; by default full resolution.
+
+        Returns:
+            [`~jest_hf.batch.ContrastiveEmbeddings`]: float32, in the order of the rows.
         """
         model.eval()
         n_rows = len(batch["example_id"])

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The families of dual encoders: everything in which SigLIP, SigLIP 2 and CLIP differ.
+"""The families of dual encoders: all differences between SigLIP, SigLIP 2 and CLIP.
 
 `FAMILIES` is the registry, by the `model_type` of a configuration. No other file compares a model type. To add a
 family whose `forward` takes `pixel_values` and `input_ids` and returns `image_embeds` and `text_embeds`, add an entry:
@@ -32,26 +32,26 @@ def _projection_dim(config: Any) -> int:
 
 @dataclass(frozen=True)
 class Family:
-    """
-    What sets the models of one `model_type` apart.
+    """The properties that the models of one `model_type` share.
 
     A configuration of the family has a `vision_config` (with `image_size`, unless images come as patches) and a
     `text_config` (with `max_position_embeddings` and `vocab_size`). A model of the family has a parameter
     `logit_scale`, the logarithm of the multiplier, and may have a parameter `logit_bias`.
 
     Args:
-        model_type (`str`): As in the model's configuration.
-        loss (`str`): `"sigmoid"` or `"softmax"`: the loss that the models were trained with, and the default here.
+        model_type (`str`): The `model_type` of the model's configuration.
+        loss (`str`): `"sigmoid"` or `"softmax"`: the loss that the models were trained with, which is the default loss
+            of a run.
         attention_mask (`bool`): Whether the text tower takes an attention mask.
         patches (`bool`, *optional*, defaults to `False`): Whether images come as patches, as for SigLIP 2 NaFlex.
-        width (`Callable`, *optional*): Configuration -> width D of the embeddings. Default:
+        width (`Callable`, *optional*): Maps the configuration to the width D of the embeddings. Default:
             `config.text_config.projection_size`.
-        views (tuple of `str`, *optional*): Kinds of [`View`] at which the vision tower can see images; `()` for none.
-        accept_views (`Callable`, *optional*): Makes a model of the family ready for views, in place of what
-            [`~jest_hf.models.accept_views`] does for SigLIP and CLIP.
-        towers (`bool`, *optional*, defaults to `False`): Whether the model class is known to `AutoModel` and has
-            `get_image_features` and `get_text_features`, so that FLOPs can be counted tower by tower, at any view.
-            Otherwise the FLOPs of the whole `forward` are counted.
+        views (tuple of `str`, *optional*): Kinds of [`View`] that the vision tower accepts; `()` for none.
+        accept_views (`Callable`, *optional*): Makes a model of the family accept views. Default: the code of
+            [`~jest_hf.models.accept_views`], which fits SigLIP and CLIP.
+        towers (`bool`, *optional*, defaults to `False`): Whether `AutoModel` knows the model class and the class has
+            `get_image_features` and `get_text_features`. Then FLOPs are counted tower by tower, at any view. Otherwise
+            the FLOPs of the whole `forward` are counted.
     """
 
     model_type: str
@@ -66,7 +66,7 @@ class Family:
 
 _SQUARE_VIEWS = ("patch", "image", "drop")
 
-# SigLIP and SigLIP 2 were trained without a text mask: they attend to the padding (arXiv 2303.15343, 2502.14786).
+# SigLIP and SigLIP 2 were trained without a text mask, with attention to the padding (arXiv 2303.15343, 2502.14786).
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
@@ -78,12 +78,26 @@ FAMILIES: dict[str, Family] = {
 
 
 def is_dual_encoder(model: PreTrainedModel) -> bool:
-    """Whether this is a model of both towers, and no classifier that was made of one of them."""
+    """Return whether the model has both towers; a classifier made of one tower has the same `model_type`."""
     return model.config.model_type in FAMILIES and hasattr(model, "logit_scale")
 
 
 def family_of(config: Any) -> Family:
-    """The [`Family`] of a model configuration; `ValueError` for a model type that is no supported dual encoder."""
+    """Return the [`Family`] of a model configuration.
+
+    Raises:
+        ValueError: for a model type that is no supported dual encoder.
+
+    Example:
+
+    ```python
+    >>> from transformers import SiglipConfig
+    >>> from jest_hf.models import embedding_width, family_of
+    >>> family_of(SiglipConfig()).loss, embedding_width(SiglipConfig())
+    ('sigmoid', 768)
+
+    ```
+    """
     if config.model_type not in FAMILIES:
         raise ValueError(
             f"model_type={config.model_type!r} is not a supported dual encoder; use one of {', '.join(FAMILIES)} "
@@ -93,16 +107,31 @@ def family_of(config: Any) -> Family:
 
 
 def embedding_width(config: Any) -> int:
-    """Width D of the embeddings that image and text share."""
+    """Return the width D of image and text embeddings."""
     return family_of(config).width(config)
 
 
 def check_view(view: View, config: Any) -> None:
-    """
-    Check that a model with this configuration can see images at a view, and that the view saves tokens.
+    """Check that a model with this configuration accepts a view, and that the view saves tokens.
+
+    Args:
+        view ([`View`]): The view.
+        config: The model's configuration.
 
     Raises:
-        ValueError: for a view of another kind of model, sizes that do not divide, or a view that saves nothing.
+        ValueError: for a view of another kind of model, sizes that do not divide, or a view that saves no tokens.
+
+    Example:
+
+    ```python
+    >>> from transformers import SiglipConfig
+    >>> from jest_hf.models import View, check_view
+    >>> check_view(View.parse("patch:32"), SiglipConfig())
+    >>> check_view(View.parse("num_patches:64"), SiglipConfig())
+    Traceback (most recent call last):
+    ValueError: view 'num_patches:64' does not suit a siglip model: use patch, image or drop.
+
+    ```
     """
     kinds = family_of(config).views
     if view.kind not in kinds:
@@ -112,12 +141,12 @@ def check_view(view: View, config: Any) -> None:
 
 
 def has_logit_bias(model: nn.Module) -> bool:
-    """Whether the model has a logit bias (SigLIP) or none (CLIP)."""
+    """Return whether the model has a logit bias, as SigLIP has and CLIP has not."""
     return any(name.rpartition(".")[2] == "logit_bias" for name, _ in model.named_parameters())
 
 
 def without_temperature(names: Iterable[str]) -> list[str]:
-    """Names of parameters, less those of a dual encoder's `logit_scale`."""
+    """Return the names of parameters without those of a dual encoder's `logit_scale`."""
     return [name for name in names if name.rpartition(".")[2] != "logit_scale"]
 
 

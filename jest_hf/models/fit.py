@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a dual encoder, its processor and the loss of a run fit together."""
+"""Check that a dual encoder, its processor and the loss of a run fit together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from jest_hf.models.families import family_of
 
 
 def check_loss(loss: str, who: str, has_bias: bool) -> None:
-    """The sigmoid loss needs a bias: without it each of the many negatives starts at a loss of log 2."""
+    """Raise a `ValueError` for the sigmoid loss without a bias.
+
+    Without the bias each of the many negatives starts at a loss of log 2.
+    """
     if loss == "sigmoid" and not has_bias:
         raise ValueError(
             f"loss='sigmoid' needs a logit_bias, and the {who} has none; use loss='softmax', or SigLIP models."
@@ -22,7 +25,13 @@ def check_loss(loss: str, who: str, has_bias: bool) -> None:
 
 
 def check_inputs(inputs: Mapping[str, Tensor], config: Any, role: str) -> None:
-    """Compare one collated batch, as `role` ("learner" or "reference") reads it, with the model's configuration."""
+    """Raise a `ValueError` if a model cannot take its inputs from the data collator.
+
+    Args:
+        inputs (mapping of `str` to `torch.Tensor`): The model's inputs for one collated batch.
+        config: The model's configuration.
+        role (`str`): `"learner"` or `"reference"`, for the message.
+    """
     vision, text = config.vision_config, config.text_config
     way_out = f"give the {role} the processor that belongs to it"
     pixels = inputs["pixel_values"]
@@ -45,10 +54,13 @@ def check_inputs(inputs: Mapping[str, Tensor], config: Any, role: str) -> None:
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any, role: str) -> None:
-    """A token beyond the model's vocabulary would be an index error in the middle of the run, or worse on a GPU."""
+    """Raise a `ValueError` if the tokenizer has tokens beyond the model's vocabulary.
+
+    In a run such a token is an index error, which on a GPU ends the process.
+    """
     largest = max(tokenizer.get_vocab().values())
     if largest >= config.text_config.vocab_size:
         raise ValueError(
-            f"the tokenizer goes up to token {largest}, and the {role} knows {config.text_config.vocab_size} tokens; "
+            f"the tokenizer goes up to token {largest}, and the {role} has {config.text_config.vocab_size} tokens; "
             f"give the {role} the processor that belongs to it."
         )

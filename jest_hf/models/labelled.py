@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""How a model whose examples stand alone reads a super-batch."""
+"""Reading of a super-batch by a model of examples without pairs: a classifier or a language model."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from jest_hf.models import View
 from jest_hf.selection import PointwiseLosses
 
 
-KINDS = ("classification", "language_model")  # of models whose examples stand alone
-NOT_INPUTS = ("labels", "example_id", "valid")  # of a super-batch
+KINDS = ("classification", "language_model")  # models of examples without pairs
+NOT_INPUTS = ("labels", "example_id", "valid")  # keys of a super-batch that are no model inputs
 IMAGES = "pixel_values"
 
 
 class PointwiseReader:
-    """
-    How one model reads a super-batch, and what it has to say about it; see [`~objectives.objective.Reader`].
+    """Reads a super-batch for one model, runs the model and scores with it; a [`~jest_hf.models.reader.Reader`].
 
     Args:
-        causal (`bool`): Whether it is a causal language model.
-        normalisation ([`Normalisation`], *optional*): Of a model of images.
-        label_smoothing (`float`, *optional*, defaults to `0.0`): In the scores, as in the training loss.
-        prefix (`str`, *optional*, defaults to `""`): Of this model's own keys in the super-batch (`"ref_"` for a
-            reference). Where there is none it reads what the learner reads.
+        causal (`bool`): Whether the model is a causal language model.
+        normalisation ([`~jest_hf.images.normalise.Normalisation`], *optional*): Normalisation of images, for a model
+            of images.
+        label_smoothing (`float`, *optional*, defaults to `0.0`): Label smoothing of the scores and of the training
+            loss.
+        prefix (`str`, *optional*, defaults to `""`): Prefix of this model's own keys in the super-batch (`"ref_"` for
+            a reference). A model without keys of its own reads the keys of the learner.
     """
 
     def __init__(
@@ -53,23 +54,23 @@ class PointwiseReader:
         view: View | None = None,
         n_at_view: int | None = None,
     ) -> dict[str, Any]:
-        """
-        Arguments of the model's `forward` for some rows of a super-batch: everything in it but the labels and what is
-        not the model's, images normalised on their device.
+        """Return the arguments of the model's `forward` for some rows of a super-batch, without the labels.
+
+        Images are normalised on their device.
 
         Raises:
-            ValueError: for a view, which dual encoders alone have.
+            ValueError: for a view, as only dual encoders have views.
         """
         if view is not None:
-            raise ValueError(f"scoring_view='{view}' is for dual encoders, and this model has no views; leave it out.")
+            raise ValueError(f"scoring_view='{view}' is for dual encoders, and this model is none; omit scoring_view.")
         shared = {name: value for name, value in batch.items() if not name.startswith(REF_PREFIX)}
-        # A model with keys of its own must take all of them from there: never half from the learner's.
+        # A model with keys of its own reads all keys with its prefix, and never mixes them with keys of the learner.
         own = {name.removeprefix(self.prefix): batch[name] for name in batch if name.startswith(self.prefix)}
         chosen = own if self.prefix and own else shared
         inputs = {name: value[rows] for name, value in chosen.items() if name not in NOT_INPUTS}
         if self.normalisation is not None:
             inputs[IMAGES] = self.normalisation(inputs[IMAGES])
-        # Keys and values of past tokens serve generation, and would stay in memory as long as the output does.
+        # Keys and values of past tokens are for generation, and would stay in memory as long as the output.
         return inputs | ({"use_cache": False} if self.causal else {})
 
     def __call__(
@@ -80,18 +81,17 @@ class PointwiseReader:
         view: View | None = None,
         n_at_view: int | None = None,
     ) -> Any:
-        """One forward of `model`, wrapped or not, over these rows, with its graph; its output has `logits`."""
+        """Run `model`, wrapped or not, once over these rows, with its graph; the output has `logits`."""
         return model(**self.inputs(batch, rows, view, n_at_view))
 
     @torch.no_grad()
     def score(
         self, model: nn.Module, batch: Mapping[str, Tensor], batch_size: int, view: View | None = None
     ) -> PointwiseLosses:
-        """
-        The losses of a whole super-batch without gradients, in eval mode, `batch_size` rows at a time; 0 for a row
-        without a label.
+        """Compute the losses of a whole super-batch without gradients, in eval mode, `batch_size` rows at a time.
 
-        The model is left in eval mode: `Trainer.training_step` puts it back into train mode before it learns.
+        The loss of a row without a label is 0. The model stays in eval mode; `Trainer.training_step` switches it to
+        train mode before the update.
         """
         model.eval()
         parts = []
@@ -102,5 +102,5 @@ class PointwiseReader:
         return PointwiseLosses(torch.cat(parts).float())
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss of each example, `[b]`, of logits that this reader's forward gave; see [`per_example_losses`]."""
+        """Return the loss of each example, `[b]`; see [`~jest_hf.losses.pointwise.per_example_losses`]."""
         return per_example_losses(logits, labels, label_smoothing=self.label_smoothing, causal=self.causal)

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""How one model reads a super-batch: the protocol."""
+"""The protocol of a reader, which connects a super-batch with one model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jest_hf.selection import Scored
 
 
 class Reader(Protocol):
-    """How one model (learner, proxy or reference) reads a super-batch."""
+    """Reads a super-batch for one model (learner, proxy or reference), runs the model and scores with it."""
 
     def inputs(
         self,
@@ -23,7 +23,7 @@ class Reader(Protocol):
         view: View | None = None,
         n_at_view: int | None = None,
     ) -> dict[str, Any]:
-        """Arguments of the model's `forward` for some rows of a super-batch."""
+        """Return the arguments of the model's `forward` for some rows of a super-batch."""
 
     def __call__(
         self,
@@ -33,9 +33,9 @@ class Reader(Protocol):
         view: View | None = None,
         n_at_view: int | None = None,
     ) -> Any:
-        """One forward of the model, wrapped or not, over these rows, with its graph."""
+        """Run the model, wrapped or not, once over these rows, with its graph."""
 
     def score(
         self, model: nn.Module, batch: Mapping[str, Tensor], batch_size: int, view: View | None = None
     ) -> Scored:
-        """What the model has to say about a whole super-batch, without gradients and in eval mode."""
+        """Return what the model computes of a whole super-batch, without gradients and in eval mode."""

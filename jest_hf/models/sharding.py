@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What it takes for a dual encoder to be sharded by ZeRO-3 and FSDP2, and for another one to stay whole beside it."""
+"""Sharding by ZeRO-3 and FSDP2: prepare the learner for it, and exempt other models from it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from transformers.integrations import deepspeed as deepspeed_integration
 
 @contextmanager
 def built_whole() -> Iterator[None]:
-    """
-    Models that are loaded or built in here have all of their weights on every device.
+    """Within this context, models that are loaded or built have all of their weights on every device.
 
-    Otherwise, once the training arguments of a ZeRO-3 run exist, transformers partitions each model at its birth; and
-    in an FSDP run with `cpu_ram_efficient_loading` only the first process loads any weights.
+    Otherwise transformers partitions each new model as soon as the training arguments of a ZeRO-3 run exist, and in an
+    FSDP run with `cpu_ram_efficient_loading` only the first process loads weights.
     """
-    # transformers offers a way to unset the setting, and none to put the same one back.
+    # transformers has a function to unset the setting, but none to restore it.
     setting = deepspeed_integration._hf_deepspeed_config_weak_ref
     deepspeed_integration.unset_hf_deepspeed_config()
     try:
@@ -31,14 +30,14 @@ def built_whole() -> Iterator[None]:
 
 
 def check_shardable(model: PreTrainedModel) -> None:
-    """
-    Refuse a model that neither DeepSpeed nor FSDP2 can take.
+    """Check that DeepSpeed and FSDP2 can shard a model.
 
-    `fully_shard` knows no parameters without a dimension, and DeepSpeed 0.19 views every parameter as bytes to
-    broadcast it, which they cannot be.
+    Both need parameters with at least one dimension: `fully_shard` splits the first dimension, and DeepSpeed 0.19
+        views
+    every parameter as bytes to broadcast it.
 
     Raises:
-        ValueError: for a model with such parameters, as CLIP's `logit_scale` is one.
+        ValueError: for a model with parameters without a dimension, such as CLIP's `logit_scale`.
     """
     scalars = [name for name, parameter in model.named_parameters() if parameter.ndim == 0]
     if scalars:
@@ -49,11 +48,10 @@ def check_shardable(model: PreTrainedModel) -> None:
 
 
 def prepare_for_fsdp2(model: PreTrainedModel) -> None:
-    """
-    Name the layers to shard so that accelerate can: call it before the model is handed over.
+    """Correct the model's list of layers to shard, before accelerate reads the list.
 
-    accelerate shards each layer whose class the model names in `_no_split_modules`, and then the token embedding by
-    itself. SigLIP and SigLIP 2 name the module around the token embedding too, and nothing can be sharded twice.
+    accelerate shards each layer whose class is in `_no_split_modules`, and then the token embedding by itself. In
+    SigLIP and SigLIP 2 the list also has the module around the token embedding, and no parameter can be sharded twice.
 
     Raises:
         ValueError: as [`check_shardable`].
@@ -65,4 +63,4 @@ def prepare_for_fsdp2(model: PreTrainedModel) -> None:
         for module in model.modules()
         if module is not token_embedding and token_embedding in module.modules()
     }
-    model._no_split_modules = set(model._no_split_modules) - around
+    model._no_split_modules = set(model._no_split_modules or ()) - around

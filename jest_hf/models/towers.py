@@ -2,16 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vision tower that takes several views of images in ONE forward of the whole model.
 
-Wrapped models (DDP, ZeRO, FSDP, PEFT) must be entered through their own `forward`, and a contrastive loss over
-examples at different views wants all embeddings of one such call. `SiglipModel`, `Siglip2Model` and `CLIPModel` hand
-their `pixel_values` on to the vision tower unread. So they may as well be a tuple, which engines carry like any other
-nest of tensors:
+Wrapped models (DDP, ZeRO, FSDP, PEFT) must be called through their own `forward`, and a contrastive loss over examples
+at different views needs all embeddings from one such call. `SiglipModel`, `Siglip2Model` and `CLIPModel` pass
+`pixel_values` to the vision tower without reading them. So `pixel_values` may be a tuple, which engines treat like any
+other nest of tensors:
 
     model(input_ids=ids, pixel_values=({"pixel_values": small, "interpolate_pos_encoding": True},
                                        {"pixel_values": full}))
 
-The tower goes through the elements one after the other and returns the pooled images of all, in their order. Its
-modules run as they always do, so parameters are gathered, and gradients summed, by whoever does that.
+The tower processes the elements one after the other and returns the pooled images of all, in their order. The modules
+of the tower are called as usual, so an engine gathers their parameters and sums their gradients as usual.
 """
 
 from __future__ import annotations
@@ -32,49 +32,49 @@ from jest_hf.models.families import family_of
 
 
 def accept_views(model: PreTrainedModel) -> None:
-    """
-    Let `model.forward` take a tuple as its `pixel_values`. Harmless when called twice; nothing of it is saved.
+    """Make `model.forward` accept a tuple as `pixel_values`.
 
-    Each element holds the tower's inputs for some images: `pixel_values`, for NaFlex `pixel_attention_mask` and
-    `spatial_shapes`, and optionally
-    - `interpolate_pos_encoding` (`bool`): for images smaller than the model's own. From now on it resizes the position
-      embeddings bilinearly with antialiasing, as FlexiViT does (arXiv 2212.08013), and as SigLIP 2 NaFlex was trained:
-      transformers' own bicubic resize skips positions when the grid shrinks. The position of CLIP's class token stays
-      as it is.
-    - `kept_patches` (`torch.Tensor`): int64 `[n]`, indices of the patches that go on to the encoder.
+    A second call has no effect, and nothing of this is saved with the model. Each element of the tuple holds the
+    tower's inputs for some images: `pixel_values`, for NaFlex also `pixel_attention_mask` and `spatial_shapes`, and
+    optionally
+    - `interpolate_pos_encoding` (`bool`): for images smaller than the model's. It now resizes the position embeddings
+      bilinearly with antialiasing, as in FlexiViT (arXiv 2212.08013) and in the training of SigLIP 2 NaFlex;
+      transformers' bicubic resize skips positions when the grid shrinks. The position of CLIP's class token is not
+      changed.
+    - `kept_patches` (`torch.Tensor`): int64 `[n]`, indices of the patches that reach the encoder.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            A `SiglipModel`, `Siglip2Model` or `CLIPModel`, not what an engine or an adapter wraps it in.
+            A `SiglipModel`, `Siglip2Model` or `CLIPModel`, not the module that an engine or an adapter wraps it in.
     """
     family = family_of(model.config)
     if family.accept_views is not None:
         family.accept_views(model)
         return
-    tower = model.vision_model
+    tower: Any = model.vision_model  # of transformers, with attributes of its own
     tower.forward = MethodType(_forward_views, tower)
-    if not family.patches:  # with patches a model resizes positions to each image by itself
+    if not family.patches:  # a model of patches resizes positions to each image itself
         tower.embeddings.interpolate_pos_encoding = MethodType(_positions, tower.embeddings)
 
 
 def _forward_views(
-    tower: nn.Module, pixel_values: Tensor | tuple[dict[str, Any], ...], **inputs: Any
+    tower: Any, pixel_values: Tensor | tuple[dict[str, Any], ...], **inputs: Any
 ) -> BaseModelOutputWithPooling:
-    """The tower's `forward`, or the pooled outputs of several."""
+    """Run the tower's `forward`, once per element if `pixel_values` is a tuple."""
     if isinstance(pixel_values, Tensor):
         return type(tower).forward(tower, pixel_values, **inputs)
     pooled = [_pooled(tower, **inputs | view) for view in pixel_values]
     return BaseModelOutputWithPooling(pooler_output=torch.cat(pooled))
 
 
-def _pooled(tower: nn.Module, kept_patches: Tensor | None = None, **inputs: Any) -> Tensor:
+def _pooled(tower: Any, kept_patches: Tensor | None = None, **inputs: Any) -> Tensor:
     with _keeping(tower.embeddings, kept_patches):
         return type(tower).forward(tower, **inputs).pooler_output
 
 
 @contextmanager
 def _keeping(embeddings: nn.Module, kept_patches: Tensor | None) -> Iterator[None]:
-    """Within, the vision embeddings drop all patches but these; `None` keeps all."""
+    """Within this context, the vision embeddings drop all patches but these; `None` keeps all."""
     if kept_patches is None:
         yield
         return
@@ -85,14 +85,14 @@ def _keeping(embeddings: nn.Module, kept_patches: Tensor | None) -> Iterator[Non
         hook.remove()
 
 
-def _keep(kept_patches: Tensor, embeddings: nn.Module, args: tuple, tokens: Tensor) -> Tensor:
-    n_before = tokens.shape[1] - embeddings.num_patches  # the class token, in CLIP
+def _keep(kept_patches: Tensor, embeddings: Any, args: tuple[Any, ...], tokens: Tensor) -> Tensor:
+    n_before = tokens.shape[1] - embeddings.num_patches  # 1 in CLIP, for the class token
     return torch.cat([tokens[:, :n_before], tokens[:, n_before:].index_select(1, kept_patches)], dim=1)
 
 
-def _positions(embeddings: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
-    """Position embeddings of an image of `height` x `width` pixels, `[1, tokens, width]`."""
-    positions = embeddings.position_embedding(embeddings.position_ids)[0]  # its forward, where engines gather it
+def _positions(embeddings: Any, tokens: Tensor, height: int, width: int) -> Tensor:
+    """Return the position embeddings of an image of `height` x `width` pixels, `[1, tokens, D]`."""
+    positions = embeddings.position_embedding(embeddings.position_ids)[0]  # a forward, so that engines gather it
     n_before = len(positions) - embeddings.num_patches
     grid = (height // embeddings.patch_size, width // embeddings.patch_size)
     return torch.cat([positions[:n_before], resize_positions(positions[n_before:], grid)])[None]

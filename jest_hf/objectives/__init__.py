@@ -8,12 +8,13 @@ from jest_hf.models.labelled import PointwiseReader
 from jest_hf.models.reader import Reader
 from jest_hf.moved import moved
 from jest_hf.objectives.contrastive import ContrastiveObjective
-from jest_hf.objectives.objective import OBJECTIVES, Evaluated, Objective, ObjectiveOptions, find_objective
+from jest_hf.objectives.objective import OBJECTIVES, Collator, Evaluated, Objective, ObjectiveOptions, find_objective
 from jest_hf.objectives.pointwise import PointwiseObjective
 
 
 __all__ = [
     "OBJECTIVES",
+    "Collator",
     "ContrastiveObjective",
     "Evaluated",
     "Objective",

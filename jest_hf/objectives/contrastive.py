@@ -82,6 +82,10 @@ class ContrastiveObjective:
         self.group_column = group_column
         self._architectures: dict[type[PretrainedConfig], type[PreTrainedModel]] = {}
 
+    @property
+    def loss_name(self) -> str:
+        return self.loss_kind or self.name
+
     @classmethod
     def fits(cls, model: PreTrainedModel) -> bool:
         return is_dual_encoder(model)

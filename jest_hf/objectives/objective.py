@@ -6,7 +6,7 @@ An objective defines how a model reads a super-batch, what a model computes of i
 examples make pairs with each other, otherwise a loss for each example), and the loss of a sub-batch. The trainer needs
 nothing else of it, and an objective does not depend on the selection.
 
-To add an objective, write a class with the methods of [`Objective`] and enter it:
+To add an objective, write a subclass of [`Objective`] and enter it:
 
     from jest_hf.objectives import OBJECTIVES
 
@@ -15,7 +15,7 @@ To add an objective, write a class with the methods of [`Objective`] and enter i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -76,27 +76,71 @@ class ObjectiveOptions:
     eval_group_column: str | None = None
 
 
+# Options that have no effect without pairs, each with the value that it must keep.
+FOR_PAIRS_ALONE: Mapping[str, Any] = {
+    "scoring_view": None,
+    "gradient_cache_chunk_size": None,
+    "reference_cache": None,
+    "loss": None,
+    "distillation_weight": 0.0,
+    "pair_score": "loss",
+}
+
+
+class Collator(Protocol):
+    """A data collator: it makes n rows a super-batch, a `dict` of tensors with n rows each.
+
+    Besides the inputs of the models, a super-batch has `example_id` (int64 `[n]`, from the rows) and `valid` (bool
+    `[n]`: False for a row that cannot be used, whose values are ignored). Keys for the reference alone begin with
+    `ref_`.
+
+    Attributes:
+        processor: The learner's processor.
+        ref_processor (*optional*): The reference's processor, if it differs from the learner's.
+        image_column (`str`, *optional*): Column of the images; `None` without images.
+    """
+
+    processor: Any
+    ref_processor: Any | None
+    image_column: Any
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Make a super-batch."""
+
+    def with_reference(self, ref_processor: Any | None) -> Any:
+        """Return the same collator, for a reference that reads with `ref_processor`."""
+
+
 class Objective(Protocol):
     """What a run trains for. `OBJECTIVES` is the registry.
+
+    A subclass inherits the defaults of an objective without pairs, without a cache and without checks. It must define
+    `fits`, `make`, `collator`, `reader`, `loss`, `forward_flops`, `eval_collator` and `evaluate`, and set `name` and
+    `collator_type`.
 
     Attributes:
         name (`str`): The value of `JESTConfig.objective` that chooses this class.
         pairs (`bool`): Whether examples make pairs, so that they can be selected jointly. Otherwise the loss is a mean
             over examples.
         loss_kind (`str`, *optional*): `"sigmoid"` or `"softmax"`, the loss of pairs; `None` without pairs.
+        loss_name (`str`): The name of the loss in the model card.
         collator_type (`type`): The class of the data collators that make super-batches for this objective.
         refused (`dict`): Options of `JESTConfig` that have no effect with this objective, each with the value that it
             must keep.
-        cached_as (`str`, *optional*): What `cache_reference` writes: `"embeddings"` or `"losses"`; `None` if a
-            reference cannot be cached.
+        cached_as (`str`, *optional*): What `cache_reference` writes: `"embeddings"` (with a [`JESTDataCollator`]) or
+            `"losses"` (with a `LabelledCollator` and a [`PointwiseReader`]); `None` if a reference cannot be cached.
     """
 
     name: str
-    pairs: bool
-    loss_kind: str | None
+    pairs: bool = False
+    loss_kind: str | None = None
     collator_type: ClassVar[type]
-    refused: ClassVar[Mapping[str, Any]]
-    cached_as: ClassVar[str | None]
+    refused: ClassVar[Mapping[str, Any]] = FOR_PAIRS_ALONE
+    cached_as: ClassVar[str | None] = None
+
+    @property
+    def loss_name(self) -> str:
+        return self.loss_kind or self.name
 
     @classmethod
     def fits(cls, model: PreTrainedModel) -> bool:
@@ -114,7 +158,7 @@ class Objective(Protocol):
             ValueError: for a model or options that do not suit the objective.
         """
 
-    def collator(self, processor: Any, ref_processor: Any | None, seed: int) -> Collate:
+    def collator(self, processor: Any, ref_processor: Any | None, seed: int) -> Collator:
         """Make the data collator of a run that is given none.
 
         Args:
@@ -180,13 +224,16 @@ class Objective(Protocol):
 
     def width(self, config: PretrainedConfig) -> int:
         """Return the width D of the embeddings that joint selection compares; 0 without pairs."""
+        return 0
 
     def text_length(self, collator: Any) -> int | None:
         """Return the number of tokens that captions are padded to, for the model card; `None` if it is the
         processor's own."""
+        return None
 
     def prediction_collator(self, collator: Any) -> Any:
         """Return the data collator for `Trainer.predict`: rows need not have labels."""
+        return collator
 
     def eval_collator(self, collator: Any) -> Collate:
         """Return the collator of evaluation batches, which must accept any number of rows, also none."""
@@ -202,9 +249,11 @@ class Objective(Protocol):
         """Evaluate a model on a whole data set. A collective: every rank returns the results of all rows.
 
         Args:
-            read (`Callable`): `read(model, batch)` is one forward.
+            read (`Callable`): `read(model, batch)` is one forward. The method itself puts the model in eval mode and
+                switches gradients off.
             model (`torch.nn.Module`): The model, wrapped or not.
-            batches (iterable): This rank's batches from [`eval_collator`], as many as every other rank's.
+            batches (iterable): This rank's batches from [`eval_collator`], as many as every other rank's. The last
+                ones can be batches of no rows.
             device (`torch.device`): The device of the model.
             ranks ([`~jest_hf.distributed.Ranks`]): The ranks that share the batches.
         """
@@ -241,4 +290,4 @@ def find_objective(name: str | None, model: PreTrainedModel | None) -> type[Obje
     return OBJECTIVES[name]
 
 
-__all__ = ["OBJECTIVES", "Evaluated", "Objective", "ObjectiveOptions", "find_objective"]
+__all__ = ["FOR_PAIRS_ALONE", "OBJECTIVES", "Collator", "Evaluated", "Objective", "ObjectiveOptions", "find_objective"]

@@ -33,7 +33,7 @@ from jest_hf.losses.pointwise import mean_over_ranks, per_example_losses
 from jest_hf.models import View, base_model
 from jest_hf.models.families import is_dual_encoder
 from jest_hf.models.labelled import KINDS, PointwiseReader
-from jest_hf.objectives.objective import OBJECTIVES, ObjectiveOptions
+from jest_hf.objectives.objective import FOR_PAIRS_ALONE, OBJECTIVES, ObjectiveOptions
 from jest_hf.report.flops import forward_flops_of
 
 
@@ -66,15 +66,9 @@ class PointwiseObjective:
     name: str
     pairs = False
     loss_kind: str | None = None
+    loss_name = "cross-entropy"
     collator_type: ClassVar[type] = LabelledCollator
-    refused: ClassVar[Mapping[str, Any]] = {
-        "scoring_view": None,
-        "gradient_cache_chunk_size": None,
-        "reference_cache": None,
-        "loss": None,
-        "distillation_weight": 0.0,
-        "pair_score": "loss",
-    }
+    refused: ClassVar[Mapping[str, Any]] = FOR_PAIRS_ALONE
     cached_as: ClassVar[str | None] = "losses"
 
     def __init__(self, kind: str, config: PretrainedConfig, label_smoothing: float = 0.0) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -29,7 +30,7 @@ from jest_hf.data.collator import JESTDataCollator
 from jest_hf.data.rows import Rows
 from jest_hf.distributed import Ranks, gather_objects
 from jest_hf.evaluation.pairs import CaptionCollator
-from jest_hf.models import family_of
+from jest_hf.models import base_model, family_of
 from jest_hf.models.reader import Reader
 from jest_hf.reference.fingerprint import describe_data, describe_reading, difference, own_keys
 from jest_hf.reference.store import (
@@ -46,7 +47,7 @@ from jest_hf.reference.store import (
     to_json,
     write_atomically,
 )
-from jest_hf.report.flops import flops_of_inputs
+from jest_hf.report.flops import flops_of_inputs, tower_flops_of
 
 
 logger = logging.get_logger(__name__)
@@ -165,7 +166,7 @@ def write_cache(
                 shard["key"] = torch.from_numpy(keys[span.start : span.stop].copy())
             write_atomically(folder / shard_name(task.shard), save(shard))
             parts = []
-    return _finish(folder, plan, len(spans), flops_of_inputs(config, blank), ranks, device)
+    return _finish(folder, plan, len(spans), _forward_flops(view, model, config, blank), ranks, device)
 
 
 class _Task(NamedTuple):
@@ -222,6 +223,17 @@ def _embed(view: Reader, model: nn.Module, batch: Mapping[str, Any], device: tor
         output.logit_scale.item(),
         None if bias is None else bias.item(),
     )
+
+
+def _forward_flops(
+    view: Reader, model: nn.Module, config: PretrainedConfig, batch: Mapping[str, Any]
+) -> dict[str, int]:
+    """Count the FLOPs of one image and of one text, by the shapes in a batch of a [`CaptionCollator`]."""
+    if family_of(config).towers:
+        return flops_of_inputs(config, batch)
+    inputs = view.inputs({name: value for name, value in batch.items() if isinstance(value, Tensor)})
+    architecture: Any = type(base_model(extract_model_from_parallel(model)))
+    return tower_flops_of(architecture, config, inputs)
 
 
 def _assemble(parts: Sequence[_Part], span: range, width: int, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -1,11 +1,11 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a run leaves behind for its reader: the ledger of selections, the FLOPs it cost, its plots and tables."""
+"""Reports of a run: the ledger of selections, counts, FLOPs, figures of a selection, plots, tables and own reports."""
 
 from __future__ import annotations
 
 from jest_hf.report.compare import batch_loss, compare_selected, compare_selectors, source_shares
-from jest_hf.report.flops import StepFlops, forward_flops, step_flops
+from jest_hf.report.flops import StepFlops, forward_flops, forward_flops_of, step_flops
 from jest_hf.report.ledger import SelectionLedger, read_selections
 from jest_hf.report.plots import QualityPoint, first_reaching, plot_quality, plot_selection
 from jest_hf.report.report import Report, StepRecord
@@ -28,6 +28,7 @@ __all__ = [
     "first_reaching",
     "format_table",
     "forward_flops",
+    "forward_flops_of",
     "plot_quality",
     "plot_selection",
     "read_selections",

@@ -1,9 +1,9 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of a selection: selected against rejected examples, and what other selectors would have drawn.
+"""Metrics of a selection: selected against rejected examples, and the selection against those of other selectors.
 
-Every selector that uses scores draws with the noise of the step, so that two selections differ by what they select
-for and not by chance. `"uniform"` has noise of its own: what it has in common with the selection is what chance gives.
+All selectors that use scores draw with the same noise, so that two selections differ by their criteria and not by
+chance. `"uniform"` draws with other noise, so its overlap with the selection is the overlap of a chance selection.
 """
 
 from __future__ import annotations
@@ -25,18 +25,31 @@ from jest_hf.selection.sub_batch import take_scored
 def compare_selected(
     parts: Mapping[str, Mapping[str, Scored]], loss: str, ranks: Ranks | None = None
 ) -> dict[str, float]:
-    """
-    Losses of the sub-batch and of as many rejected examples, each taken as one batch.
+    """Compute the losses of the sub-batch and of as many rejected examples, each as one batch. A collective.
 
     Args:
-        parts (`dict`): by `"selected"` and `"rejected"`, this rank's rows of either under `"learner"` and
-            `"reference"`, or under the one that was scored.
-        loss (`str`): `"sigmoid"` or `"softmax"`, of embeddings; the losses of single examples are averaged.
-        ranks ([`~jest_hf.distributed.Ranks`], *optional*): over whom the batches are spread.
+        parts (`dict`): Scored rows of this rank, by `"selected"` and `"rejected"` and then by model: `"learner"`,
+            `"reference"` or both.
+        loss (`str`): `"sigmoid"` or `"softmax"`, for embeddings. [`PointwiseLosses`] are averaged.
+        ranks ([`~jest_hf.distributed.Ranks`], *optional*): The processes that share the batches; by default this
+            process alone.
 
     Returns:
-        `selected/learner_loss`, `rejected/reference_loss` and so on, and with both models `selected/learnability`
-        (their difference, the score of a batch in the paper's section 2).
+        `dict[str, float]`: `selected/learner_loss`, `rejected/reference_loss` and so on, and with both models
+        `selected/learnability` and `rejected/learnability`: the learner's loss minus the reference's loss (arXiv
+        2406.17711, section 2).
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from jest_hf.batch import PointwiseLosses
+    >>> from jest_hf.report import compare_selected
+    >>> learner, reference = PointwiseLosses(torch.tensor([3.0, 1.0])), PointwiseLosses(torch.tensor([1.0, 0.5]))
+    >>> compare_selected({"selected": {"learner": learner, "reference": reference}}, loss="sigmoid")
+    {'selected/learner_loss': 2.0, 'selected/reference_loss': 0.75, 'selected/learnability': 1.25}
+
+    ```
     """
     metrics = {}
     for part, models in parts.items():
@@ -58,8 +71,7 @@ def compare_selectors(
     sources: Tensor | None = None,
     source_names: Sequence[str] = (),
 ) -> dict[str, float]:
-    """
-    Compare a selection with what other selectors would have drawn in its place. A collective.
+    """Compare a selection with what other selectors would have drawn in its place. A collective.
 
     Args:
         selectors (iterable of [`Selector`]): The other selectors, the same on every rank.
@@ -69,16 +81,17 @@ def compare_selectors(
         indices (`torch.Tensor`): The selection, int64 `[b]`, positions in the super-batch.
         loss (`str`, *optional*): `"sigmoid"` or `"softmax"`: the loss of a batch of pairs. [`PointwiseLosses`] are
             averaged.
-        sources (`torch.Tensor`, *optional*): Where each of this rank's examples comes from, int64 `[n]`, numbers into
+        sources (`torch.Tensor`, *optional*): Source of each of this rank's examples, int64 `[n]`, an index of
             `source_names`.
-        source_names (sequence of `str`, *optional*): The sources.
+        source_names (sequence of `str`, *optional*): Names of the sources.
 
     Returns:
-        `dict[str, float]`: for every selector, under `compare/<selector>/`: `overlap` (the part of its sub-batch that
-        was selected too), with both models `learnability` (learner's loss minus reference's loss of its sub-batch,
-        taken as one batch), and `share/<source>` (the part of its sub-batch that comes from there).
+        `dict[str, float]`: For every selector, under `compare/<selector>/`: `overlap` (share of the selector's
+        sub-batch that is in the selection too), with both models `learnability` (learner's loss minus reference's loss
+        of the selector's sub-batch, as one batch), and `share/<source>` (share of the selector's sub-batch that comes
+        from the source).
     """
-    metrics = {}
+    metrics: dict[str, float] = {}
     by_model = scores.by_model()
     for selector in selectors:
         drawn = selector.select(pool, lambda models: scores, key).indices
@@ -94,32 +107,40 @@ def compare_selectors(
     return metrics
 
 
-def batch_loss(scored: Scored, loss: str, ranks: Ranks | None = None) -> float:
-    """The loss of examples taken as one batch, which is spread over `ranks`; a collective.
+def batch_loss(scored: Scored, loss: str | None, ranks: Ranks | None = None) -> float:
+    """Compute the loss of examples as one batch, which is spread over `ranks`. A collective.
 
     Args:
-        scored ([`ContrastiveEmbeddings`] or [`PointwiseLosses`]): This rank's rows; of pairs at least one.
-        loss (`str`): `"sigmoid"` or `"softmax"`, for pairs; the loss of single examples is the mean of theirs.
-        ranks ([`~jest_hf.distributed.Ranks`], *optional*): By default this process alone.
+        scored ([`ContrastiveEmbeddings`] or [`PointwiseLosses`]): This rank's rows; of embeddings at least one row.
+        loss (`str`, *optional*): `"sigmoid"` or `"softmax"`, for embeddings. [`PointwiseLosses`] are averaged.
+        ranks ([`~jest_hf.distributed.Ranks`], *optional*): The processes that share the batch; by default this process
+            alone.
+
+    Raises:
+        ValueError: If `scored` holds embeddings and `loss` is `None`.
     """
     ranks = Ranks() if ranks is None else ranks
     if isinstance(scored, PointwiseLosses):
         own = scored.losses.detach().double().sum()
         total, n = ranks.gather(torch.stack([own, own.new_tensor(len(scored))])).sum(dim=0).tolist()
-        return total / n
+        return float(total / n)
+    if loss is None:
+        raise ValueError('loss=None is not a loss of embeddings; pass "sigmoid" or "softmax".')
     return LOSSES[loss](scored.image, scored.text, scored.logit_scale, scored.logit_bias, ranks=ranks).item()
 
 
 def source_shares(shares: Shares, sources: Tensor, names: Sequence[str], indices: Tensor) -> dict[str, float]:
-    """
-    The part of a selection that comes from each source; a collective.
+    """Compute the share of a selection that comes from each source. A collective.
 
     Args:
-        shares ([`~jest_hf.distributed.Shares`]): How the super-batch lies over the ranks.
-        sources (`torch.Tensor`): Where this rank's examples come from, int64 `[n]`, numbers into `names`; an example
-            with another number comes from nowhere that has a name.
-        names (sequence of `str`): The sources.
+        shares ([`~jest_hf.distributed.Shares`]): Rows of the super-batch on each rank.
+        sources (`torch.Tensor`): Source of each of this rank's examples, int64 `[n]`, an index of `names`; any other
+            number stands for an unknown source, which is not counted.
+        names (sequence of `str`): Names of the sources.
         indices (`torch.Tensor`): The selection, int64 `[b]`, positions in the super-batch.
+
+    Returns:
+        `dict[str, float]`: Share of each source, by name.
     """
     own = sources[shares.own(indices)]
     counts = (own[:, None] == torch.arange(len(names), device=own.device)).sum(dim=0)

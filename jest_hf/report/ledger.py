@@ -1,11 +1,11 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger of selections: which example was trained on at which step, in a Parquet file.
+"""The ledger of selections: a Parquet file of the examples that were trained on at each step.
 
-A Parquet file cannot be appended to, and one that was being written when the process died cannot be read at all. So
-new rows wait in memory until [`SelectionLedger.flush`] writes old and new rows together into a second file, which then
-takes the place of the first in one move. Whenever the process is killed, the file is the complete one of the last
-flush. Old rows pass through memory a row group at a time, so that the length of the run does not matter.
+A Parquet file cannot be appended to, and an incomplete file cannot be read at all. New rows are therefore kept in
+memory until [`SelectionLedger.flush`] writes old and new rows into a second file, which then replaces the first in one
+move. If the process is killed, the file of the last flush is complete. Old rows are copied one row group at a time, so
+that memory does not grow with the length of the run.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ ROWS_PER_GROUP = 1 << 18  # 18 bytes a row: under 5 MB in memory
 
 
 class SelectionLedger:
-    """
-    Records the selected examples of every step in a Parquet file.
+    """Records the examples that are trained on at each step in a Parquet file.
 
     The file has the columns `step` (int32, from 1), `rank` (int16), `order` (int32, the place in the order of drawing,
     from 0) and `example_id` (int64). An existing file is continued: call [`~SelectionLedger.truncate`] with the step
@@ -35,7 +34,20 @@ class SelectionLedger:
 
     Args:
         path (`str` or `os.PathLike`):
-            The file, usually `output_dir/selections.parquet`. Its folder is made at the first flush.
+            The file, usually `output_dir/selections.parquet`. The first flush makes its folder.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+    >>> from jest_hf.report import SelectionLedger, read_selections
+    >>> ledger = SelectionLedger(tempfile.mkdtemp() + "/selections.parquet")
+    >>> ledger.record(step=1, example_ids=[7, 3])
+    >>> ledger.flush()
+    >>> read_selections(ledger.path).to_pydict()
+    {'step': [1, 1], 'rank': [0, 0], 'order': [0, 1], 'example_id': [7, 3]}
+
+    ```
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -49,41 +61,42 @@ class SelectionLedger:
         rank: torch.Tensor | int = 0,
         order: torch.Tensor | None = None,
     ) -> None:
-        """
-        Keeps one step's selection in memory until the next flush.
+        """Keep the selection of one step in memory until the next flush.
 
         Args:
             step (`int`):
                 The optimisation step, counted from 1 as in the names of checkpoints.
             example_ids (`torch.Tensor` or sequence of `int`):
-                int64 [b], the ids of the selected examples.
+                Ids of the selected examples, int64 [b].
             rank (`int` or `torch.Tensor`, *optional*, defaults to `0`):
-                The process that trained on them, or on each, [b].
+                The rank that trained on the examples, one for all or one for each, [b].
             order (`torch.Tensor`, *optional*):
-                The place of each in the order of drawing, [b]. Default: they come in that order.
+                Place of each example in the order of drawing, [b]. By default the order of `example_ids`.
 
         Raises:
-            `ValueError`: if `step` is below 1: [`~SelectionLedger.truncate`] could not tell it from a fresh start.
+            ValueError: If `step` is below 1.
         """
         if step < 1:
-            raise ValueError(f"step={step}, but steps are counted from 1: pass the number of the step being taken.")
+            raise ValueError(f"step={step} must be at least 1; pass state.global_step + 1.")
         ids = torch.as_tensor(example_ids, dtype=torch.int64).cpu().numpy()
         size = len(ids)
-        order = np.arange(size) if order is None else order.cpu().numpy()
-        rank = np.broadcast_to(torch.as_tensor(rank).cpu().numpy(), size)
-        columns = (np.full(size, step), rank, order, ids)
+        columns = (
+            np.full(size, step),
+            np.broadcast_to(torch.as_tensor(rank).cpu().numpy(), size),
+            np.arange(size) if order is None else order.cpu().numpy(),
+            ids,
+        )
         arrays = [pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)]
         self._pending.append(pa.record_batch(arrays, schema=SCHEMA))
 
     def flush(self) -> None:
-        """Writes what was recorded since the last flush. The file is replaced in one move, never changed in place."""
+        """Write the steps recorded since the last flush. The file is replaced in one move, never changed in place."""
         if self._pending or not self.path.exists():
             self._rewrite(self._written())
             self._pending.clear()
 
     def truncate(self, step: int) -> None:
-        """
-        Drops every row of a later step, in memory and in the file.
+        """Drop the rows of all later steps, in memory and in the file.
 
         Args:
             step (`int`):
@@ -114,14 +127,13 @@ class SelectionLedger:
 
 
 def read_selections(path: str | os.PathLike[str]) -> pa.Table:
-    """
-    Reads a ledger's file.
+    """Read the file of a [`SelectionLedger`].
 
     Args:
         path (`str` or `os.PathLike`):
             The `selections.parquet` of a run.
 
     Returns:
-        `pyarrow.Table`: columns `step`, `rank`, `order` and `example_id`, a row per trained example, as recorded.
+        `pyarrow.Table`: Columns `step`, `rank`, `order` and `example_id`; one row for each example trained on.
     """
     return pq.read_table(path)

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Two plots: quality against what it cost, which says whether selecting was worth it, and what was selected."""
+"""Plots: quality of runs against their cost, and a metric of selected and rejected examples by step."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's palette keeps its contrasts under every kind of colour blindness; markers tell lines apart in grey.
+# The palette of Okabe and Ito suits every kind of colour blindness; markers distinguish the lines without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 class QualityPoint(NamedTuple):
-    """
-    One evaluation of a run.
+    """One evaluation of a run.
 
     Args:
-        trained (`int`): examples trained on so far.
-        seen (`int`): examples loaded so far, trained on or not.
+        trained (`int`): Examples trained on so far.
+        seen (`int`): Examples loaded so far, trained on or not.
         flops (`float`): FLOPs spent so far.
-        quality (`float`): the metric; higher is better.
+        quality (`float`): The metric; higher is better.
     """
 
     trained: int
@@ -36,17 +35,25 @@ class QualityPoint(NamedTuple):
 
 
 def first_reaching(points: Iterable[Sequence[float]], quality: float) -> QualityPoint | None:
-    """
-    Finds the first evaluation of a run that was at least so good. Nothing is interpolated.
+    """Find the first evaluation of a run with at least a given quality, without interpolation.
 
     Args:
         points (iterable of [`QualityPoint`] or of tuples like it):
-            The run's evaluations in order.
+            Evaluations of the run, in order.
         quality (`float`):
-            The value to reach.
+            The quality to reach.
 
     Returns:
-        [`QualityPoint`], or `None` if the run never reached it.
+        [`QualityPoint`], or `None` if the run never reached the quality.
+
+    Example:
+
+    ```python
+    >>> from jest_hf.report import first_reaching
+    >>> first_reaching([(10, 50, 1e9, 0.2), (20, 100, 2e9, 0.4), (30, 150, 3e9, 0.6)], quality=0.4)
+    QualityPoint(trained=20, seen=100, flops=2000000000.0, quality=0.4)
+
+    ```
     """
     return next((point for point in map(QualityPoint._make, points) if point.quality >= quality), None)
 
@@ -54,35 +61,36 @@ def first_reaching(points: Iterable[Sequence[float]], quality: float) -> Quality
 def plot_quality(
     runs: Mapping[str, Sequence[Sequence[float]]], path: str | os.PathLike[str], metric_name: str
 ) -> None:
-    """
-    Draws the runs' quality against trained examples (left) and against FLOPs (right).
+    """Plot the quality of runs against examples trained on (left) and against FLOPs (right).
 
-    A dotted line marks the final quality of the run that ended lowest, and a ring where each other run first reached
-    it, with the ratio of the two costs.
+    A dotted line marks the final quality of the run with the lowest one. A ring marks the first evaluation of each
+    other run with at least this quality, with the ratio of the two costs.
 
     Args:
         runs (`dict` of name to sequence of [`QualityPoint`] or of tuples like it):
-            Every run's evaluations in order.
+            Evaluations of each run, in order.
         path (`str` or `os.PathLike`):
-            The image file; its suffix says which format.
+            The image file; its suffix decides the format.
         metric_name (`str`):
-            What the quality is, as the label of the axis.
+            Name of the quality, the label of the axis.
 
     Raises:
-        `ValueError`: if there is no run, or a run has no evaluations.
+        ValueError: If there is no run, or a run has no evaluations.
     """
-    # Not at the top: importing this package should not cost matplotlib's start-up.
+    # Imported here, so that importing this package does not import matplotlib.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
     empty = [name for name, points in runs.items() if not points]
     if empty or not runs:
-        raise ValueError(f"runs={list(runs)} cannot be drawn: evaluate each at least once (no points: {empty}).")
+        raise ValueError(
+            f"runs={list(runs)} cannot be plotted (without points: {empty}); evaluate each at least once."
+        )
     curves = {name: [QualityPoint._make(point) for point in points] for name, points in runs.items()}
 
     figure = Figure(figsize=(9.6, 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)  # no display is needed, and pyplot's global state stays as it was
+    FigureCanvasAgg(figure)  # needs no display, and does not change pyplot's global state
     left, right = figure.subplots(1, 2, sharey=True)
     _draw(left, curves, "trained", "examples trained on")
     _draw(right, curves, "flops", "FLOPs spent, scoring included")
@@ -96,16 +104,15 @@ def plot_quality(
 def plot_selection(
     parts: Mapping[str, Sequence[tuple[int, float]]], path: str | os.PathLike[str], metric_name: str
 ) -> None:
-    """
-    Draws what selected and rejected examples of a run were like, by step.
+    """Plot a metric of the selected and of the rejected examples of a run against the step.
 
     Args:
         parts (`dict` of name to sequence of `(int, float)`):
-            By `"selected"` and `"rejected"`, steps and values; a part without any is left out.
+            Steps and values, by `"selected"` and `"rejected"`; a part without values is left out.
         path (`str` or `os.PathLike`):
-            The image file; its suffix says which format.
+            The image file; its suffix decides the format.
         metric_name (`str`):
-            What the value is, as the label of the axis.
+            Name of the metric, the label of the axis.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -128,7 +135,7 @@ def _draw(axes: Axes, curves: Mapping[str, list[QualityPoint]], cost: str, label
     lowest = min(curves, key=lambda name: curves[name][-1].quality)
     target = curves[lowest][-1]
     axes.axhline(target.quality, color="0.4", linewidth=1.2, linestyle=":")
-    below = 4  # points under a ring; each label a line further, since rings may lie close together
+    below = 4  # points below a ring; one line lower for each label, since rings may lie close together
     for (name, points), colour, marker in zip(curves.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
         costs = [getattr(point, cost) for point in points]
         axes.plot(costs, [point.quality for point in points], color=colour, marker=marker, markersize=5, label=name)

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a run hands to its reports after each step, and the protocol of a report."""
+"""Reports of the user: the record of a step, and the protocol of a report (`JESTTrainer(reports=[...])`)."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from jest_hf.report.summary import RunSummary
 
 @dataclass(frozen=True)
 class StepRecord:
-    """
-    One step, over all ranks.
+    """The selection of one step, over all ranks. All tensors are on the CPU, in the order of ranks.
 
     Args:
         step (`int`): Number of the step, from 1.
-        ids (`torch.Tensor`): Ids of the examples trained on, int64 `[b]`, on the CPU.
-        ranks (`torch.Tensor`): The rank that trained on each, int64 `[b]`.
-        order (`torch.Tensor`): The place of each in the order of drawing, int64 `[b]`.
-        seen (`int`): Rows of the super-batch.
-        skipped (`int`): Rows among them that could not be read.
-        flops ([`StepFlops`]): What the step cost.
-        metrics (`dict`, *optional*): What was logged of the selection.
+        ids (`torch.Tensor`): `example_id` of each example of the sub-batch, int64 `[b]`.
+        ranks (`torch.Tensor`): Rank that trains on each example, int64 `[b]`.
+        order (`torch.Tensor`): Place of each example in the order of drawing, from 0, int64 `[b]`.
+        seen (`int`): Number of rows of the super-batch, without rows that the selection schedule leaves out.
+        skipped (`int`): Number of rows of the super-batch that could not be read.
+        flops ([`StepFlops`]): FLOPs of the step, in the plain convention.
+        metrics (`dict`, *optional*): Metrics and times of loading, scoring and selection on the first rank, by the
+            names of the logs, such as `"selected/learnability"` or `"scoring_seconds"`. A log has means of these.
     """
 
     step: int
@@ -41,20 +41,45 @@ class StepRecord:
 
 
 class Report(Protocol):
-    """
-    Something that is told of every step and writes it down, such as an exporter of selections.
+    """Protocol of an object that records each step of a run, such as an exporter of selections.
 
-    Pass reports to [`~jest_hf.JESTTrainer`] as `reports=[...]`. Their methods are called on the first process alone.
+    Pass reports to [`~jest_hf.JESTTrainer`] as `reports=[...]`. Their methods are called on the first rank only. A
+    resumed run repeats the steps after its checkpoint, so `on_step` may get a step twice: keep the later record.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from jest_hf.report import StepFlops, StepRecord
+    >>> class Counts:
+    ...     def __init__(self):
+    ...         self.n_selected = {}
+    ...
+    ...     def on_step(self, record):
+    ...         self.n_selected[record.step] = len(record.ids)
+    ...
+    ...     def on_checkpoint(self, step):
+    ...         pass
+    ...
+    ...     def finish(self, summary):
+    ...         print(self.n_selected)
+    >>> counts = Counts()  # JESTTrainer(..., reports=[counts])
+    >>> one = torch.tensor([7]), torch.tensor([0]), torch.tensor([0])  # example 7, on rank 0, drawn first
+    >>> counts.on_step(StepRecord(1, *one, seen=5, skipped=0, flops=StepFlops()))
+    >>> counts.finish(None)
+    {1: 1}
+
+    ```
     """
 
     def on_step(self, record: StepRecord) -> None:
-        """Take in one step, before the learner's update."""
+        """Record one step, after the selection and before the learner's update."""
 
     def on_checkpoint(self, step: int) -> None:
-        """Write down what was taken in, before the checkpoint of a step is saved."""
+        """Write all records so far to disk, before the checkpoint of `step` is saved."""
 
     def finish(self, summary: RunSummary) -> None:
-        """End the report, at the end of training."""
+        """End the report, at the end of training. `summary` holds the facts of the model card."""
 
 
 __all__ = ["Report", "StepRecord"]

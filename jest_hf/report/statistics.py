@@ -1,9 +1,8 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a run says about its selections: counts over the whole run, means over each logging window.
+"""Statistics of a run: counts over the whole run, and means of metrics over each logging window.
 
-`compare_selected` puts numbers on a selection (did it pick examples that the learner can still learn?);
-`RunStatistics` adds them up, and rides in the checkpoint so that a resumed run goes on counting where it stopped.
+[`RunStatistics`] is saved in the trainer state of a checkpoint, so that a resumed run continues the counts.
 """
 
 from __future__ import annotations
@@ -28,14 +27,25 @@ logger = logging.get_logger(__name__)
 
 
 class RunStatistics(TrainerCallback, ExportableState):
-    """
-    Counts examples and averages per-step metrics between two logs.
+    """Counts examples over the run, and averages the metrics of steps between two logs.
 
     Args:
-        n_examples (`int`, *optional*): rows of the training data; one bit of each is kept (for the unique share).
-            `None` for a stream, of which nothing is kept.
-        source_names (sequence of `str`, *optional*): sources of the data, whose selection rates are counted.
-        settings (`dict`): what decides the selection. A run that is resumed with other settings is told so.
+        n_examples (`int`, *optional*): Number of training rows; for each row one bit is saved, for the unique share.
+            `None` for a stream, which has no unique share.
+        settings (`dict`): All settings that the selection depends on. Resuming with other settings logs a warning.
+        source_names (sequence of `str`, *optional*): Sources of the data, whose selection rates are counted.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from jest_hf.report import RunStatistics, StepFlops
+    >>> statistics = RunStatistics(n_examples=10, settings={})
+    >>> statistics.count(seen=8, skipped=1, trained_ids=torch.tensor([3, 5]), flops=StepFlops(training=1.0))
+    >>> statistics.totals()
+    {'examples_seen': 8, 'examples_trained': 2, 'examples_skipped': 1, 'unique_share': 1.0}
+
+    ```
     """
 
     def __init__(self, n_examples: int | None, settings: dict[str, Any], source_names: Sequence[str] = ()) -> None:
@@ -47,20 +57,27 @@ class RunStatistics(TrainerCallback, ExportableState):
     def _start_afresh(self) -> None:
         self.seen = self.trained = self.skipped = 0
         self.flops = StepFlops()
-        # By source: examples trained on, and seen.
+        # By source: number of examples trained on, and number of examples seen.
         self.sources = dict.fromkeys(self.source_names, (0, 0))
         self._ever_trained = np.zeros(self.n_examples or 0, dtype=bool)
         self._window: dict[str, list[float]] = defaultdict(list)
 
     @property
     def unique_share(self) -> float | None:
-        """Distinct examples as a share of all trained on; 1.0 where none came twice, `None` for a stream."""
+        """Number of different examples trained on, as a share of all examples trained on; `None` for a stream."""
         if self.n_examples is None:
             return None
         return float(self._ever_trained.sum() / self.trained) if self.trained else 1.0
 
     def count(self, *, seen: int, skipped: int, trained_ids: Tensor, flops: StepFlops) -> None:
-        """Add one step: rows seen in its super-batch, broken ones among them, ids of the examples trained on, cost."""
+        """Count one step.
+
+        Args:
+            seen (`int`): Rows of the super-batch.
+            skipped (`int`): Broken rows of the super-batch.
+            trained_ids (`torch.Tensor`): Ids of the examples trained on, int64 `[b]`, on the CPU.
+            flops ([`StepFlops`]): FLOPs of the step.
+        """
         self.seen += seen
         self.skipped += skipped
         self.trained += len(trained_ids)
@@ -69,24 +86,24 @@ class RunStatistics(TrainerCallback, ExportableState):
             self._ever_trained[trained_ids.numpy()] = True
 
     def count_sources(self, trained: Tensor, seen: Tensor) -> None:
-        """Add one step: by source, in the order of `source_names`, examples trained on and seen, int64."""
+        """Count one step by source: examples trained on and examples seen, each int64 `[n_sources]`."""
         for name, more_trained, more_seen in zip(self.source_names, trained.tolist(), seen.tolist(), strict=True):
             so_far, seen_so_far = self.sources[name]
             self.sources[name] = (so_far + more_trained, seen_so_far + more_seen)
 
     def add(self, metrics: Mapping[str, float]) -> None:
-        """Add one step's metrics to the window."""
+        """Add metrics of one step to the logging window."""
         for name, value in metrics.items():
             self._window[name].append(value)
 
     def pop(self) -> dict[str, float]:
-        """Means over the window, which starts anew, and [`totals`]."""
+        """Return the means over the logging window and the totals of the run, and start a new window."""
         means = {name: float(np.mean(values)) for name, values in self._window.items()}
         self._window.clear()
         return {**means, **self.totals()}
 
     def totals(self) -> dict[str, float]:
-        """Counts over the whole run, resumed parts included."""
+        """Return the counts over the whole run, including the steps before a resume."""
         totals = {
             "examples_seen": self.seen,
             "examples_trained": self.trained,
@@ -97,6 +114,7 @@ class RunStatistics(TrainerCallback, ExportableState):
         return {name: value for name, value in totals.items() if value is not None}
 
     def state(self) -> dict[str, Any]:
+        """Return the state that the Trainer saves in `trainer_state.json`."""
         bits = zlib.compress(np.packbits(self._ever_trained).tobytes())
         counts = {"seen": self.seen, "trained": self.trained, "skipped": self.skipped}
         return {
@@ -110,7 +128,8 @@ class RunStatistics(TrainerCallback, ExportableState):
         }
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # The Trainer restores callbacks only on request, and then as other objects; the state itself is always loaded.
+        """Load the counts of a checkpoint, or start at zero. The Trainer calls this method."""
+        # The Trainer restores callbacks only on request, and as new objects, but it always loads their saved state.
         self._start_afresh()
         saved = state.stateful_callbacks.get(type(self).__name__)
         if state.global_step == 0 or not isinstance(saved, dict):
@@ -119,8 +138,8 @@ class RunStatistics(TrainerCallback, ExportableState):
         if changed or saved["args"]["n_examples"] != self.n_examples:
             what = ", ".join(changed) or "the number of training rows"
             logger.warning(
-                f"This run is resumed with other settings than its checkpoint ({what}): from step {state.global_step} "
-                "on it selects other examples than the uninterrupted run would have."
+                f"This run is resumed with other settings than its checkpoint ({what}), so after step "
+                f"{state.global_step} it selects other examples than an uninterrupted run."
             )
         if saved["args"]["n_examples"] == self.n_examples:
             self.seen, self.trained, self.skipped = (
@@ -129,6 +148,6 @@ class RunStatistics(TrainerCallback, ExportableState):
             self.flops = StepFlops(**saved["attributes"].get("flops", {}))
             saved_sources = saved["attributes"].get("sources", {})
             self.sources |= {name: tuple(counts) for name, counts in saved_sources.items() if name in self.sources}
-            bits = zlib.decompress(base64.b64decode(saved["attributes"]["ever_trained"]))
-            bits = np.unpackbits(np.frombuffer(bits, np.uint8), count=len(self._ever_trained))
+            packed = zlib.decompress(base64.b64decode(saved["attributes"]["ever_trained"]))
+            bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=len(self._ever_trained))
             self._ever_trained = bits.astype(bool)

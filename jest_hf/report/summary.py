@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a card tells of a training run."""
+"""The facts of a training run that a model card contains."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from jest_hf.report.flops import StepFlops
 
 @dataclass
 class RunSummary:
-    """
-    A training run, as its card tells it. Everything but the first three may be unknown: `None` or empty.
+    """The facts of a training run for its model card. All but the first three may be unknown: `None` or empty.
 
     Args:
         architecture (`str`):
@@ -23,55 +22,55 @@ class RunSummary:
         loss (`str`):
             `"sigmoid"` or `"softmax"` of pairs, `"cross-entropy"` of labels.
         role (`str`, *optional*, defaults to `"learner"`):
-            `"learner"`, or `"reference"` for a model that was trained to be one.
+            `"learner"`, or `"reference"` for a model that was trained as a reference.
         criterion (`str`, *optional*):
-            `"learnability"`, `"easy_reference"` or `"hard_learner"`; not told of a uniform run.
+            `"learnability"`, `"easy_reference"` or `"hard_learner"`; the card of a uniform run leaves it out.
         preset (`str`, *optional*):
-            Name of the published method whose settings these are.
+            Name of the preset: the published method that the settings reproduce.
         pair_score (`str`, *optional*):
-            What a pair was scored by, where it was not its loss: `"similarity"`.
+            `"similarity"` if pairs were scored by their similarity and not by their loss.
         proxy (`bool`, *optional*, defaults to `False`):
-            Whether a small model, trained beside the learner, scored in its place.
+            Whether a small model that was trained beside the learner scored in place of the learner.
         online_reference (`bool`, *optional*, defaults to `False`):
             Whether the reference was trained beside the learner.
         filter_ratio (`float`, *optional*):
-            f, the share of the super-batch that was not trained on.
+            The filter ratio f: the share of the super-batch that was not trained on.
         n_chunks (`int`, *optional*):
-            Chunks of a joint draw.
+            Number of chunks of joint selection.
         gain (`float`, *optional*):
             Factor on the scores before sampling.
         scoring_view (`str`, *optional*):
-            The cheaper view of the images at which the learner scored (Flexi-JEST); unknown or in full: `None`.
+            The cheaper view of the images at which the learner scored (Flexi-JEST); `None` for full resolution.
         low_resolution_fraction (`float`, *optional*):
-            The part of the sub-batch that was trained on at that view.
+            Share of the sub-batch that was trained on at that view.
         sub_batch_size (`int`, *optional*):
             Examples trained on in a step, over all ranks.
         super_batch_size (`int`, *optional*):
             Examples loaded in a step, over all ranks.
         model_id (`str`, *optional*):
-            Where the model will be on the Hub. The example code reads the current folder where it is not a Hub id.
+            Hub id of the model. For another name, the example code of the card loads the current folder.
         name (`str`, *optional*):
-            What the model is called. Default: `model_id` if it is a Hub id, or else the architecture.
+            Name of the model. Default: `model_id` if it is a Hub id, or else the architecture.
         adapter (`bool`, *optional*, defaults to `False`):
-            Whether it is a `peft` adapter on `base_model`.
+            Whether the model is a `peft` adapter on `base_model`.
         text_length (`int`, *optional*):
-            Tokens that captions were padded to; for models whose processor does not say.
+            Tokens that captions were padded to, for models whose processor does not contain the length.
         base_model (`str`, *optional*):
-            Hub id or path of the model that training started from; unknown or from scratch: `None`.
+            Hub id or path of the model that training started from; `None` for a model trained from scratch.
         datasets (sequence of `str`, *optional*):
-            Training sets: Hub ids, paths or built-in names.
+            Training data: Hub ids, paths or built-in names.
         eval_dataset (`str`, *optional*):
-            What the metrics were measured on.
+            The data set that the metrics were measured on.
         reference (`str`, *optional*):
-            Hub id or path of the reference model.
+            Hub id or path of the reference.
         reference_revision (`str`, *optional*):
-            Its branch, tag or commit.
+            Branch, tag or commit of the reference.
         reference_weights (`str`, *optional*):
-            sha256 of its weights; told where it has no commit.
+            sha256 of the reference's weights, for a reference without a commit.
         reference_is_backbone (`bool`, *optional*, defaults to `False`):
-            Whether the reference was the learner's own backbone, with an adapter of its own or none.
+            Whether the reference was the learner's backbone, with another adapter or without one.
         reference_cache (`str`, *optional*):
-            Hub id or path of the cache from which its embeddings were read.
+            Hub id or path of the cache that the reference's embeddings were read from.
         reference_cache_revision (`str`, *optional*):
             Branch, tag or commit of the cache.
         steps (`int`, *optional*):
@@ -83,11 +82,11 @@ class RunSummary:
         rows_skipped (`int`, *optional*):
             Rows that could not be read, for instance broken images.
         unique_share (`float`, *optional*):
-            Different examples among those trained on, as a share of them.
+            Number of different examples trained on, as a share of all examples trained on.
         sources (`dict[str, tuple[int, int]]`, *optional*):
-            By where examples came from, how many of them were selected and how many were seen.
+            By source of the examples, the number selected and the number seen.
         plot (`str`, *optional*):
-            An image of the selection, by its path relative to the card.
+            Path of the plot of the selection, relative to the card.
         flops ([`~jest_hf.report.StepFlops`], *optional*):
             FLOPs of the whole run.
         flops_convention (`str`, *optional*, defaults to `"plain"`):
@@ -97,13 +96,13 @@ class RunSummary:
         hardware (`str`, *optional*):
             For instance `"1 x NVIDIA H200"`.
         metrics (`dict[str, float]`, *optional*):
-            What `evaluate()` returned; timings in it are passed over.
+            Metrics from `evaluate()`; the card leaves out times.
         evaluated_at (`int`, *optional*):
-            The step after which they were measured; told where it is not the last one.
+            The step after which the metrics were measured, if it is not the last step.
         versions (`dict[str, str]`, *optional*):
             Version of each library.
         license (`str`, *optional*):
-            Licence of the weights, as the Hub names it.
+            Licence of the weights, by its name on the Hub.
         language (sequence of `str`, *optional*):
             ISO codes of the captions' languages.
         tags (sequence of `str`, *optional*):

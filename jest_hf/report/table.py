@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Tables that line up in a terminal and are Markdown at the same time."""
+"""Markdown tables with aligned columns, which are readable in a terminal too."""
 
 from __future__ import annotations
 
@@ -8,27 +8,42 @@ from collections.abc import Sequence
 
 
 def format_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """
-    Formats a Markdown table with aligned columns, numbers to the right.
+    """Format a Markdown table with aligned columns; columns of numbers are aligned to the right.
 
     Args:
         headers (sequence of `str`):
-            The columns' names.
+            Names of the columns.
         rows (sequence of sequences):
-            The cells. Integers get thousands separators, other numbers four significant digits; `None` is left empty.
+            The cells. Integers get thousands separators, other numbers four significant digits, and `None` an empty
+            cell.
 
     Returns:
-        `str`: the table, without a newline at its end.
+        `str`: The table, without a newline at its end.
 
     Raises:
-        `ValueError`: if a row has more or fewer cells than there are headers.
+        ValueError: If a row has more or fewer cells than there are headers.
+
+    Example:
+
+    ```python
+    >>> from jest_hf.report import format_table
+    >>> print(format_table(["run", "examples"], [["IID", 24000], ["JEST", 4800]]))
+    | run  | examples |
+    | ---- | -------: |
+    | IID  |   24,000 |
+    | JEST |    4,800 |
+
+    ```
     """
     for row in rows:
         if len(row) != len(headers):
-            raise ValueError(f"a row has {len(row)} cells, but there are {len(headers)} headers: {list(row)!r}.")
+            raise ValueError(
+                f"row {list(row)!r} has {len(row)} cells, but there are {len(headers)} headers; pass one cell for "
+                "each header."
+            )
     cells = [[_text(cell) for cell in row] for row in rows]
     columns = list(zip(headers, *cells, strict=True))
-    widths = [max(3, *map(len, column)) for column in columns]  # Markdown wants three dashes
+    widths = [max(3, *map(len, column)) for column in columns]  # Markdown needs three dashes
     numeric = [any(_is_number(row[i]) for row in rows) for i in range(len(headers))]
 
     def line(texts: Sequence[str]) -> str:

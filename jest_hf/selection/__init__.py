@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choosing a sub-batch from a super-batch: pure functions on tensors, on CPU or GPU, usable without any trainer.
 
-A model computes embeddings of pairs ([`ContrastiveEmbeddings`]) or one loss for each example ([`PointwiseLosses`]). A
-criterion makes scores of them, of examples together ([`PairwiseScores`]) or of each by itself (any `[B]` tensor). A
-selector draws from the scores. The noise of the draw is a function of (seed, step), so that a selection can be
-repeated anywhere.
+A model computes embeddings of pairs ([`ContrastiveEmbeddings`]) or one loss per example ([`PointwiseLosses`]). A
+criterion turns them into scores: of all pairs ([`PairwiseScores`]), or of each example by itself (any `[B]` tensor). A
+selector draws the sub-batch from the scores. The noise of the draw is a function of (seed, step), so the same scores
+give the same sub-batch in any process.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Criteria: how an example's score is made of the losses of the learner and of the reference (arXiv 2406.17711).
+"""Criteria: how the losses of the learner and of the reference make an example's score (arXiv 2406.17711).
 
-`CRITERIA` is the registry. Everything that depends on a criterion reads it: which models score, the terms of a score,
-the sentence in the model card, the metric that is plotted. To add a criterion, add an entry:
+`CRITERIA` is the registry. All code that depends on a criterion reads the registry: which models score, the terms of a
+score, the sentence in the model card, the metric that is plotted. To add a criterion, add an entry:
 
     from jest_hf.selection import CRITERIA, Criterion
 
@@ -13,45 +13,54 @@ the sentence in the model card, the metric that is plotted. To add a criterion, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 
-if TYPE_CHECKING:
-    from typing import Literal
-
-    ScoringModel = Literal["learner", "reference"]
+ScoringModel = Literal["learner", "reference"]
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """
-    A score as a weighted sum of two losses: `learner * (learner's loss) + reference * (reference's loss)`.
+    """A score as a weighted sum of two losses: `learner * (learner's loss) + reference * (reference's loss)`.
 
-    A criterion that is no weighted sum is a subclass that overrides [`~Criterion.own`] and sets `joint=False`: then it
-    works with the selections that score each example by itself, such as `"independent"` and `"top_k"`.
+    For a criterion that is no weighted sum, write a subclass that overrides [`~Criterion.own`] and pass `joint=False`.
+    Such a criterion works with the selections that score each example by itself, `"independent"` and `"top_k"`.
 
     Args:
         name (`str`): The value of `JESTConfig.criterion` that selects this criterion.
         learner (`float`, *optional*, defaults to 0): Weight of the learner's loss. With 0 the learner does not score.
         reference (`float`, *optional*, defaults to 0): Weight of the reference's loss. With 0 no reference is needed.
-        title (`str`, *optional*, defaults to `name`): The criterion in the words of a model card.
-        shown (`str`, *optional*, defaults to `"learnability"`): Metric of selected and rejected examples that is
-            plotted against the step: `"learnability"`, `"learner_loss"` or `"reference_loss"`.
-        joint (`bool`, *optional*, defaults to `True`): Whether pairs of examples have scores too, as joint selection
-            needs them.
+        title (`str`, *optional*, defaults to `name`): What the model card calls the criterion.
+        shown (`str`, *optional*): Metric of selected and rejected examples that is plotted against the step:
+            `"learnability"`, `"learner_loss"` or `"reference_loss"`. Default: the first if both models score,
+            otherwise the loss of the one that scores.
+        joint (`bool`, *optional*, defaults to `True`): Whether pairs of different examples have scores too. Joint
+            selection needs them.
 
     Raises:
-        ValueError: if both weights are 0.
+        ValueError: if both weights are 0, or if `own` is overridden without `joint=False`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from jest_hf.selection import CRITERIA
+    >>> CRITERIA["learnability"].weights
+    {'learner': 1, 'reference': -1}
+    >>> CRITERIA["learnability"].own(torch.tensor([3.0, 2.0]), torch.tensor([1.0, 1.5]))
+    tensor([2.0000, 0.5000])
+
+    ```
     """
 
     name: str
     learner: float = 0
     reference: float = 0
     title: str = ""
-    shown: str = "learnability"
+    shown: str = ""
     joint: bool = True
 
     def __post_init__(self) -> None:
@@ -59,8 +68,16 @@ class Criterion:
             raise ValueError(
                 f"criterion {self.name!r} has no weights; give learner or reference a weight other than 0."
             )
+        if self.joint and type(self).own is not Criterion.own:
+            raise ValueError(
+                f"criterion {self.name!r} overrides own, which scores each example by itself, and joint=True promises "
+                "scores of pairs; set joint=False."
+            )
         if not self.title:
             object.__setattr__(self, "title", self.name)
+        if not self.shown:
+            both = len(self.weights) == 2
+            object.__setattr__(self, "shown", "learnability" if both else f"{next(iter(self.weights))}_loss")
 
     @property
     def weights(self) -> dict[ScoringModel, float]:
@@ -69,16 +86,15 @@ class Criterion:
         return {name: weight for name, weight in weights.items() if weight}
 
     def own(self, learner: Tensor | None, reference: Tensor | None) -> Tensor:
-        """
-        Return the score of each example by itself, float32 `[n]`.
+        """Return the score of each example by itself, float32 `[n]`.
 
         Args:
-            learner (`torch.Tensor`, *optional*): The learner's loss of each example (of pairs, of each image with its
-                own text), float32 `[n]`; `None` if the learner does not score.
-            reference (`torch.Tensor`, *optional*): The reference's, likewise.
+            learner (`torch.Tensor`, *optional*): The learner's loss of each example (for image-text pairs, of each
+                image with its own text), float32 `[n]`; `None` if the learner does not score.
+            reference (`torch.Tensor`, *optional*): The reference's loss of each example, in the same form.
         """
         losses = {"learner": learner, "reference": reference}
-        terms = [weight * losses[name] for name, weight in self.weights.items() if losses[name] is not None]
+        terms = [weight * loss for name, weight in self.weights.items() if (loss := losses[name]) is not None]
         return torch.stack(terms).sum(dim=0)
 
 
@@ -102,4 +118,4 @@ CRITERIA: dict[str, Criterion] = {
 }
 
 
-__all__ = ["CRITERIA", "Criterion"]
+__all__ = ["CRITERIA", "Criterion", "ScoringModel"]

@@ -1,13 +1,13 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Drawing without replacement by Gumbel-top-k, over ranks: what joint and independent selection have in common.
+"""Sampling without replacement by Gumbel-top-k, over ranks: the sampler of joint and of independent selection.
 
-Adding independent Gumbel(0, 1) noise to log-weights and taking the k largest is exactly drawing k items one after the
-other without replacement with probabilities proportional to the weights (arXiv 1903.06059). It needs no normaliser
-and no exponential, so scores of any size are safe.
+Adding independent Gumbel(0, 1) noise to log-weights and taking the k largest sums is the same as drawing k items one
+after the other without replacement, with probabilities proportional to the weights (arXiv 1903.06059). This needs no
+normaliser and no exponential, so scores of any size are safe.
 
-It also splits well: whatever the shares, the k largest of all are among the k largest of each. So ranks that hold a
-share each find the draw of the whole from one exchange of their k best, and one rank alone is no special case.
+The k largest sums of a super-batch are among the k largest of each rank's share. So one exchange of every rank's k
+best candidates gives every rank the draw from the whole super-batch. One process alone runs the same code.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Draw(NamedTuple):
     Attributes:
         indices (`torch.Tensor`): Their positions in the global super-batch, int64 `[m]`, in order of drawing.
         owners (`torch.Tensor`): The rank that holds each of them, int64 `[m]`.
-        effective_sample_size (`float`): 1 / sum p^2 for p the candidates' probabilities of being drawn first: how many
-            of them competed.
+        effective_sample_size (`float`): 1 / sum p^2, with p the candidates' probabilities of being drawn first: the
+            number of candidates if all are equally likely, 1 if one of them is certain.
     """
 
     indices: Tensor
@@ -42,25 +42,28 @@ class Draw(NamedTuple):
 
 
 class Candidates:
-    """The examples of a super-batch that can still be drawn. Each rank knows those of its own share.
+    """The examples of a super-batch that can still be drawn. Each rank holds those of its own share. A collective.
 
     Args:
-        available (`torch.Tensor`): Who of this rank's share can be drawn, bool `[n]`; changed by every draw.
-        sizes (list of `int`): How many examples each draw will take.
-        ranks ([`~jest_hf.distributed.Ranks`]): Whose shares, in this order, are the global super-batch.
+        available (`torch.Tensor`): Which examples of this rank's share can be drawn, bool `[n]`. Every draw changes
+            it.
+        sizes (list of `int`): How many examples each draw will take, from all shares together.
+        ranks ([`~jest_hf.distributed.Ranks`]): The ranks whose shares, in the order of ranks, make up the global
+            super-batch.
 
     Attributes:
         start (`int`): Position of this rank's first example in the global super-batch.
         total (`int`): Size of the global super-batch (B).
 
     Raises:
-        ValueError: on all ranks, if they do not want to draw alike, or more than there are candidates.
+        ValueError: on all ranks, if `sizes` differ between ranks or sum to more than the number of candidates.
     """
 
     def __init__(self, available: Tensor, sizes: list[int], ranks: Ranks) -> None:
-        told = [len(available), int(available.sum()), sum(sizes), len(sizes), sizes[0]]
-        told = ranks.gather(torch.tensor(told, device=available.device)).T.tolist()
-        lengths, n_available, wanted, n_draws, first = told
+        own = torch.tensor(
+            [len(available), int(available.sum()), sum(sizes), len(sizes), sizes[0]], device=available.device
+        )
+        lengths, n_available, wanted, n_draws, first = ranks.gather(own).T.tolist()
         if len({*zip(wanted, n_draws, first, strict=True)}) > 1:
             raise ValueError(
                 f"size, n_chunks and uniform_size must be the same on all ranks, got {wanted} in {n_draws} chunks, of "
@@ -69,20 +72,21 @@ class Candidates:
         self._available, self._ranks = available, ranks
         self._longest_share = max(lengths)
         self._n_left = sum(n_available)
-        self.start = sum(lengths[: ranks.rank])
-        self.total = sum(lengths)
+        self.start: int = sum(lengths[: ranks.rank])
+        self.total: int = sum(lengths)
         if wanted[0] > self._n_left:
             raise ValueError(f"size must be at most the number of eligible examples, {self._n_left}, got {wanted[0]}.")
 
     def draw(self, log_weights: Tensor, noise: Tensor, size: int) -> Draw:
-        """Draw `size` candidates without replacement, and strike them off.
+        """Draw `size` candidates without replacement; they cannot be drawn again. A collective.
 
-        The largest of log-weight plus noise are drawn; of equal ones, those at the lowest positions, by stable sorts:
-        `torch.topk` promises no order among equals. A sort is O(B log B) beside the O(B b D / N) of the scores.
+        The candidates with the largest sums of log-weight and noise are drawn; among equal sums, those at the lowest
+        positions. Hence stable sorts: `torch.topk` promises no order among equals. A sort costs O(B log B), the scores
+        cost O(B b D / N).
 
         Args:
-            log_weights (`torch.Tensor`): Those of this rank's share, float64 `[n]`.
-            noise (`torch.Tensor`): Gumbel noise for the share, `[n]`.
+            log_weights (`torch.Tensor`): Log-weights of this rank's share, float64 `[n]`.
+            noise (`torch.Tensor`): Gumbel noise of this rank's share, `[n]`.
             size (`int`): Number of examples to draw from all shares together (m).
 
         Raises:
@@ -102,29 +106,33 @@ class Candidates:
         return drawn
 
     def collect(self, drawn: Draw, take: Callable[[Tensor], Tensor]) -> Tensor:
-        """Collect what is to be known of the drawn examples from the ranks that hold them.
+        """Gather one row of numbers for each drawn example from the rank that holds the example. A collective.
 
         Args:
-            drawn ([`Draw`]): The examples.
-            take (`Callable`): Positions within this rank's share, int64 `[k]` -> what others are to know, `[k, K]`.
+            drawn ([`Draw`]): The drawn examples.
+            take (`Callable`): Maps positions within this rank's share, int64 `[k]`, to the rows of these, `[k, K]`.
 
         Returns:
-            `torch.Tensor`: `[m, K]` in order of drawing, so that sums over it do not depend on the number of ranks.
+            `torch.Tensor`: `[m, K]` in order of drawing, so that sums over the rows do not depend on the number of
+            ranks.
         """
         counts = drawn.owners.bincount(minlength=self._ranks.size).tolist()
         rows = self._ranks.gather_rows(take(self._own(drawn)), counts)
-        # They come by rank, and from each rank in order of drawing.
+        # The gathered rows are in the order of ranks, and the rows of one rank are in order of drawing.
         return rows[drawn.owners.argsort(stable=True).argsort()]
 
     def _own(self, drawn: Draw) -> Tensor:
-        """Positions within this rank's share of those drawn from it, in order of drawing."""
+        """Positions within this rank's share of the examples drawn from it, in order of drawing."""
         return drawn.indices[drawn.owners == self._ranks.rank] - self.start
 
     def _offer(self, log_weights: Tensor, noise: Tensor, size: int) -> Tensor:
-        """This rank's word in a draw, float64 `[1 + size, 2]`: the logarithms of the sums of its weights and of their
-        squares, which are NaN to say that a score is broken; then its best candidates, each a key and a position.
+        """What this rank contributes to a draw, float64 `[1 + size, 2]`.
+
+        Row 0 has the logarithm of the sum of the weights, and that of the sum of their squares; both are NaN if a
+        score of this rank is NaN or infinite. The other rows are the best candidates, each a key and a position.
         """
-        # Who has fewer fills up with candidates that nobody draws. Positions are exact: they stay far below 2**53.
+        # A share with fewer candidates is filled up with keys of minus infinity, which are never drawn. Positions are
+        # exact in float64, as they stay far below 2**53.
         offer = log_weights.new_full((1 + size, 2), -torch.inf)
         offer[0] = torch.stack([log_weights, 2 * log_weights]).logsumexp(dim=1)
         offer[0].masked_fill_(self._broken(log_weights).any(), torch.nan)
@@ -145,26 +153,26 @@ class Candidates:
             where += f"; held by rank {_listed([rank for rank, count in enumerate(counts) if count])}"
         raise ValueError(
             f"{len(positions)} of {self._n_left} candidates have a score that is NaN or infinite ({where}): "
-            "mend these examples, or leave them out with eligible=."
+            "correct these scores, or exclude the examples with eligible=."
         )
 
 
 @contextmanager
 def raised_on_all(ranks: Ranks, device: torch.device) -> Iterator[None]:
-    """Raise a `ValueError` of any rank on every rank: whoever raised alone would leave the others waiting."""
-    complaint = b""
+    """Raise a `ValueError` of any rank on every rank, so that no rank waits for one that has stopped. A collective."""
+    message = b""
     try:
         yield
     except ValueError as error:
         if ranks.size == 1:
             raise
-        complaint = str(error).encode()
-    lengths = ranks.gather_counts(len(complaint), device)
+        message = str(error).encode()
+    lengths = ranks.gather_counts(len(message), device)
     if any(lengths):
-        words = torch.tensor(list(complaint), dtype=torch.uint8, device=device)
-        complaints = ranks.gather_rows(words, lengths).split(lengths)
-        unhappy = [rank for rank, length in enumerate(lengths) if length]
-        raise ValueError(f"rank {_listed(unhappy)}: {bytes(complaints[unhappy[0]].tolist()).decode()}")
+        encoded = torch.tensor(list(message), dtype=torch.uint8, device=device)
+        messages = torch.split(ranks.gather_rows(encoded, lengths), lengths)
+        failed = [rank for rank, length in enumerate(lengths) if length]
+        raise ValueError(f"rank {_listed(failed)}: {bytes(messages[failed[0]].tolist()).decode()}")
 
 
 def check_draw(size: int, gain: float) -> None:
@@ -176,7 +184,7 @@ def check_draw(size: int, gain: float) -> None:
 
 
 def check_eligible(eligible: Tensor | None, n_examples: int, device: torch.device) -> Tensor:
-    """Return who can be drawn, a fresh bool `[n_examples]`; `None` is everybody.
+    """Return which examples can be drawn, a new bool `[n_examples]`; with `None`, all of them.
 
     Raises:
         ValueError: if `eligible` has another shape or dtype.
@@ -218,14 +226,15 @@ def select_independently(
     """Draw a sub-batch without replacement, with probabilities proportional to ``exp(gain * score)``, or take the top.
 
     Args:
-        pointwise_scores (`torch.Tensor`): One score per example of the super-batch, `[B]`, any floating dtype.
+        pointwise_scores (`torch.Tensor`): One score per example of the super-batch, `[B]`, of any floating dtype.
         size (`int`): Size of the sub-batch (b).
         noise (`torch.Tensor`, *optional*): Gumbel noise `[B]`, as one row of [`gumbel_noise`]. `None` is no noise: the
             `size` highest scores, as in RHO-LOSS (arXiv 2206.07137).
         gain (`float`, *optional*, defaults to 1.0): Factor on the scores.
         eligible (`torch.Tensor`, *optional*): bool `[B]`; the others are never drawn, and their scores may be NaN.
-        ranks ([`~jest_hf.distributed.Ranks`], *optional*): Who draws together; by default this process alone. Then the
-            tensors are this rank's share of the super-batch; `size` and the indices are about the whole.
+        ranks ([`~jest_hf.distributed.Ranks`], *optional*): The ranks that draw together (a collective); by default
+            this process alone. With several ranks the tensors are this rank's share of the super-batch, while `size`
+            and the returned positions refer to the whole super-batch.
 
     Returns:
         `torch.Tensor`: Positions in the super-batch, int64 `[size]`, distinct, in order of drawing. Of equal keys the
@@ -234,7 +243,20 @@ def select_independently(
     Raises:
         ValueError: if the scores are not `[B]`, `size` is below 1 or above the number of eligible examples, `gain` is
             not positive and finite, `noise` or `eligible` has the wrong shape, or a score is NaN or infinite.
-            Whatever is wrong on one rank is raised on all.
+            An error of one rank is raised on all.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from jest_hf.selection import gumbel_noise, select_independently
+    >>> scores = torch.tensor([0.5, 2.0, -1.0, 2.0, 3.0])
+    >>> select_independently(scores, 3)  # without noise: the three highest
+    tensor([4, 1, 3])
+    >>> select_independently(scores, 3, noise=gumbel_noise(seed=0, step=1, n_chunks=1, size=5)[0])
+    tensor([3, 1, 4])
+
+    ```
     """
     ranks = Ranks() if ranks is None else ranks
     device = pointwise_scores.device

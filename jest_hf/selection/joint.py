@@ -2,16 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Joint example selection: Algorithm 1 of JEST (arXiv 2406.17711), exactly, without the score matrix.
 
-The sub-batch is drawn in chunks. The first chunk is drawn by the examples' own scores; each further one also by how
-the candidates score together with everything drawn before:
+The sub-batch is drawn in chunks. The first chunk depends on the examples' own scores alone. Each further chunk also
+depends on the scores of the candidates with the examples drawn before:
 
-1. the log-weight of a candidate is ``gain * (d + conditional)``: its own pair's score and the conditional term;
-2. the chunk is drawn from these without replacement, by Gumbel-top-k;
-3. the conditional term is a running sum, and meets the rows and columns of the examples just drawn, and nothing else.
+1. the log-weight of a candidate is ``gain * (d + conditional)``: the score of its own pair plus the conditional term;
+2. a chunk is drawn from the log-weights without replacement, by Gumbel-top-k;
+3. the conditional term is a running sum, updated with the rows and columns of the examples just drawn.
 
-Over ranks, each keeps the running sums of its own candidates and learns the embeddings of the examples just drawn: the
-draw is that of one process with the whole super-batch, time and memory fall with the number of ranks, and per chunk
-a rank receives at most b/N candidates from each other rank and b/N embeddings.
+With several ranks, each keeps the running sums of its own candidates and receives the embeddings of the examples just
+drawn. The result is the draw of one process with the whole super-batch. Time and memory fall with the number of ranks;
+per chunk a rank receives at most b/N candidates from each other rank, and b/N embeddings.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class Chunk(NamedTuple):
 
     Attributes:
         indices (`torch.Tensor`): Positions in the super-batch, int64, in order of drawing.
-        effective_sample_size (`float`): 1 / sum p^2 over the candidates that were left, p their probabilities of being
-            drawn first in this chunk: near their number where the draw is nearly uniform, near 1 where it is greedy.
+        effective_sample_size (`float`): 1 / sum p^2 over the remaining candidates, with p their probabilities of being
+            drawn first in this chunk: near the number of candidates if the draw is nearly uniform, near 1 if it is
+            greedy.
     """
 
     indices: Tensor
@@ -65,10 +66,10 @@ def draw_chunks(
     ranks: Ranks | None = None,
     uniform_size: int = 0,
 ) -> Iterator[Chunk]:
-    """Yield the chunks of a joint draw, one by one: [`select_jointly`] with what there is to log about each chunk.
+    """Yield the chunks of a joint draw, with the effective sample size of each: [`select_jointly`] chunk by chunk.
 
-    Takes and raises what [`select_jointly`] does; errors are raised when the first chunk is asked for. Each chunk is
-    drawn when it is asked for, by all ranks together.
+    Arguments and errors are those of [`select_jointly`]. The iterator is lazy: it draws a chunk (a collective) when
+    the chunk is requested, and raises errors when the first one is requested.
     """
     ranks = Ranks() if ranks is None else ranks
     diagonal = scores.diagonal().double()
@@ -83,24 +84,24 @@ def draw_chunks(
             noise = check_noise(noise, (n_chunks + (uniform_size > 0), len(scores)), device)
         if ranks.size > 1 and not scores.divisible:
             raise ValueError(
-                f"a score matrix cannot be divided among {ranks.size} ranks, as each would need all of its columns: "
-                "select alone, with ranks=None, or score by from_embeddings."
+                f"a score matrix cannot be divided among {ranks.size} ranks, as each rank would need all of its "
+                "columns: pass ranks=None, or scores built by PairwiseScores.from_embeddings."
             )
     candidates = Candidates(available, sizes, ranks)
     if noise is None:
-        # One number from the default generator, so that `torch.manual_seed` governs the draw: rank 0's for all.
+        # One number from the default generator of rank 0, so that `torch.manual_seed` makes the draw repeatable.
         fresh_seed = ranks.gather_counts(int(torch.randint(2**63 - 1, ())), device)[0]
         start, stop = candidates.start, candidates.start + len(scores)
         noise = gumbel_noise(fresh_seed, 0, len(sizes), candidates.total, start=start, stop=stop, device=device)
 
     running = scores.start()
     drawn = None
-    # Chunk -1 is the uniform one, and row -1 of the noise the last.
+    # Chunk -1 is the uniform one: its noise is the last row.
     for chunk, chunk_size in enumerate(sizes, start=-1 if uniform_size else 0):
-        # Here and not after the draw: nobody is left to ask what the last chunk would add.
+        # Here and not after the draw, which would compute terms after the last chunk that nothing uses.
         if drawn is not None:
             running.add(candidates.collect(drawn, scores.take))
-        # Weights that are all equal still show which score is broken.
+        # A uniform chunk multiplies by 0, which keeps NaN and infinite scores visible to the check in `draw`.
         log_weights = gain * (diagonal + running.total()) if chunk >= 0 else 0 * diagonal
         drawn = candidates.draw(log_weights, noise[chunk], chunk_size)
         yield Chunk(drawn.indices, drawn.effective_sample_size)
@@ -119,20 +120,23 @@ def select_jointly(
     """Draw a sub-batch jointly: Algorithm 1 of JEST (arXiv 2406.17711), in O(B b D) time and O(B) memory.
 
     Args:
-        scores ([`PairwiseScores`]): Scores of the super-batch of B examples.
+        scores ([`PairwiseScores`]): Scores of a super-batch of B examples.
         size (`int`): Size of the sub-batch (b).
         n_chunks (`int`, *optional*, defaults to 16): Number of chunks (N). Chunk k draws ``b // N + (k < b % N)``
-            examples; with b < N there are b chunks of one. 1 is independent selection by the diagonal.
+            examples; with b < N there are b chunks of one. `n_chunks=1` is independent selection by the diagonal.
         gain (`float`, *optional*, defaults to 1.0): Factor on the scores: above 1 the draw is greedier, below 1 more
-            uniform. 1 is the paper's.
-        noise (`torch.Tensor`, *optional*): Gumbel noise `[n_chunks, B]`, as from [`gumbel_noise`]; row k is that of
-            chunk k, and makes the draw deterministic. By default fresh noise, seeded by torch's default generator.
-        eligible (`torch.Tensor`, *optional*): bool `[B]`; the others are never drawn, and their scores may be NaN.
-        ranks ([`~jest_hf.distributed.Ranks`], *optional*): Who draws together; by default this process alone. Then
-            `scores`, `noise` and `eligible` are this rank's share of the super-batch, which the shares make up in the
-            order of the ranks; all else, `size` and the indices too, is about the whole and the same on every rank.
-        uniform_size (`int`, *optional*, defaults to 0): So many of the `size` examples are drawn first and uniformly,
-            in a chunk before the others, which are drawn given these. `noise` then has a row more, the last, for it.
+            uniform. The paper uses 1.
+        noise (`torch.Tensor`, *optional*): Gumbel noise `[n_chunks, B]`, as from [`gumbel_noise`], with row k for
+            chunk k; the draw is then deterministic. By default new noise, seeded by torch's default generator.
+        eligible (`torch.Tensor`, *optional*): bool `[B]`; examples with `False` are never drawn, and their scores may
+            be NaN.
+        ranks ([`~jest_hf.distributed.Ranks`], *optional*): The ranks that draw together (a collective); by default
+            this process alone. With several ranks, `scores`, `noise` and `eligible` are this rank's share of the
+            super-batch, and the shares make up the super-batch in the order of ranks. All other arguments and the
+            returned positions refer to the whole super-batch and are the same on every rank.
+        uniform_size (`int`, *optional*, defaults to 0): Number of the `size` examples that are drawn first, uniformly,
+            in a chunk of their own; the other chunks are drawn given these. `noise` then has one more row, the last,
+            for this chunk.
 
     Returns:
         `torch.Tensor`: Positions in the super-batch, int64 `[size]`, distinct, in order of drawing. Of equal keys the
@@ -141,8 +145,20 @@ def select_jointly(
     Raises:
         ValueError: if `size` is below 1 or above the number of eligible examples, `n_chunks` is below 1, `gain` is not
             positive and finite, `noise` or `eligible` has the wrong shape, `uniform_size` is below 0 or above `size`,
-            or a score is NaN or infinite. Also if several ranks are to share a score matrix. Whatever is wrong on one
-            rank is raised on all.
+            or a score is NaN or infinite; also for a score matrix with several ranks. An error of one rank is raised
+            on all.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from jest_hf.selection import PairwiseScores, gumbel_noise, select_jointly
+    >>> scores = PairwiseScores.from_matrix(torch.tensor([[5.0, 9.0, 0.0], [9.0, 1.0, 0.0], [0.0, 0.0, 4.0]]))
+    >>> noise = torch.zeros(2, 3)  # greedy; gumbel_noise(seed, step, n_chunks=2, size=3) samples
+    >>> select_jointly(scores, size=2, n_chunks=2, noise=noise)  # example 1 scores high together with example 0
+    tensor([0, 1])
+
+    ```
     """
     chunks = draw_chunks(scores, size, n_chunks, gain, noise, eligible, ranks, uniform_size)
     return torch.cat([chunk.indices for chunk in chunks])

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gumbel noise that is a function of its arguments alone.
 
-Selection must not share the global random state with dropout and data loaders, must be the same on every rank, and has
-to resume without a saved state. So the noise is counter-based: each value is a hash of (seed, step, chunk, position),
-and any slice of positions can be computed anywhere. The hash takes in one word after the other, with a step of
-SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014) after each.
+Selection must not share the global random state with dropout and data loaders, must be the same on every rank, and
+must resume without a saved state. So the noise is counter-based: each value is a hash of (seed, step, chunk,
+position), and any process can compute the noise of any positions. The hash adds these four numbers to its state one
+after the other, with a step of SplitMix64 after each (Steele, Lea and Flood, "Fast splittable pseudorandom number
+generators", OOPSLA 2014).
 """
 
 from __future__ import annotations
@@ -34,16 +35,29 @@ def gumbel_noise(
         step (`int`): The training step, 0 <= step < 2**63.
         n_chunks (`int`): Number of chunks: one row of noise each.
         size (`int`): Number of candidates in the global super-batch (B).
-        first_chunk (`int`, *optional*, defaults to 0): Chunk that the first row is of.
+        first_chunk (`int`, *optional*, defaults to 0): Number of the chunk that the first row belongs to.
         start (`int`, *optional*, defaults to 0): First position of the global super-batch to return.
         stop (`int`, *optional*, defaults to `size`): End of the positions to return.
-        device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where to compute it.
+        device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Device of the noise.
 
-    The value at (chunk, position) depends on `seed`, `step`, `chunk` and `position` alone, neither on the slice asked
-    for nor on `n_chunks` or `size`.
+    The value at (chunk, position) depends on `seed`, `step`, `chunk` and `position` alone, and not on `start`, `stop`,
+    `n_chunks` or `size`.
 
     Raises:
         ValueError: if the seed or the step is out of range, `n_chunks` is below 1, or the slice is not within `size`.
+
+    Example:
+
+    ```python
+    >>> from jest_hf.selection import gumbel_noise
+    >>> gumbel_noise(seed=42, step=1000, n_chunks=2, size=4)
+    tensor([[ 0.6419,  0.8347,  0.8212,  0.0530],
+            [ 1.2783,  0.7615,  3.3033, -0.2993]])
+    >>> gumbel_noise(seed=42, step=1000, n_chunks=2, size=4, start=2)  # the share of a second rank
+    tensor([[ 0.8212,  0.0530],
+            [ 3.3033, -0.2993]])
+
+    ```
     """
     stop = size if stop is None else stop
     if not 0 <= start <= stop <= size:
@@ -53,7 +67,25 @@ def gumbel_noise(
 
 
 def noise_at(seed: int, step: int, n_chunks: int, positions: Tensor, *, first_chunk: int = 0) -> Tensor:
-    """Return the noise of [`gumbel_noise`] at any positions (int64 `[n]`, in any order): float32 `[n_chunks, n]`."""
+    """Return the noise of [`gumbel_noise`] at any positions, in any order: float32 `[n_chunks, n]`.
+
+    Args:
+        seed, step, n_chunks, first_chunk: As in [`gumbel_noise`].
+        positions (`torch.Tensor`): Positions in the global super-batch, int64 `[n]`. The noise is on their device.
+
+    Raises:
+        ValueError: if the seed or the step is out of range, or `n_chunks` is below 1.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from jest_hf.selection import noise_at
+    >>> noise_at(seed=42, step=1000, n_chunks=1, positions=torch.tensor([3, 0]))
+    tensor([[0.0530, 0.6419]])
+
+    ```
+    """
     for name, value in (("seed", seed), ("step", step)):
         if not 0 <= value < 2**63:
             raise ValueError(f"{name} must be at least 0 and below 2**63, got {value}.")
@@ -64,7 +96,7 @@ def noise_at(seed: int, step: int, n_chunks: int, positions: Tensor, *, first_ch
     state = torch.zeros((), dtype=torch.int64, device=device)
     for word in (seed, step, chunks, positions):
         state = _mix(state + word)
-    # 52 bits and a half: every value is exact in float64 and strictly inside (0, 1), so both logarithms are finite.
+    # 52 bits plus one half: every value is exact in float64 and strictly inside (0, 1), so both logarithms are finite.
     uniform = (_shift_right(state, 12).double() + 0.5) * 2.0**-52
     return uniform.log_().neg_().log_().neg_().float()
 
@@ -78,7 +110,7 @@ def _mix(state: Tensor) -> Tensor:
 
 
 def _shift_right(state: Tensor, bits: int) -> Tensor:
-    """Logical shift: torch's own repeats the sign bit."""
+    """Shift right and fill with zeros; torch's `>>` repeats the sign bit."""
     return (state >> bits) & ((1 << (64 - bits)) - 1)
 
 

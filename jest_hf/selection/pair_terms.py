@@ -1,12 +1,12 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The parts that a score is a signed sum of: the loss of one model, over pairs or not, or a matrix that was handed in.
+"""The parts of a score. A score is a weighted sum of parts: the losses of one model, or a given score matrix.
 
-Every part answers two questions about the candidates of a super-batch: the term of its own pair (`diagonal`), and the
-conditional term given the examples drawn so far (`start`, then `add` and `total`). The second is a running reduction:
-each call to `add` meets only the rows and columns of the examples just drawn, computed from embeddings tile by tile,
-so that drawing b of B candidates costs O(B b D) time and O(B) memory, and no [B, B] matrix ever exists. What `add`
-needs to know of the drawn examples is what `take` says of them, perhaps on another rank.
+Every part gives two terms for each candidate of a super-batch: the term of the candidate's own pair (`diagonal`), and
+the conditional term given the examples drawn so far (`start`, then `add` and `total`). The conditional term is a
+running reduction: each call of `add` computes only the rows and columns of the examples just drawn, tile by tile from
+embeddings. So drawing b of B candidates costs O(B b D) time and O(B) memory, and no [B, B] matrix ever exists. The
+argument of `add` is what `take` returns for the drawn examples, on the rank that holds them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jest_hf.batch import ContrastiveEmbeddings, PointwiseLosses, Scored
 
 
 # A tile of logits should stay in a CPU's cache between the product and the softplus (measured: 1.8x faster than one
-# product for all rows). A GPU has no such cache to win and pays per launch instead.
+# product for all rows). On a GPU larger tiles are faster, as each kernel launch has a cost.
 _TILE_ROWS_CPU = 1024
 _TILE_ROWS_GPU = 8192
 _TILE_COLUMNS = 1024
@@ -35,18 +35,18 @@ class Running(Protocol):
     """The conditional term of every candidate, given the examples drawn so far."""
 
     def add(self, drawn: Tensor) -> None:
-        """Count examples as drawn: what [`Part.take`] says of them, `[m, width]`."""
+        """Add drawn examples, given as the rows of [`Part.take`], `[m, width]`."""
 
     def total(self) -> Tensor:
         """Return the conditional term, float64 `[B]`: 0 before anything is drawn, undefined for drawn examples."""
 
 
 class Part(Protocol):
-    """One signed part of a pairwise score.
+    """One part of a pairwise score.
 
     Attributes:
-        divisible (`bool`): Whether a rank can hold the part of its share of the super-batch alone.
-        width (`int`): Numbers that `take` returns of each example.
+        divisible (`bool`): Whether a rank can compute the part from its own share of the super-batch alone.
+        width (`int`): Number of values that `take` returns for each example.
     """
 
     divisible: ClassVar[bool]
@@ -60,7 +60,7 @@ class Part(Protocol):
         """Return the term of each candidate's own pair, float32 `[B]`."""
 
     def take(self, indices: Tensor) -> Tensor:
-        """Return what `Running.add` must know of the examples at `indices` (int64 `[m]`), `[m, width]`."""
+        """Return the rows that `Running.add` needs for the examples at `indices` (int64 `[m]`), `[m, width]`."""
 
     def start(self) -> Running:
         """Return the conditional term with nothing drawn."""
@@ -68,13 +68,14 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class PairLoss:
-    """A contrastive loss, as far as joint selection needs it.
+    """A contrastive loss, in the form that joint selection needs.
 
     Args:
-        positive (`Callable`): Logits of the candidates' own pairs, `[t]` -> their loss, `[t]`.
-        reduce (`Callable`): Logits of m drawn examples against t candidates, `[m, t]` -> `[t]`; may overwrite them.
-        combine (`Callable`): The reductions over two disjoint sets of drawn examples -> that over both.
-        empty (`float`): The reduction over no example: what `combine` leaves unchanged.
+        positive (`Callable`): Maps logits of the candidates' own pairs, `[t]`, to their losses, `[t]`.
+        reduce (`Callable`): Maps logits of m drawn examples against t candidates, `[m, t]`, to `[t]`; may overwrite
+            the logits.
+        combine (`Callable`): Maps the reductions over two disjoint sets of drawn examples to the reduction over both.
+        empty (`float`): The reduction over no example, which `combine` with any value leaves unchanged.
         direction_weight (`float`): The weight of each direction (as image, as text) in the conditional term.
     """
 
@@ -88,12 +89,12 @@ class PairLoss:
 def _sum_of_softplus(logits: Tensor) -> Tensor:
     """Sum softplus over the first dimension, on a CPU with one logarithm for eight entries (measured: 1.8x faster).
 
-    softplus(l) is log(1 + x) with x = exp(l), and two of them add up to log(1 + z) with z = x + y + x y: no term is
-    negative, so z is as accurate as x and y, where 1 + x would forget a small x. Eight fit into float32 if l < 10.
+    softplus(l) is log(1 + x) with x = exp(l), and two of them add up to log(1 + z) with z = x + y + x y. No term is
+    negative, so z is as accurate as x and y, while 1 + x would round a small x away. Eight fit into float32 if l < 10.
     """
     largest = float(logits.amax()) if logits.is_cpu and logits.numel() else math.inf
     folds = next((folds for folds in (3, 2, 1, 0) if largest * 2**folds < 80), None)
-    if folds is None:  # on a GPU one fused pass over memory is the faster; or a logit is too large, or NaN
+    if folds is None:  # on a GPU, where one fused pass over memory is faster; or if a logit is too large, or NaN
         return F.softplus(logits).sum(dim=0)
     terms = logits.mul_(math.log2(math.e)).exp2_()  # exp2 is twice as fast as exp
     for _ in range(folds):
@@ -105,7 +106,7 @@ def _sum_of_softplus(logits: Tensor) -> Tensor:
 
 
 PAIR_LOSSES = {
-    # Every negative pair adds softplus(logit), whatever else is in the batch.
+    # Every negative pair adds softplus(logit), independently of the rest of the batch.
     "sigmoid": PairLoss(
         positive=lambda logits: F.softplus(-logits),
         reduce=_sum_of_softplus,
@@ -113,7 +114,8 @@ PAIR_LOSSES = {
         empty=0.0,
         direction_weight=1.0,
     ),
-    # The normaliser couples the negatives: half its logarithm over the drawn examples, from each direction.
+    # The normaliser couples the negatives: half the logarithm of the normaliser over the drawn examples, per
+    # direction.
     "softmax": PairLoss(
         positive=torch.neg,
         reduce=partial(torch.logsumexp, dim=0),
@@ -144,7 +146,7 @@ class ModelPart:
         return self.loss.positive(self.embeddings.logit_scale * products + self.embeddings.logit_bias)
 
     def take(self, indices: Tensor) -> Tensor:
-        """Image and text embeddings side by side, float32."""
+        """Return image and text embeddings side by side, float32 `[m, 2 D]`."""
         taken = self.embeddings.take(indices)
         return torch.cat([taken.image.detach(), taken.text.detach()], dim=1).float()
 
@@ -153,19 +155,19 @@ class ModelPart:
 
 
 class _RunningLoss:
-    """Running reductions over the drawn examples, one for each direction: the candidates as images, and as texts."""
+    """Running reductions over the drawn examples, one per direction: candidates as images, and candidates as texts."""
 
     def __init__(self, embeddings: ContrastiveEmbeddings, loss: PairLoss) -> None:
         self._image, self._text = embeddings.image.detach(), embeddings.text.detach()
         self._scale, self._bias = embeddings.logit_scale, embeddings.logit_bias
         self._loss = loss
-        # Two vectors are cheap in float64, and then learner minus reference loses nothing to the size of either sum.
+        # Two float64 vectors are cheap, and the difference of two large sums (learner minus reference) stays accurate.
         self._as_image = torch.full((len(embeddings),), loss.empty, dtype=torch.float64, device=self._image.device)
         self._as_text = self._as_image.clone()
         self._nothing_drawn = True
 
     def add(self, drawn: Tensor) -> None:
-        for part in drawn.split(_TILE_COLUMNS):
+        for part in torch.split(drawn, _TILE_COLUMNS):
             image, text = part.chunk(2, dim=1)
             self._reduce_into(self._as_image, self._image, text)
             self._reduce_into(self._as_text, self._text, image)
@@ -183,26 +185,26 @@ class _RunningLoss:
 
 
 def _logit_tiles(candidates: Tensor, drawn: Tensor, scale: float, bias: float) -> Iterator[Tensor]:
-    """Yield float32 logits `[m, t]` of `drawn` against t `candidates` after t; all tiles share scratch memory.
+    """Yield float32 logits `[m, t]` of `drawn` against t `candidates` at a time; all tiles share scratch memory.
 
-    The products are float32 whatever the embeddings are, upcast a tile at a time; writing them with `out=` also keeps
-    an enclosing autocast from lowering them. The candidates lie along the rows of memory because their number suits
-    vector units, which that of the drawn examples need not (measured: 4 % faster with 204 drawn).
+    The products are float32 for embeddings of any dtype, upcast one tile at a time; `out=` also keeps an enclosing
+    autocast from lowering their precision. The candidates are the contiguous dimension, as their number is a multiple
+    of the vector width and that of the drawn examples may not be (measured: 4 % faster with 204 drawn).
     """
     drawn = drawn.mul(scale)
     offset = drawn.new_tensor([bias])
     step = _tile_rows(candidates.device)
     scratch = drawn.new_empty(len(drawn) * min(step, len(candidates)))
-    for tile in candidates.split(step):
+    for tile in torch.split(candidates, step):
         logits = scratch[: len(drawn) * len(tile)].view(len(drawn), len(tile))
         yield torch.addmm(offset, drawn, tile.float().T, out=logits)
 
 
 def _own_products(embeddings: ContrastiveEmbeddings) -> Tensor:
-    """The product of each image with its own text, float32 `[B]`, upcast a tile at a time."""
+    """Return the product of each image with its own text, float32 `[B]`, upcast one tile at a time."""
     image, text = embeddings.image.detach(), embeddings.text.detach()
     step = _tile_rows(image.device)
-    tiles = zip(image.split(step), text.split(step), strict=True)
+    tiles = zip(torch.split(image, step), torch.split(text, step), strict=True)
     return torch.cat([(i.float() * t.float()).sum(dim=1) for i, t in tiles])
 
 
@@ -212,7 +214,7 @@ def _tile_rows(device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class PointwisePart:
-    """Losses `[B]` of examples that stand alone: nothing that is drawn changes what the others are worth."""
+    """Losses `[B]` of examples without pairs: the score of an example does not depend on the drawn ones."""
 
     divisible: ClassVar[bool] = True
     width: ClassVar[int] = 0
@@ -243,12 +245,12 @@ class _RunningNothing:
 
 
 def model_part(scored: Scored, loss: str) -> Part:
-    """The loss of one model.
+    """Return the part of one model.
 
     Args:
-        scored ([`ContrastiveEmbeddings`] or [`PointwiseLosses`]): What the model says; of losses, `loss` is ignored.
+        scored ([`ContrastiveEmbeddings`] or [`PointwiseLosses`]): What the model computed of the super-batch.
         loss (`str`): One of `PAIR_LOSSES`, or `"similarity"`: minus the product of the two embeddings of a pair,
-            without scale and bias, and no word about other pairs (ActiveCLIP, arXiv 2312.05328).
+            without scale, bias and negatives (ActiveCLIP, arXiv 2312.05328). Ignored for [`PointwiseLosses`].
     """
     if isinstance(scored, PointwiseLosses):
         return PointwisePart(scored.losses)
@@ -259,7 +261,7 @@ def model_part(scored: Scored, loss: str) -> Part:
 
 @dataclass(frozen=True)
 class MatrixPart:
-    """A score matrix `[B, B]` that was handed in: entry (i, j) is the score of image i with text j."""
+    """A given score matrix `[B, B]`: entry (i, j) is the score of image i with text j."""
 
     divisible: ClassVar[bool] = False
     matrix: Tensor
@@ -275,8 +277,7 @@ class MatrixPart:
         return self.matrix.detach().diagonal().float()
 
     def take(self, indices: Tensor) -> Tensor:
-        """What each example adds to every candidate: its row, for those as texts, and its column, for those as images;
-        float64."""
+        """Return what each example adds to every candidate, float64 `[m, B]`: its row plus its column."""
         matrix = self.matrix.detach()
         return matrix[indices].double().add_(matrix[:, indices].T)
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a selector gets and what it returns."""
+"""The input of a selector and its output."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from jest_hf.selection.joint import Chunk
 
 
 class DrawKey(NamedTuple):
-    """
-    What the noise of a draw depends on, besides the positions of the candidates.
+    """Seed and step, on which the noise of a draw depends, besides the positions of the candidates.
 
     Attributes:
         seed (`int`): Seed of the run.
@@ -31,16 +30,15 @@ class DrawKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Pool:
-    """
-    The candidates of one step, as one rank sees them.
+    """The candidates of one step, as one rank sees them.
 
     Args:
         rows (`dict`): This rank's n rows of the super-batch. `valid`, bool `[n]`, marks the rows that can be selected;
             `example_id`, int64 `[n]`, names them.
-        positions (`torch.Tensor`): Their positions in the super-batch of all ranks, int64 `[n]`. The noise of a row
-            depends on its position, and not on the rank that holds the row.
+        positions (`torch.Tensor`): Positions of these rows in the super-batch of all ranks, int64 `[n]`. The noise of
+            a row depends on its position, and not on the rank that holds the row.
         shares ([`~jest_hf.distributed.Shares`]): How the super-batch is spread over the ranks that select together.
-        size (`int`): Number of examples to select, over these ranks (b).
+        size (`int`): Number of examples to select, over all ranks that select together (b).
     """
 
     rows: Mapping[str, Tensor]
@@ -56,14 +54,13 @@ class Pool:
 
 @dataclass(frozen=True)
 class Selection:
-    """
-    A sub-batch, the same on every rank that selects with this one.
+    """A sub-batch, the same on every rank that selects together.
 
     Args:
         indices (`torch.Tensor`): Positions in the super-batch of the ranks that select together, int64 `[b]`, in order
             of drawing.
         chunks (tuple of [`Chunk`], *optional*): The chunks in which the sub-batch was drawn.
-        metrics (`dict`, *optional*): What there is to log about the draw.
+        metrics (`dict`, *optional*): Figures about the draw to log, by name.
     """
 
     indices: Tensor
@@ -72,13 +69,13 @@ class Selection:
 
     @classmethod
     def of(cls, chunks: Iterable[Chunk], metrics: Mapping[str, float] | None = None) -> Selection:
-        """Put together the selection that was drawn in these chunks."""
+        """Return the selection that consists of these chunks."""
         chunks = tuple(chunks)
         return cls(torch.cat([chunk.indices for chunk in chunks]), chunks, metrics or {})
 
 
-# `ask(("learner", "reference"))`: the scores of this rank's rows under these models. Each model is computed once in a
-# step, however often a selector asks.
+# `ask(("learner", "reference"))` returns the scores of this rank's rows under these models. Each model scores the rows
+# at most once per step, however often a selector calls `ask`.
 Ask = Callable[[tuple[str, ...]], Scores]
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""How much is filtered at which step: nothing at first, then more and more, then the filter ratio of the run."""
+"""The filter ratio at each step: 0 in the warm-up, rising in the ramp, then the filter ratio of the run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SelectionSchedule:
-    """The filter ratio as a function of the step, which is counted from 1.
+    """The filter ratio as a function of the step; the first step is 1.
 
-    The first `warmup_steps` steps train on a uniform sub-batch. Over the next `ramp_steps` the filter ratio rises
-    linearly, and its last is the first at the full one.
+    The first `warmup_steps` steps train on a uniform sub-batch. Over the next `ramp_steps` steps the filter ratio
+    rises linearly; the last of these steps is the first with the full filter ratio.
 
     Args:
         filter_ratio (`float`): Share of the super-batch that is not trained on, in [0, 1).
@@ -22,6 +22,18 @@ class SelectionSchedule:
 
     Raises:
         ValueError: if one of them is out of range.
+
+    Example:
+
+    ```python
+    >>> from jest_hf.selection import SelectionSchedule
+    >>> schedule = SelectionSchedule(filter_ratio=0.8, warmup_steps=2, ramp_steps=2)
+    >>> [schedule.ratio(step) for step in (1, 2, 3, 4, 5)]
+    [0.0, 0.0, 0.4, 0.8, 0.8]
+    >>> [schedule.scored(step, super_batch=1000, sub_batch=200) for step in (1, 3, 5)]
+    [200, 333, 1000]
+
+    ```
     """
 
     filter_ratio: float
@@ -36,7 +48,7 @@ class SelectionSchedule:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
 
     def selects(self, step: int) -> bool:
-        """Whether step `step` scores and selects at all: no during the warm-up."""
+        """Return whether step `step` selects: `False` during the warm-up, `True` after it."""
         return step > self.warmup_steps
 
     def ratio(self, step: int) -> float:
@@ -46,12 +58,12 @@ class SelectionSchedule:
         return self.filter_ratio * min(1.0, (step - self.warmup_steps) / max(self.ramp_steps, 1))
 
     def scored(self, step: int, super_batch: int, sub_batch: int) -> int:
-        """Return from how many of its rows a rank selects at step `step`: those that are scored.
+        """Return how many of its rows a rank scores, and selects from, at step `step`.
 
         Args:
             step (`int`): The step.
-            super_batch (`int`): Rows that the rank has loaded; all of them at the full filter ratio.
-            sub_batch (`int`): Rows that the rank trains on; no fewer are scored, and at ratio 0 just as many.
+            super_batch (`int`): Rows that the rank has loaded. At the full filter ratio all of them are scored.
+            sub_batch (`int`): Rows that the rank trains on. At filter ratio 0 this is the number scored.
         """
         ratio = self.ratio(step)
         if ratio == self.filter_ratio:

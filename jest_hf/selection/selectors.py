@@ -29,33 +29,46 @@ from jest_hf.selection.pool import Ask, DrawKey, Pool, Selection
 from jest_hf.selection.scores import PairwiseScores
 
 
-# The chunks whose noise draws uniformly, beyond those of any joint draw: a uniform part, and a uniform selection. A
-# control that drew with the noise of the part would pick the same examples, and not by chance.
+# Numbers of the chunks that give the noise of a uniform part and of a uniform selection; no joint draw has so many
+# chunks. The two differ, so that a uniform control does not pick the examples of a uniform part.
 _UNIFORM_CHUNK = 2**32
 _UNIFORM_SELECTION_CHUNK = _UNIFORM_CHUNK + 1
 _IDS_SHOWN = 10
+_BY_ITSELF = "Each example was chosen by its own score, whatever the others."
 
 
 @dataclass(frozen=True)
 class Selector(ABC):
-    """
-    A way to select, with its settings.
+    """A way to select, with its settings.
 
     Args:
-        criterion (`str`, *optional*): What is selected for, one of `CRITERIA`; `None` for `"uniform"`.
-        loss (`str`, *optional*): What pairs are scored by: `"sigmoid"`, `"softmax"` or `"similarity"`; `None` for
-            examples without pairs.
-        n_chunks (`int`, *optional*, defaults to 16): Chunks of a joint draw.
+        criterion (`str`, *optional*): One of `CRITERIA`; `None` for `"uniform"`.
+        loss (`str`, *optional*): Loss by which pairs are scored: `"sigmoid"`, `"softmax"` or `"similarity"`; `None`
+            for examples without pairs.
+        n_chunks (`int`, *optional*, defaults to 16): Number of chunks of a joint draw.
         gain (`float`, *optional*, defaults to 1.0): Factor on the scores before sampling.
-        uniform_fraction (`float`, *optional*, defaults to 0.0): Part of the sub-batch that is drawn uniformly, before
-            the rest.
+        uniform_fraction (`float`, *optional*, defaults to 0.0): Fraction of the sub-batch that is drawn uniformly,
+            before the rest.
 
     Attributes:
         name (`str`): The value of `JESTConfig.selection` that chooses this class.
-        needs_pairs (`bool`): Whether examples have to make pairs with each other, as in a contrastive loss.
-        scores (`bool`): Whether examples are scored at all. `False` means that the whole batch is trained on.
-        title (`str`): The way to select, in the words of a model card.
-        shown (tuple of `str`): The settings, of `n_chunks` and `gain`, that a model card shows.
+        needs_pairs (`bool`): Whether pairs of different examples must have scores, as with a contrastive loss.
+        scores (`bool`): Whether there is a super-batch to select from. With `False` a run trains on its whole batches.
+        uses_criterion (`bool`): Whether the selector has a criterion. With `False` the name stands alone, as in
+            `compare_selectors=["uniform"]`; override `models` if models have to score all the same.
+        title (`str`): What the model card calls the selection.
+        sentence (`str`): How the sub-batch is chosen, as a sentence of the model card.
+        shown (tuple of `str`): Which of the settings `n_chunks` and `gain` the model card shows.
+
+    Example:
+
+    ```python
+    >>> from jest_hf.selection import Selector
+    >>> selector = Selector.parse("joint/easy_reference", loss="sigmoid", n_chunks=8)
+    >>> str(selector), selector.models(), selector.needs_pairs
+    ('joint/easy_reference', ('reference',), True)
+
+    ```
     """
 
     criterion: str | None = None
@@ -67,28 +80,35 @@ class Selector(ABC):
     name: ClassVar[str]
     needs_pairs: ClassVar[bool] = False
     scores: ClassVar[bool] = True
+    uses_criterion: ClassVar[bool] = True
     title: ClassVar[str] = "selection of examples by score"
+    sentence: ClassVar[str] = ""
     shown: ClassVar[tuple[str, ...]] = ()
 
     @staticmethod
     def parse(text: str, **settings: Any) -> Selector:
-        """
-        Read `"uniform"`, or `"<selection>/<criterion>"` such as `"joint/easy_reference"`.
+        """Read `"uniform"`, or `"<selection>/<criterion>"` such as `"joint/easy_reference"`.
 
         Args:
-            text (`str`): The selection, with its criterion after a slash.
+            text (`str`): The selection, and its criterion after a slash.
             settings (*optional*): The other arguments of the selector.
 
         Raises:
-            ValueError: for anything else.
+            ValueError: if `text` names no selection, or no criterion for it.
         """
         selection, _, criterion = text.partition("/")
         known = SELECTIONS.get(selection)
-        if known is not None and (criterion in CRITERIA if known.scores else text == selection):
+        if known is not None and (criterion in CRITERIA if known.uses_criterion else text == selection):
+            if known.needs_pairs and criterion and not CRITERIA[criterion].joint:
+                raise ValueError(
+                    f"selector {text!r} needs scores of pairs, and criterion {criterion!r} scores each example by "
+                    "itself; use 'independent' or 'top_k' with it."
+                )
             return known(criterion or None, **settings)
-        scored = " or ".join(name for name, one in SELECTIONS.items() if one.scores)
+        alone = ", ".join(repr(name) for name, one in SELECTIONS.items() if not one.uses_criterion)
+        scored = " or ".join(name for name, one in SELECTIONS.items() if one.uses_criterion)
         raise ValueError(
-            f"a selector must be 'uniform', or {scored} with a criterion ({', '.join(CRITERIA)}) after a slash, such "
+            f"a selector must be {alone}, or {scored} with a criterion ({', '.join(CRITERIA)}) after a slash, such "
             f"as 'joint/easy_reference', got {text!r}."
         )
 
@@ -101,16 +121,15 @@ class Selector(ABC):
 
     @abstractmethod
     def select(self, pool: Pool, ask: Ask, key: DrawKey) -> Selection:
-        """
-        Select the sub-batch of a step. A collective.
+        """Select the sub-batch of a step. A collective.
 
         Args:
             pool ([`Pool`]): The candidates.
             ask (`Callable`): Returns the scores of this rank's rows under the models named in its argument.
-            key ([`DrawKey`]): Seed and step, which decide the noise.
+            key ([`DrawKey`]): Seed and step, on which the noise depends.
 
         Returns:
-            [`Selection`]: of `pool.size` examples, the same on every rank of `pool.ranks`.
+            [`Selection`]: `pool.size` examples, the same on every rank of `pool.ranks`.
 
         Raises:
             FloatingPointError: on all ranks, if a score is NaN or infinite on one of them.
@@ -118,7 +137,7 @@ class Selector(ABC):
 
 
 class _Drawn(Selector):
-    """A selection by Gumbel-top-k: what Algorithm 1, sampling by own scores, top-k and uniform sampling share."""
+    """A selection by Gumbel-top-k: the base of joint, independent, top-k and uniform selection."""
 
     def select(self, pool: Pool, ask: Ask, key: DrawKey) -> Selection:
         uniform_size = round(self.uniform_fraction * pool.size)
@@ -130,12 +149,12 @@ class _Drawn(Selector):
         )
 
     def draw(self, pool: Pool, scores: Scores, key: DrawKey, uniform_size: int = 0) -> list[Chunk]:
-        """Draw the chunks of the sub-batch; the first is the uniform part, where `uniform_size` is above 0."""
+        """Draw the chunks of a sub-batch; with `uniform_size` above 0 the first is the uniform part. A collective."""
         eligible = pool.rows["valid"]
         return self._draw_by(self._scores(pool, scores, key), pool, key, uniform_size, _UNIFORM_CHUNK, eligible)
 
     def _scores(self, pool: Pool, scores: Scores, key: DrawKey) -> PairwiseScores:
-        """The scores from which the draw is made, once they are known to be finite."""
+        """Return the scores to draw from, after a check on all ranks that they are finite. A collective."""
         pairwise = PairwiseScores.from_embeddings(**scores.by_model(), criterion=self.criterion, loss=self.loss)
         own = pairwise.diagonal()
         _check_scores(pool.rows["valid"] & ~own.isfinite(), pool.rows["example_id"], key.step, pool.ranks)
@@ -169,14 +188,19 @@ class Joint(_Drawn):
     name = "joint"
     needs_pairs = True
     title = "joint example selection (JEST)"
+    sentence = (
+        "It was drawn jointly, in chunks, each chunk by the scores of its candidates together with the examples "
+        "already drawn."
+    )
     shown = ("n_chunks", "gain")
 
 
 class Independent(_Drawn):
-    """Each example is drawn by its own score, whatever else is drawn (arXiv 2312.05328)."""
+    """Each example is drawn by its own score, independently of the other examples (arXiv 2312.05328)."""
 
     name = "independent"
     title = "independent example selection"
+    sentence = _BY_ITSELF
     shown = ("gain",)
 
 
@@ -185,20 +209,19 @@ class TopK(_Drawn):
 
     name = "top_k"
     title = "selection of the examples with the highest scores"
+    sentence = _BY_ITSELF
 
     def _noise(self, key: DrawKey, n_chunks: int, positions: Tensor) -> Tensor:
         return super()._noise(key, n_chunks, positions).zero_()
 
 
 class Uniform(_Drawn):
-    """IID training: the whole batch is trained on. As a control, a uniform part of the super-batch."""
+    """IID training on whole batches. As a control selector, it draws a uniform sub-batch of the super-batch."""
 
     name = "uniform"
     scores = False
+    uses_criterion = False
     title = "IID training, without data selection"
-
-    def models(self) -> tuple[str, ...]:
-        return ()
 
     def draw(self, pool: Pool, scores: Scores, key: DrawKey, uniform_size: int = 0) -> list[Chunk]:
         eligible = pool.rows["valid"]
@@ -227,31 +250,48 @@ def draw_sub_batch(
     selection: str = "joint",
     uniform_size: int = 0,
 ) -> list[Chunk]:
-    """
-    Draw the sub-batch of a step, a function of (scores, seed, step) alone: no process has to remember anything.
+    """Draw the sub-batch of a step: a function of (scores, seed, step) alone, without any state. A collective.
 
     Args:
-        embeddings (`dict`): The scores of this rank's n examples, under `"learner"`, `"reference"` or both; a uniform
-            selection needs none.
-        eligible (`torch.Tensor`): bool `[n]`, False for broken rows.
-        example_ids (`torch.Tensor`): int64 `[n]`, to name the examples whose scores are broken.
-        size (`int`): Sub-batch size over `ranks`.
-        n_chunks (`int`): Chunks of the joint draw, the only one to have several.
+        embeddings (`dict`): What the models computed of this rank's n examples, under the keys `"learner"`,
+            `"reference"` or both; may be empty for a uniform selection.
+        eligible (`torch.Tensor`): bool `[n]`, `False` for broken rows.
+        example_ids (`torch.Tensor`): int64 `[n]`, for the error that lists examples whose scores are NaN or infinite.
+        size (`int`): Size of the sub-batch over all `ranks`.
+        n_chunks (`int`): Number of chunks of a joint draw; the other selections draw one chunk.
         criterion, loss, gain: As in [`PairwiseScores.from_embeddings`] and [`select_jointly`].
-        seed, step (`int`): Of the noise.
-        start, total (`int`): The share's first position in the super-batch of all ranks, and the size of that.
+        seed, step (`int`): Seed and step of the noise.
+        start, total (`int`): First position of this rank's share in the super-batch of all ranks, and the size of that
+            super-batch.
         ranks ([`~jest_hf.distributed.Ranks`]): The ranks that draw together.
         selection (`str`, *optional*, defaults to `"joint"`): `"joint"` is Algorithm 1 of JEST, `"independent"` draws
-            by each example's own score, `"top_k"` takes the highest of these, `"uniform"` draws by noise alone.
-        uniform_size (`int`, *optional*, defaults to 0): How many of the sub-batch are drawn uniformly, in a chunk
-            before all others; the rest is selected from the other examples, by a joint draw given the uniform ones.
+            by each example's own score, `"top_k"` takes the highest scores, `"uniform"` draws by noise alone.
+        uniform_size (`int`, *optional*, defaults to 0): How many examples of the sub-batch are drawn uniformly, in a
+            chunk before all others. The rest is selected from the other examples, in a joint draw given the uniform
+            ones.
 
     Returns:
-        `list[Chunk]`: the chunks; their indices are positions in the super-batch of `ranks`, the same on each of them.
+        `list[Chunk]`: the chunks; their indices are positions in the super-batch of all ranks, the same on every rank.
 
     Raises:
         FloatingPointError: on all ranks, if a score is NaN or infinite on one of them.
         ValueError: for an unknown selection, and as [`select_jointly`].
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from jest_hf.distributed import Ranks
+    >>> from jest_hf.selection import PointwiseLosses, draw_sub_batch
+    >>> losses = {"learner": PointwiseLosses(torch.tensor([0.5, 2.0, 0.1, 3.0]))}
+    >>> (chunk,) = draw_sub_batch(
+    ...     losses, torch.ones(4, dtype=torch.bool), torch.arange(4), size=2, n_chunks=1, criterion="hard_learner",
+    ...     loss=None, gain=1.0, seed=0, step=1, start=0, total=4, ranks=Ranks(), selection="top_k",
+    ... )
+    >>> chunk.indices
+    tensor([3, 1])
+
+    ```
     """
     chosen = SELECTIONS.get(selection)
     if chosen is None or not issubclass(chosen, _Drawn):
@@ -270,6 +310,7 @@ def draw_sub_batch(
 
 
 def _check_scores(broken: Tensor, example_ids: Tensor, step: int, ranks: Ranks) -> None:
+    """Raise a `FloatingPointError` on all ranks if an example is marked as broken, bool `[n]`. A collective."""
     counts = ranks.gather_counts(int(broken.sum()), broken.device)
     if not any(counts):
         return
@@ -279,7 +320,7 @@ def _check_scores(broken: Tensor, example_ids: Tensor, step: int, ranks: Ranks) 
     raise FloatingPointError(
         f"step {step}: the scores of {sum(counts)} of {total} examples are NaN or infinite (rank {where}; example "
         f"ids {ids[:_IDS_SHOWN]}); the learner has diverged or the reference is broken: try a lower learning_rate, or "
-        "fp32."
+        "train in fp32."
     )
 
 

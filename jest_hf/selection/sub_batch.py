@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The selection of one training step, over all ranks: draw the sub-batch from what the models say, and take it."""
+"""Take the rows of a selected sub-batch, and what the models computed of them, over all ranks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from jest_hf.distributed import Exchanged, Shares, exchange, owners_of, quotas
 
 
 def take_readable(super_batch: dict[str, Tensor], shares: Shares) -> Exchanged:
-    """This rank's part of all rows that can be read; without a copy, which for the images alone can cost a per cent of
-    a small model's step, where that is every row."""
+    """Return this rank's part of all readable rows, in equal parts. A collective if some row is broken.
+
+    If every row is readable there is no copy: copying the images alone can take 1 % of a small model's step.
+    """
     valid = super_batch["valid"]
     if shares.readable == shares.rows:
         order = torch.arange(shares.start, shares.start + len(valid), device=valid.device)
@@ -26,21 +28,21 @@ def take_readable(super_batch: dict[str, Tensor], shares: Shares) -> Exchanged:
 def take_sub_batch(
     shares: Shares, super_batch: dict[str, Tensor], embeddings: Mapping[str, Scored], indices: Tensor
 ) -> tuple[Exchanged, dict[str, dict[str, Scored]]]:
-    """
-    This rank's part of the sub-batch, and how it was scored beside as many rejected examples.
+    """Return this rank's part of the sub-batch, and the scores of selected and of rejected examples. A collective.
 
     Args:
-        shares ([`~jest_hf.distributed.Shares`]): How the super-batch lies over the ranks.
+        shares ([`~jest_hf.distributed.Shares`]): How the super-batch is spread over the ranks.
         super_batch (`dict`): This rank's rows.
-        embeddings (`dict`): What the models say of them.
+        embeddings (`dict`): What each model computed of this rank's rows, by model.
         indices (`torch.Tensor`): The sub-batch, int64 `[b]`, positions in the super-batch, the same on every rank.
 
     Returns:
-        The rows, and by `"selected"` and `"rejected"` what the models say of them. The rejected ones are the first of
-        each share, whose order is random. Where some rank does not have so many they are left out: losses of batches
-        of other sizes do not compare.
+        The rows of the sub-batch, and a dict with what the models computed of the selected examples (`"selected"`) and
+        of as many rejected examples (`"rejected"`). The rejected examples are the first ones of each share, whose
+        order is random. `"rejected"` is missing if a rank has too few of them, as losses of batches of different sizes
+        cannot be compared.
     """
-    # What is known of the examples travels with them.
+    # Embeddings or losses of an example travel with its row.
     taken = exchange(shares.ranks, {**super_batch, **_packed(embeddings)}, indices, shares.rows)
     parts = {"selected": _unpacked(taken.batch, embeddings)}
     drawn = torch.bincount(owners_of(indices, shares.rows), minlength=shares.ranks.size).tolist()
@@ -54,8 +56,10 @@ def take_sub_batch(
 
 
 def take_scored(shares: Shares, embeddings: Mapping[str, Scored], indices: Tensor) -> dict[str, Scored]:
-    """This rank's part of what the models say of some examples, in parts as equal as those of a sub-batch; arguments
-    as those of [`take_sub_batch`]. A collective."""
+    """Return what the models computed of this rank's part of the examples at `indices`. A collective.
+
+    Parts and arguments are as in [`take_sub_batch`].
+    """
     return _unpacked(exchange(shares.ranks, _packed(embeddings), indices, shares.rows).batch, embeddings)
 
 
@@ -64,7 +68,7 @@ def _packed(embeddings: Mapping[str, Scored]) -> dict[str, Tensor]:
 
 
 def _unpacked(rows: dict[str, Tensor], embeddings: Mapping[str, Scored]) -> dict[str, Scored]:
-    """What the models say of other rows of [`_packed`], which are taken out of `rows`."""
+    """Remove the columns of [`_packed`] from `rows`, and return what the models computed, made of these columns."""
     return {
         name: scored.with_columns({key: rows.pop(f"{name}/{key}") for key in scored.columns()})
         for name, scored in embeddings.items()

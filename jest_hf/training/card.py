@@ -118,7 +118,7 @@ def summarise_run(
     return RunSummary(
         architecture=type(learner).__name__,
         selection=args.selection,
-        loss=facts.objective.loss_kind or "cross-entropy",
+        loss=facts.objective.loss_name,
         role=role,
         criterion=args.criterion,
         preset=args.preset,

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Measuring a pool and filtering it: against pairs whose faults are known, and literal slow references."""
+"""Measuring and filtering, against pairs with known faults and against slow literal implementations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from jest_hf.curation.filters import CurationFilters, curate, join, measure_alignment, measure_captions, measure_images
+from jest_hf.curation import CurationFilters, curate, join, measure_alignment, measure_captions, measure_images
 from jest_hf.curation.near_duplicates import first_of_near_duplicates, perceptual_hash
 from tests.helpers import (
     encode,
@@ -113,7 +113,7 @@ def test_a_hash_survives_resizing_and_recompression_but_not_another_colour():
 
 
 def first_by_comparing_all(hashes: np.ndarray, limit: int, priority: np.ndarray) -> list[bool]:
-    """The definition: in the order of priority, a row stays if no row that stays is close."""
+    """The definition: in the order of priority, a row is kept if no kept row is close to it."""
     kept: list[int] = []
     for row in sorted(range(len(hashes)), key=lambda row: (-priority[row], row)):
         if all(distance(hashes[row], hashes[other]) > limit for other in kept):
@@ -241,7 +241,7 @@ def test_what_is_wrong_is_said():
     with pytest.raises(ValueError, match="top_alignment=0 would keep no row"):
         CurationFilters(top_alignment=0)
     captions = {name: measures_of(2)[name] for name in ("readable_caption", "words", "letters", "repeats")}
-    with pytest.raises(ValueError, match="the filters need side, alignment, which measures does not have"):
+    with pytest.raises(ValueError, match="measures lacks side, alignment, .*measure_images, measure_alignment"):
         curate(rows_of(2), captions, CurationFilters(min_side=8, min_alignment=0.1))
-    with pytest.raises(ValueError, match=r"no row is left of 2 .*readable: 2, min_words: 0.*loosen"):
+    with pytest.raises(ValueError, match=r"no row of 2 passes the filters .*readable: 2, min_words: 0.*relax"):
         curate(rows_of(2), captions, CurationFilters(min_words=9))

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The collator: static shapes, the processors' own pixels and tokens, and a counted skip for every broken row."""
+"""The collator: fixed shapes, pixels and tokens equal to the processors', and a counted skip for every broken row."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_what_the_reference_sees_alike_is_not_made_twice(reference, keys):
 
 
 def test_same_tokenizers_are_recognised_after_use():
-    """A fast tokenizer keeps the padding and truncation of its last call, which is no difference."""
+    """A fast tokenizer keeps the padding and truncation of its last call, which must not count as a difference."""
     learner, reference = tiny_siglip_processor(), tiny_siglip_processor()
     learner.tokenizer(["a red star"], padding="max_length", max_length=5, truncation=True)
     assert "ref_input_ids" not in JESTDataCollator(learner, reference)(random_rows(2))
@@ -130,7 +130,7 @@ def test_the_references_pixels_are_those_of_its_own_collator():
 
 
 def test_another_reference_in_a_copy():
-    """The copy is as if made so, and keeps what a subclass has added."""
+    """The copy equals a collator made with the other reference, and keeps attributes of a subclass."""
 
     class Marked(JESTDataCollator):
         mark = None
@@ -175,7 +175,7 @@ def test_length_without_a_limit_of_the_tokenizer_is_64():
 
 @pytest.mark.parametrize("tokenizer", [GemmaTokenizer, Siglip2Tokenizer])
 def test_captions_for_siglip_2_are_lower_cased(tokenizer):
-    """At fixed resolution SigLIP 2 has SigLIP's processor and model, and a Gemma tokenizer tells it apart."""
+    """At fixed resolution SigLIP 2 differs from SigLIP only by its Gemma tokenizer."""
     letters = {letter: i for i, letter in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *"▁ARSTaedrst"])}
     processor = SiglipProcessor(tiny_siglip_processor().image_processor, tokenizer(vocab=letters, merges=[]))
     rows = random_rows(2)
@@ -330,7 +330,7 @@ def test_a_named_caption_column_has_to_be_there():
 @pytest.mark.parametrize("name", ["processor", "ref_processor"])
 @pytest.mark.parametrize("part", [tiny_tokenizer(), tiny_siglip_processor().image_processor, "google/siglip"])
 def test_half_a_processor_is_refused(name, part):
-    with pytest.raises(ValueError, match=f"^{name} has to hold .* this {type(part).__name__} does not; pass"):
+    with pytest.raises(ValueError, match=f"^{name} must have .* this {type(part).__name__} has not; pass"):
         JESTDataCollator(**{"processor": tiny_siglip_processor(), name: part})
 
 

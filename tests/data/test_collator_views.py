@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The collator at a view: the pixels of a smaller processor, made beside the full ones or alone."""
+"""The collator at a view: pixels equal to those of a smaller processor, with or without the full images."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_views_that_are_made_of_full_images_change_nothing(view):
 
 
 def test_a_view_alone_is_decoded_small():
-    """With the full image beside it a JPEG is decoded large, and the view is resized from that."""
+    """Together with the full image a JPEG is decoded at full size, and the view is resized from it."""
     file = encode(random_image(64, 64, np.random.default_rng(0)), "JPEG")
     collator = JESTDataCollator(tiny_siglip_processor(32)).at_view(View.parse("image:8"))
     both, alone = (

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks' real data: the counts that its README states, and a wall between training and test."""
+"""The real data of the benchmarks: the counts in the README, and no overlap of training and test."""
 
 from __future__ import annotations
 

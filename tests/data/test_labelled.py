@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Rows with labels to super-batch: fixed shapes, the processors' own inputs, a skip for every row without a label."""
+"""Collators of labelled rows: fixed shapes, inputs equal to the processors', a skip for every row without a label."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_the_labels_of_a_language_model_are_its_tokens(side):
 
 
 def test_padding_is_told_from_the_same_token_in_a_text():
-    """As where `pad_token = eos_token`: the end of a text is learned, and the padding behind it is not."""
+    """With `pad_token = eos_token` the end of a text is a label, and the padding after it is not."""
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
     batch = LanguageModelCollator(tokenizer)([{"text": "a red star"}])
@@ -231,7 +231,7 @@ def test_a_reference_with_other_words_has_its_own_tokens():
     batch = text_collator(ref_tokenizer=other)(text_rows(2))
     assert {key for key in batch if key.startswith("ref_")} == {"ref_input_ids", "ref_attention_mask"}
     assert "ref_input_ids" not in text_collator(ref_tokenizer=tiny_tokenizer())(text_rows(2))
-    with pytest.raises(ValueError, match="losses of different tokens do not compare"):
+    with pytest.raises(ValueError, match="other tokens than the learner.s"):
         LanguageModelCollator(tiny_tokenizer(), other)
     assert LanguageModelCollator(tiny_tokenizer(), tiny_tokenizer()).ref_processor is not None
 
@@ -284,7 +284,7 @@ def labelled(labels, feature=None):
     [
         (labelled([0, 7, 4]), "the label 7, which is none of the model's 5 classes; .*num_labels"),
         (labelled(["red", "octagon"]), "the label 'octagon'"),
-        (labelled([-1, None]), "not one row has a label in column 'label'"),
+        (labelled([-1, None]), "label_column='label' has no label in any row"),
         (labelled([0]).rename_column("label", "fine"), "label_column='label' is not a column .*fine"),
         (labelled([0], datasets.ClassLabel(names=["green", "red"])), "'green' has the number 0 .*1 in the model"),
     ],

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Full images for the sub-batch alone: the same pixels as early, of the right rows, and no crash where one is lost."""
+"""Late images: the same pixels as without them, of the right rows, and no crash if an image is lost."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def photographs(n: int, image_format: str = "JPEG", size: int = 64) -> list[dict
 
 
 def late_and_sub_batch(name: str, rows: list[dict], ids: list[int], n_threads: int = 2):
-    """A sub-batch of these rows, as the loader's collator and a selection leave it."""
+    """Make a sub-batch of these rows with the loader's collator, as after a selection."""
     _, make_processor, view = FAMILIES[name]
     rows = Rows(rows)
     collator = JESTDataCollator(make_processor()).at_view(View.parse(view))
@@ -114,7 +114,7 @@ def test_an_image_that_is_lost_is_replaced_by_its_view(family, n_at_view, tmp_pa
     (tmp_path / "2.jpg").write_bytes(b"no image")
     after = late(batch, n_at_view)
     assert late.n_enlarged == 2 and len(caplog.records) == 2
-    assert "Example 1 is trained on at its view" in caplog.messages[0]
+    assert "Example 1 is trained on with its enlarged view" in caplog.messages[0]
     for name, value in before.items():
         assert after[name].shape == value.shape and after[name].dtype == value.dtype
     assert torch.equal(after["pixel_values"][0], before["pixel_values"][0])
@@ -146,7 +146,7 @@ def test_an_enlarged_image_is_the_view_resized():
 
 
 def test_a_batch_of_another_collator_is_refused():
-    """Its images at the view would be made of the blank ones."""
+    """The views of the sub-batch would be made from blank images."""
     rows = photographs(3)
     late, _ = late_and_sub_batch("siglip", rows, [0])
     with pytest.raises(ValueError, match="has no view_pixel_values.*LateImages.collator"):

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Rows and their order: functions of the key, whatever the data set is made of."""
+"""Rows and their order are functions of the key, for every kind of data set."""
 
 from __future__ import annotations
 

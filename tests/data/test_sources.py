@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Sources: every kind of local data set opens without the network, and every mistake gets one clear sentence."""
+"""Sources: every kind of local data set opens without the network, and every mistake raises a clear error."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_saved_to_disk_one_and_several_splits(rows, tmp_path):
     assert load_source(str(tmp_path / "one"))["caption"][:] == rows["caption"][:]
     datasets.DatasetDict(a=rows.select([0]), b=rows.select([1, 2])).save_to_disk(tmp_path / "two")
     assert len(load_source(str(tmp_path / "two"), split="b")) == 2
-    with pytest.raises(ValueError, match="several splits: choose one of a, b"):
+    with pytest.raises(ValueError, match="several splits; choose one of a, b"):
         load_source(str(tmp_path / "two"))
 
 
@@ -157,18 +157,18 @@ def test_where_takes_null_as_a_value(tmp_path):
 
 @pytest.mark.parametrize("spec", ["./nowhere", "/nowhere/at/all", "nowhere.parquet", "data/*/x.parquet", "a/b/c"])
 def test_missing_paths_are_not_mistaken_for_hub_ids(spec):
-    with pytest.raises(FileNotFoundError, match="Nothing is at"):
+    with pytest.raises(FileNotFoundError, match="does not exist; check the path"):
         load_source(spec)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": "test"}, "no split 'test', only train"),
-        ({"where": {"style": "noto"}}, "'style'.*its columns are image, caption"),
-        ({"where": {"source": "nobody"}}, "No row of"),
-        ({"where": {"label": "red"}}, "the column holds int64"),
-        ({"max_rows": 0}, "max_rows is 0"),
+        ({"split": "test"}, r"split='test' is not a split of .*\(there are: train\)"),
+        ({"where": {"style": "noto"}}, r"'style'.*\(there are: image, caption"),
+        ({"where": {"source": "nobody"}}, "matches no row of"),
+        ({"where": {"label": "red"}}, r"where\['label'\]='red' does not fit the column, which holds int64"),
+        ({"max_rows": 0}, "max_rows=0 must be at least 1"),
     ],
 )
 def test_wrong_options_are_refused(parquet, options, message):
@@ -180,8 +180,8 @@ def test_wrong_options_are_refused(parquet, options, message):
     ("spec", "split", "message"),
     [
         ("scenes", None, "needs a split"),
-        ("scenes:web", "test", "give one of them"),
-        ("scenes:train", None, "no split 'train'"),
+        ("scenes:web", "test", "name different splits; pass one of them"),
+        ("scenes:train", None, "split='train' is not a split"),
     ],
 )
 def test_wrong_scenes_are_refused(spec, split, message):
@@ -191,5 +191,5 @@ def test_wrong_scenes_are_refused(spec, split, message):
 
 def test_unknown_kind_of_file_is_refused(tmp_path):
     (tmp_path / "rows.xlsx").write_bytes(b"")
-    with pytest.raises(ValueError, match="give one kind of .parquet"):
+    with pytest.raises(ValueError, match="pass files of one kind of .parquet"):
         load_source(str(tmp_path / "rows.xlsx"))

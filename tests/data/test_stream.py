@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Streams in one process: labels, epochs, and what is refused. Several ranks: tests/distributed/test_stream.py."""
+"""Streams in one process: ids, epochs and errors. Several ranks: tests/distributed/test_stream.py."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_epoch_reaches_the_shuffling_and_loader_workers(n_workers, persisten
 
 
 def test_workers_leave_the_epoch_that_they_share_alone(monkeypatch):
-    """Each adds the difference to the one number in shared memory: two at once make another epoch of it."""
+    """`set_epoch` adds a difference to a number in shared memory, so two workers at once would set a wrong epoch."""
     rows = StreamedRows(datasets.Dataset.from_list(random_rows(8)).to_iterable_dataset().shuffle(seed=1))
     rows.set_epoch(3)
     monkeypatch.setattr(datasets.IterableDataset, "set_epoch", None)
@@ -155,13 +155,13 @@ def test_what_cannot_be_streamed_is_refused_with_the_way_out():
         rank, size = 1, 4
 
     cases = [
-        (TypeError, lambda: StreamedRows(table()), r"Dataset is no stream; pass a `datasets\.IterableDataset`"),
+        (TypeError, lambda: StreamedRows(table()), r"Dataset is not a stream; pass a `datasets\.IterableDataset`"),
         (ValueError, lambda: StreamedRows(stream(), "picture"), "image_column='picture' .*there are: image, text"),
         (TypeError, lambda: next(iter(StreamedRows(TorchStream([(1, 2)])))), "A row of the stream is a tuple"),
         (
             ValueError,
             lambda: StreamedRows(split_dataset_by_node(stream(), 1, 2), None, Four),
-            "split by node already.*pass the whole stream",
+            "already split by node.*pass the whole stream",
         ),
         (
             ValueError,

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Labels of the built-in scenes, and noise made by seed."""
+"""Labels of the built-in scenes, and synthetic noise."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_scene_is_what_its_meaning_says(curated):
 
 
 def test_labels_are_what_the_captions_say(curated):
-    """Of scenes with one thing a caption has one word for each attribute."""
+    """The caption of a scene with one thing has one word for each attribute."""
     alone = [len(scene_of(meaning).things) == 1 for meaning in curated["group"]]
     for task, words in (("shape", SHAPES), ("colour", [one for one, _ in COLOURS]), ("count", [["a "]] * 3)):
         labelled = label_scenes(curated, task)
@@ -44,7 +44,7 @@ def test_labels_are_what_the_captions_say(curated):
 def test_labels_that_cannot_be_read_off(curated):
     with pytest.raises(ValueError, match="task='size' is not known; choose one of shape, "):
         label_scenes(curated, "size")
-    with pytest.raises(ValueError, match="task='shape' reads labels off the built-in scenes"):
+    with pytest.raises(ValueError, match="task='shape' needs built-in scenes"):
         label_scenes(curated.remove_columns("group"), "shape")
 
 
@@ -116,7 +116,7 @@ def test_scrambled_texts_have_the_same_words(curated):
 
 def test_noise_that_cannot_be_made():
     rows = datasets.Dataset.from_dict({"label": ["a", "a"], "text": ["a", "b"]})
-    with pytest.raises(ValueError, match=r"share=1.5 of the rows must be in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"share=1.5 must lie in \[0, 1\]"):
         scramble_texts(rows, 1.5, 0)
-    with pytest.raises(ValueError, match="'label' has 1 class"):
+    with pytest.raises(ValueError, match="column='label' has labels of 1 class"):
         flip_labels(rows, 0.5, 0)

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The learned tokenizer and the processor around it: deterministic, at a loss for no text, saved and loaded whole."""
+"""The trained tokenizer and its processor: deterministic, without unknown tokens, equal after saving and loading."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ def test_processor_is_saved_and_loaded_without_a_word(captions, tmp_path, caplog
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"vocab_size": 100}, "vocab_size is 100"),
-        ({"max_length": 1}, "max_length is 1"),
-        ({"image_size": 0}, "image_size is 0"),
+        ({"vocab_size": 100}, "vocab_size=100 is too small"),
+        ({"max_length": 1}, "max_length=1 must be"),
+        ({"image_size": 0}, "image_size=0 must be"),
     ],
 )
 def test_wrong_arguments_are_refused(captions, arguments, message):

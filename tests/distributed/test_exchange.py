@@ -133,7 +133,7 @@ def _refused(kind: str) -> str:
 @pytest.mark.parametrize(
     "kind, message",
     [
-        ("few", "1 selected examples cannot be shared by 2 ranks"),
+        ("few", "1 selected examples are too few for 2 ranks"),
         ("length", "the rows of 'input_ids' are torch.int64 [4] on rank 0 and torch.int64 [3] on rank 1"),
         ("dtype", "the rows of 'input_ids' are torch.int32 [4] on rank 0 and torch.int64 [4] on rank 1"),
         ("key", "the rows of 'valid' are torch.bool [] on rank 0 and absent on rank 1"),

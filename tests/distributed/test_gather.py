@@ -43,7 +43,7 @@ def _ask(fails: bool) -> Any:
 
 def test_one_rank_answers_for_all_and_fails_for_all() -> None:
     assert run(3, _ask, False) == [7, 7, 7]
-    assert run(3, _ask, True) == [("OSError", "said by 0"), *[("RuntimeError", "rank 0 says: said by 0")] * 2]
+    assert run(3, _ask, True) == [("OSError", "said by 0"), *[("RuntimeError", "rank 0 failed: said by 0")] * 2]
     assert _ask(False) == 7 and _ask(True) == ("OSError", "said by 0")
 
 

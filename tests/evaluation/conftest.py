@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation never needs the network: every test here runs without one."""
+"""Evaluation never needs the network: all tests here run without it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Zero-shot classification at each evaluation, against a literal one with the models' own processors."""
+"""Zero-shot classification at each evaluation, against a literal implementation with the models' processors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FAMILIES = {
 
 
 def labelled_rows(n: int, broken: tuple[int, ...] = ()) -> list[dict]:
-    """Random images with a random label, and no caption."""
+    """Random images with a random label and no caption."""
     generator = np.random.default_rng(7)
     rows = []
     for index in range(n):
@@ -71,7 +71,7 @@ def make_trainer(folder, family: str = "siglip", **changes) -> JESTTrainer:
 
 
 def literal_accuracies(model, processor, rows: list[dict]) -> dict[str, float]:
-    """One image and one prompt at a time, pixels and tokens by the processor of transformers."""
+    """Classify one image and one prompt at a time, with the processor of transformers."""
     model.eval()
 
     def outputs(image: Image.Image, prompt: str):
@@ -120,7 +120,7 @@ def test_the_figures_are_those_of_a_literal_classification(tmp_path, family):
 
 
 def test_accuracy_at_5_counts_the_five_best_of_many_classes(tmp_path):
-    """Ten classes of which the upper five have the names of the lower five: every score comes twice."""
+    """Ten classes, the last five with the names of the first five, so that every score occurs twice."""
     trainer = make_trainer(tmp_path)
     callback = ZeroShotCallback(trainer, labelled_rows(30), COLOURS + COLOURS, TEMPLATES)
     trainer.model.train()
@@ -201,8 +201,8 @@ def test_what_is_wrong_is_said_before_training(tmp_path):
     rows = labelled_rows(6)
     table = datasets.Dataset.from_list(rows)
     cases = [
-        ((rows, COLOURS, TEMPLATES, "class"), "label_column='class' is not a column .*it has image, label"),
-        ((table, COLOURS, TEMPLATES, "class"), "label_column='class' is not a column .*it has image, label"),
+        ((rows, COLOURS, TEMPLATES, "class"), "label_column='class' is not a column .*there are: image, label"),
+        ((table, COLOURS, TEMPLATES, "class"), "label_column='class' is not a column .*there are: image, label"),
         (([*rows, {**rows[0], "label": 5}], COLOURS), r"1 of 7 labels .*are none of 0 to 4.*\(5 is the first\)"),
         (([*rows, {**rows[0], "label": -1}], COLOURS), r"\(-1 is the first\)"),
         (([*rows, {**rows[0], "label": "red"}], COLOURS), r"\('red' is the first\)"),

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The `evaluate` metrics give what the functions give, however the rows come in."""
+"""The `evaluate` metrics give the results of the functions, for rows in any batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def storage(request, tmp_path):
 
 @pytest.fixture
 def data():
-    """30 images with 2 captions each, in an order of their own."""
+    """30 images with 2 captions each, the captions in random order."""
     rng = np.random.default_rng(0)
     image = rng.standard_normal((30, 8))
     text_groups = rng.permutation(np.repeat(np.arange(30), 2))

@@ -42,7 +42,7 @@ def test_every_caption_of_every_readable_row():
 
 
 def test_the_keys_are_the_learners_alone():
-    """No key of the reference and none of the super-batch; CLIP's text mask has a row for each caption."""
+    """The batch has no keys of the reference or of the super-batch; CLIP's text mask has a row for each caption."""
     reference = tiny_siglip_processor(24, max_length=4)
     collator = CaptionCollator(JESTDataCollator(tiny_clip_processor(), reference))
     batch = collator(Rows(rows_with_captions(CAPTIONS)).__getitems__(range(4)))
@@ -52,7 +52,7 @@ def test_the_keys_are_the_learners_alone():
 
 @pytest.mark.parametrize("rows", [[], [{"image": None, "text": "a star", "example_id": 3}]])
 def test_a_batch_without_a_usable_row_can_still_go_through_a_model(rows):
-    """Other ranks may be in a forward, which some engines make a collective."""
+    """Other ranks may make a forward, which is a collective under some engines."""
     model, processor = tiny_clip(0), tiny_clip_processor()
     expose_temperature(model)
     batch = CaptionCollator(JESTDataCollator(processor))(rows)
@@ -84,7 +84,9 @@ def test_groups_are_the_values_of_the_column():
     ]
     collator = JESTDataCollator(tiny_siglip_processor())
     assert CaptionCollator(collator, "concept")(rows)["groups"] == ["x", "y", "x", None]
-    with pytest.raises(ValueError, match="eval_group_column='topic' is not a column .*it has concept, image, text"):
+    with pytest.raises(
+        ValueError, match="eval_group_column='topic' is not a column .*there are: concept, image, text"
+    ):
         CaptionCollator(collator, "topic")(rows)
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Zero-shot classification against literal loops, and on cases whose answer is known."""
+"""Zero-shot classification against literal loops, and on cases with known results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jest_hf.evaluation import DEFAULT_TEMPLATES, zero_shot_accuracy, zero_shot_
 
 
 def encode_text(prompts):
-    """Unnormalised embeddings that depend on the prompt alone."""
+    """Return unnormalised embeddings that depend on the prompt only."""
     return torch.stack(
         [torch.randn(6, generator=torch.Generator().manual_seed(sum(map(ord, p)))) * len(p) for p in prompts]
     )
@@ -80,7 +80,7 @@ def test_classes_that_cannot_be_told_apart_are_wrong():
         ({"class_names": "cat"}, "single string"),
         ({"templates": []}, "2 class_names and 0 templates"),
         ({"templates": ["a photo"]}, "'a photo' must contain {} once"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"encode_text": lambda prompts: torch.ones(len(prompts) + 1, 4)}, "5 rows for 4 prompts"),
         ({"encode_text": lambda prompts: torch.full((len(prompts), 4), torch.nan)}, "hold NaN"),
     ],
@@ -99,8 +99,8 @@ def test_wrong_classifier_arguments_are_named(arguments, message):
         ({"labels": [0, 1]}, "labels must be one integer per embedding"),
         ({"class_embeds": torch.eye(4)}, "widths 3 and 4"),
         ({"image": torch.full((3, 3), torch.nan)}, "3 of 3 rows of image hold NaN"),
-        ({"ks": (0,)}, "ks must be positive"),
-        ({"tile_size": 0}, "tile_size must be at least 1"),
+        ({"ks": (0,)}, "ks=.* must be positive"),
+        ({"tile_size": 0}, "tile_size=0 must be at least 1"),
     ],
 )
 def test_wrong_accuracy_arguments_are_named(arguments, message):

@@ -108,4 +108,4 @@ def test_all_ranks_have_one_commit_of_everything(hub, client, tmp_path, hosts):
 def test_what_is_not_there_ends_all_ranks(hub, client):
     first, *others = client(on_all_ranks, ask_for, "alice/none").value
     assert first.startswith("OSError: ref_model='alice/none' is neither a folder nor a repository of http://127")
-    assert others == [f"RuntimeError: rank 0 says: {first.removeprefix('OSError: ')}"] * (WORLD_SIZE - 1)
+    assert others == [f"RuntimeError: rank 0 failed: {first.removeprefix('OSError: ')}"] * (WORLD_SIZE - 1)

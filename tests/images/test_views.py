@@ -28,16 +28,16 @@ def test_a_view_is_named_as_it_is_written(text):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("resolution:32", "view 'resolution:32' is of no known kind; write one like patch:32"),
-        ("patch", "view 'patch' cannot be read; write one like patch:32"),
+        ("resolution:32", "view 'resolution:32' is of no known kind; use a view like patch:32"),
+        ("patch", "view 'patch' cannot be read; use a view like patch:32"),
         ("patch:", "cannot be read"),
         ("patch:-8", "cannot be read"),
         ("patch:8x8", "cannot be read"),
         ("patch:0", "view 'patch:0': 0 must be a whole number of at least 1, as in patch:32"),
         ("image:112.5", "112.5 must be a whole number"),
-        ("drop:0", "0 must be a share between 0 and 1, as in drop:0.5"),
-        ("drop:1", "1 must be a share between 0 and 1"),
-        ("drop:1.5", "1.5 must be a share"),
+        ("drop:0", "0 must be a fraction between 0 and 1, as in drop:0.5"),
+        ("drop:1", "1 must be a fraction between 0 and 1"),
+        ("drop:1.5", "1.5 must be a fraction"),
     ],
 )
 def test_what_is_no_view(text, message):
@@ -53,8 +53,8 @@ def test_what_is_no_view(text, message):
         (small_siglip, "patch:4", "choose patches larger"),
         (small_siglip, "image:20", r"choose images smaller than the model's \(32\), a multiple of its patches \(8\)"),
         (small_siglip, "image:32", "choose images smaller"),
-        (small_siglip, "drop:0.99", "choose a share that drops some of the 16 patches, not all"),
-        (small_siglip, "drop:0.01", "choose a share that drops some of the 16 patches, not all"),
+        (small_siglip, "drop:0.99", "choose a fraction that drops some of the 16 patches, not all"),
+        (small_siglip, "drop:0.01", "choose a fraction that drops some of the 16 patches, not all"),
         (small_siglip, "num_patches:4", "does not suit a siglip model: use patch, image or drop"),
         (small_clip, "num_patches:4", "does not suit a clip model: use patch, image or drop"),
         (small_siglip2, "patch:8", "does not suit a siglip2 model: use num_patches"),

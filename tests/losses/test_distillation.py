@@ -110,7 +110,7 @@ def test_the_teacher_gets_no_gradient(kind):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"teacher": make_teacher(5)}, "teacher must embed the same 4 rows, but embeds 5"),
+        ({"teacher": make_teacher(5)}, "teacher must embed the same 4 rows as the learner, but embeds 5"),
         ({"text": torch.zeros(3, 7)}, r"two \[b, D\] matrices of the same shape"),
         ({"tile_size": 0}, "tile_size must be at least 1"),
         ({"exchange": "post"}, "exchange='post' is unknown"),

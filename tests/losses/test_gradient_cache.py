@@ -158,3 +158,11 @@ def test_a_wrong_number_of_chunks_is_named(n_chunks):
     model, loss = tiny_model("siglip")
     with pytest.raises(ValueError, match=f"n_chunks={n_chunks} must lie between 1 and this rank's 7 rows"):
         backward_in_chunks(forward_of(model, tiny_batch(N_ROWS)), N_ROWS, n_chunks, loss)
+
+
+def test_a_loss_must_use_the_temperature():
+    model, _ = tiny_model("siglip")
+    with pytest.raises(ValueError, match="loss does not depend on scale"):
+        backward_in_chunks(
+            forward_of(model, tiny_batch(N_ROWS)), N_ROWS, 2, lambda image, text, scale, bias: (image * text).sum()
+        )

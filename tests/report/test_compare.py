@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What other selectors would have picked, against sets, whole matrices and counting."""
+"""Comparison with other selectors, against sets, whole matrices and counting."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def compare(names, embeddings, eligible, indices, loss, *sources, **settings):
 
 
 def literal_loss(scored, loss, indices):
-    """Of the examples taken as one batch."""
+    """The loss of the examples as one batch."""
     if isinstance(scored, PointwiseLosses):
         return sum(scored.losses[i].item() for i in indices) / len(indices)
     logits = literal.logits(scored.take(torch.tensor(indices)))
@@ -104,6 +104,11 @@ def test_one_model_has_no_learnability_and_no_sources_no_shares():
 
 def test_a_batch_of_single_examples_has_their_mean_loss():
     assert batch_loss(PointwiseLosses(torch.tensor([1.0, 2.0, 6.0])), "sigmoid") == 3.0
+
+
+def test_the_loss_of_a_batch_of_pairs_needs_a_name():
+    with pytest.raises(ValueError, match='loss=None .*pass "sigmoid" or "softmax"'):
+        batch_loss(pairs()["learner"], None)
 
 
 def test_shares_of_sources_without_a_name_are_nobodys():

@@ -83,7 +83,7 @@ def test_clip_and_shorter_texts():
     ("patch:16", 4, 4), ("image:24", 9, 9), ("drop:0.5", 8, 16), ("drop:0.25", 12, 16),
 ])  # fmt: skip
 def test_views(text, patches, embedded):
-    """Dropped patches have been embedded; all else counts the patches that are left."""
+    """Dropped patches are embedded too; all later layers count the patches that are left."""
     vision, view = {**VISION, "image_size": 32}, View.parse(text)
     siglip = SiglipConfig(vision_config=vision, text_config=WORDS)
     image = patches_by_hand(embedded) + by_hand(patches) + head_by_hand(patches)
@@ -110,7 +110,7 @@ REAL = {
     ("siglip2", None), ("siglip2", "num_patches:4"),
 ])  # fmt: skip
 def test_the_counter_agrees_on_the_real_forward(family, text):
-    """Of the whole model, as a trainer calls it: five images and captions, in part at the view."""
+    """Count the whole model as a trainer calls it: five images and captions, some of them at the view."""
     architecture, make_processor, sizes = REAL[family]
     config = architecture.config_class(vision_config={**VISION, **sizes}, text_config={**WORDS, "vocab_size": 14})
     config._attn_implementation = "eager"  # every operation of a fused one may not be known to the counter
@@ -165,7 +165,7 @@ def test_sizes_of_the_wrong_kind_of_model():
         forward_flops(SiglipConfig(vision_config=VISION, text_config=WORDS), num_patches=16)
     with pytest.raises(ValueError, match="view 'patch:16' does not suit a siglip2 model"):
         forward_flops(naflex, view=View.parse("patch:16"))
-    with pytest.raises(ValueError, match="view 'num_patches:4' is one of the model's own size: leave out"):
+    with pytest.raises(ValueError, match="view 'num_patches:4' is made from the model's image size; leave out"):
         forward_flops(naflex, num_patches=16, view=View.parse("num_patches:4"))
 
 

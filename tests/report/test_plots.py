@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The plot's marks, read back from its texts, and what it refuses."""
+"""The marks of the plots, read from their texts, and errors."""
 
 from __future__ import annotations
 

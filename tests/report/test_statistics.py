@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The figures that a step logs about its selection (over ranks: tests/distributed/test_sub_batch.py)."""
+"""The metrics of a step's selection (several ranks: tests/distributed/test_sub_batch.py)."""
 
 from __future__ import annotations
 

@@ -8,9 +8,11 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
-from jest_hf.selection import gumbel_noise
+from jest_hf.selection import gumbel_noise, noise_at
 
 
 def test_distribution():
@@ -52,6 +54,22 @@ def test_any_slice_is_the_same():
 def test_size_and_chunks_only_say_how_much():
     whole = gumbel_noise(1, 2, 5, 1003)
     assert torch.equal(gumbel_noise(1, 2, 3, 600), whole[:3, :600])
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**63 - 1),
+    step=st.integers(0, 2**63 - 1),
+    n_chunks=st.integers(1, 4),
+    first_chunk=st.sampled_from([0, 5, 2**32]),
+    positions=st.lists(st.integers(0, 299), max_size=40),
+)
+def test_the_noise_at_any_positions_is_that_of_the_whole(seed, step, n_chunks, first_chunk, positions):
+    """In any order, also where a position occurs twice."""
+    whole = gumbel_noise(seed, step, n_chunks, 300, first_chunk=first_chunk)
+    at = noise_at(seed, step, n_chunks, torch.tensor(positions, dtype=torch.int64), first_chunk=first_chunk)
+    assert at.dtype == torch.float32
+    assert torch.equal(at, whole[:, positions])
 
 
 def test_global_random_state_is_neither_read_nor_moved():
@@ -108,3 +126,16 @@ def test_golden_values():
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         gumbel_noise(**{"seed": 0, "step": 0, "n_chunks": 2, "size": 10, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seed": -1}, r"seed must be at least 0 and below 2\*\*63, got -1"),
+        ({"step": 2**63}, "step must be at least 0"),
+        ({"n_chunks": 0}, "n_chunks must be at least 1, got 0"),
+    ],
+)
+def test_wrong_arguments_at_positions(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        noise_at(**{"seed": 0, "step": 0, "n_chunks": 2, "positions": torch.arange(3), **arguments})

@@ -106,5 +106,5 @@ def test_a_collator_and_selectors_of_another_objective(tmp_path):
 def test_a_vocabulary_that_the_model_does_not_know(tmp_path):
     model = tiny_siglip(0)
     model.config.text_config.vocab_size = 3
-    with pytest.raises(ValueError, match=r"goes up to token 13, and the learner knows 3 tokens"):
+    with pytest.raises(ValueError, match=r"goes up to token 13, and the learner has 3 tokens"):
         make_trainer(tmp_path, model=model)
