@@ -122,7 +122,7 @@ def _refused(folder: str, other: bool) -> str:
 
 def test_no_process_waits_where_a_cache_is_refused(alone: Path) -> None:
     for said in run(2, _refused, str(alone), False):
-        assert "storage.dtype is 'float32' there, and here it is 'float16'" in said
+        assert "storage.dtype was 'float32', and in this run it is 'float16'" in said
 
 
 def test_several_processes_replace_a_cache_of_something_else(alone: Path, tmp_path: Path) -> None:
