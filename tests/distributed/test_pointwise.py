@@ -155,4 +155,4 @@ def test_a_foreign_file_is_refused_on_every_rank(tmp_path: Path) -> None:
     path = tmp_path / "losses"
     _irreducible(str(path), 10)
     for message in run(2, _refused, str(path)):
-        assert "are not those of this run: data.n_rows is 10 there, and here it is 11" in message
+        assert "do not match this run: data.n_rows was 10, and in this run it is 11" in message
