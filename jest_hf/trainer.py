@@ -34,7 +34,7 @@ from jest_hf.training.card import RunFacts, summarise_run, write_run_card
 from jest_hf.training.costs import check_evaluation
 from jest_hf.training.engine import Engine
 from jest_hf.training.online_model import OnlineModel
-from jest_hf.training.setup import Parts, build_parts, plan_run, prepare_learner
+from jest_hf.training.setup import Parts, RunPlan, build_parts, plan_run, prepare_learner
 
 
 logger = logging.get_logger(__name__)
@@ -101,13 +101,10 @@ class JESTTrainer(Trainer):
         **trainer_arguments: Any,
     ) -> None:
         self.model_init = model_init
-        self.parts: Parts | None = None  # until the Trainer is there, which calls some of the methods below
-        self.plan = plan = plan_run(
-            model,
-            args,
-            data_collator,
-            train_dataset,
-            processing_class,
+        # Before `Trainer.__init__`, which calls some of the methods below: these use the plan, and not the parts.
+        self.plan: RunPlan = plan_run(
+            *(model, args, data_collator, train_dataset, processing_class),
+            Engine(lambda: self.accelerator),
             first_learner=None if model_init is None else super().call_model_init,
             ref_model=ref_model,
             ref_processing_class=ref_processing_class,
@@ -116,6 +113,7 @@ class JESTTrainer(Trainer):
             reports=reports,
             functions=trainer_arguments,
         )
+        plan = self.plan
         super().__init__(
             model=plan.model,
             args=plan.args,
@@ -132,19 +130,17 @@ class JESTTrainer(Trainer):
         prepare_learner(self.model, plan.view, fsdp=self.is_fsdp_enabled, deepspeed=self.is_deepspeed_enabled)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(JESTProgress)
-        self.parts = build_parts(plan, Engine(lambda: self.accelerator), self.model, proxy_model)
+        self.parts: Parts = build_parts(plan, self.model, proxy_model)
         for callback in self.parts.callbacks:
             self.add_callback(callback)
         if reports:
-            self.add_callback(ReportsCallback(lambda: plan.recorder.finish(summarise_run(self._facts()))))
+            self.add_callback(ReportsCallback(lambda: plan.recorder.finish(summarise_run(self.facts))))
         check_evaluation(self.eval_dataset, self.get_eval_dataloader)
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         """As the Trainer's: each trial of a hyperparameter search starts from a new learner, and new companions."""
-        if self.parts is not None:
-            self.parts.companions.start_over()
-        model = super().call_model_init(trial)
-        self.plan.objective.open_up(model)
+        self.plan.companions.start_over()
+        self.plan.objective.open_up(model := super().call_model_init(trial))
         return model
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -191,12 +187,12 @@ class JESTTrainer(Trainer):
     @property
     def proxy(self) -> OnlineModel | None:
         """The small model that scores in the learner's place."""
-        return self.parts.companions.proxy
+        return self.plan.companions.proxy
 
     @property
     def online_models(self) -> list[OnlineModel]:
         """The models that are trained beside the learner."""
-        return self.parts.companions.models
+        return self.plan.companions.models
 
     @property
     def step_flops(self) -> StepFlops:
@@ -213,6 +209,11 @@ class JESTTrainer(Trainer):
         """FLOPs of what the steps so far did, and of caching the reference, plain convention."""
         return self.plan.recorder.run_flops
 
+    @property
+    def facts(self) -> RunFacts:
+        """What the run knows about itself now, for its model card."""
+        return self.plan.facts(self.state, self.model, self.hub_model_id)
+
     # ---- The step ----
 
     def training_step(
@@ -220,21 +221,21 @@ class JESTTrainer(Trainer):
     ) -> Tensor:
         """One step on one super-batch: score, select, take, record, learn."""
         super_batch, step = self._prepare_input(inputs), self.state.global_step + 1  # as in the names of checkpoints
-        parts, recorder = self.parts, self.plan.recorder
-        sub_batch, pool = parts.step(model, super_batch, step)
-        recorder.record(step, sub_batch, pool)
-        self.statistics.add(parts.companions.step(pool, sub_batch.rows))
-        batch = parts.update.prepare(model, sub_batch, step)
-        with parts.update.learning(batch):
+        sub_batch, pool = self.parts.step(model, super_batch, step)
+        self.plan.recorder.record(step, sub_batch, pool)
+        self.statistics.add(self.plan.companions.step(pool, sub_batch.rows))
+        batch = self.parts.update.prepare(model, sub_batch, step)
+        with self.parts.update.learning(batch):
             return self.learn(model, batch.rows, num_items_in_batch)
 
     def learn(
         self, model: nn.Module, sub_batch: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Gradients of ONE loss over the whole sub-batch; the loss, detached."""
-        if self.args.gradient_cache_chunk_size is None:
+        chunk_size = self.args.gradient_cache_chunk_size
+        if chunk_size is None:
             return super().training_step(model, sub_batch, num_items_in_batch)
-        return self.parts.update.backward_in_chunks(model, sub_batch, self.compute_loss_context_manager)
+        return self.parts.update.backward_in_chunks(model, sub_batch, chunk_size, self.compute_loss_context_manager)
 
     def compute_loss(
         self,
@@ -251,18 +252,16 @@ class JESTTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """
-        This rank's share of super-batches of `args.super_batch_size` rows.
-
-        The order of a map-style data set depends on (data_seed, epoch) alone: all ranks together see the same
-        super-batches whatever their number. The last, incomplete super-batch is dropped, on all ranks alike. A stream
-        is read as it comes, each rank its own part.
+        This rank's share of super-batches of `args.super_batch_size` rows, whose order depends on (data_seed, epoch)
+        alone: the same super-batches for any number of ranks. The last, incomplete one is dropped. Of a stream each
+        rank reads its own part, as it comes.
         """
         if self.train_dataset is None:
             raise ValueError("train_dataset=None: pass the rows to train on to JESTTrainer.")
         if is_stream(self.train_dataset):
-            return self.parts.loaders.stream(self.train_dataset)
+            return self.parts.loaders.stream(self.train_dataset, self.data_collator)
         reads_images = self.reference is not None and self.reference.reads_images
-        rows, sampler = self.parts.loaders.rows(self.train_dataset, reads_images)
+        rows, sampler = self.parts.loaders.rows(self.train_dataset, self.data_collator, reads_images)
         self.pop_callback(EpochCallback)
         self.add_callback(EpochCallback(sampler))
         return self._get_dataloader(
@@ -276,26 +275,21 @@ class JESTTrainer(Trainer):
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         """The collator of the loader of training data."""
         # Not set on the finished loader: accelerate hands out one that wraps it, and the inner one goes on as before.
-        return self.parts.loaders.training_collator()
+        return self.parts.loaders.training_collator(self.data_collator)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        """
-        This rank's share of the rows, in order, each image with all of its captions (see [`CaptionCollator`]).
-
-        Raises:
-            ValueError: for labels that are not the model's.
-        """
+        """This rank's share of the rows, in order, each image with all of its captions ([`CaptionCollator`])."""
         if isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset]
         elif eval_dataset is None:
             eval_dataset = self.eval_dataset
         if eval_dataset is None:
             raise ValueError("eval_dataset=None: pass the rows to evaluate on to JESTTrainer or to evaluate().")
-        return self.parts.loaders.evaluation(eval_dataset)
+        return self.parts.loaders.evaluation(eval_dataset, self.data_collator)
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
         """As [`~JESTTrainer.get_eval_dataloader`], of rows to predict: they need no labels."""
-        return self.parts.loaders.prediction(test_dataset)
+        return self.parts.loaders.prediction(test_dataset, self.data_collator)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, timed: a loader that cannot keep up shows as `loading_seconds`."""
@@ -311,11 +305,10 @@ class JESTTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """
-        What the objective measures, over the whole data set, and `compute_metrics` of the rows with a label.
+        The objective's metrics over the whole data set, and `compute_metrics` over the rows with a label.
 
-        With `args.eval_at_view` once more at the scoring view, as `{prefix}_at_view_R@1` and so on. Predictions and
-        labels of examples that stand alone have a row for each of the data set, in its order: NaN where it cannot be
-        read, -100 where it has no label.
+        With `args.eval_at_view` also at the scoring view, as `{prefix}_at_view_R@1` and so on. Without pairs, each row
+        has a prediction and a label, in order: NaN for a row that cannot be read, -100 for a row without a label.
         """
         return self.parts.evaluator.evaluate(self.model_wrapped, dataloader, metric_key_prefix, self.compute_metrics)
 
@@ -323,10 +316,7 @@ class JESTTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As [`~transformers.Trainer.train`], after caching the reference if `args.cache_reference`."""
-        plan, engine = self.plan, Engine(lambda: self.accelerator)
-        flops = plan.reference.cache_now(plan.objective, self.train_dataset, self.data_collator, engine)
-        if flops is not None:
-            plan.recorder.costs.of_cache = flops
+        self.plan.cache_reference(self.train_dataset, self.data_collator)
         return super().train(*args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Tensor]) -> float:
@@ -341,24 +331,10 @@ class JESTTrainer(Trainer):
     def create_model_card(self, language: str | list[str] | None = None, **about: Any) -> None:
         """Write the model card of this run to `output_dir/README.md`; the arguments are those of the Trainer's."""
         if self.is_world_process_zero():
-            write_run_card(self._facts(), language=language, **about)
-
-    def _facts(self) -> RunFacts:
-        plan = self.plan
-        return RunFacts(
-            args=self.args,
-            state=self.state,
-            model=self.model,
-            objective=plan.objective,
-            collator=self.data_collator,
-            statistics=self.statistics,
-            flops=self.run_flops,
-            reference=plan.reference.about(),
-            hub_model_id=self.hub_model_id,
-        )
+            write_run_card(self.facts, language=language, **about)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # First: a run killed in between resumes from the older checkpoint, whose ledger is a part of this one.
+        # First: a run killed in between resumes from the older checkpoint, whose ledger is part of this one.
         self.plan.recorder.on_checkpoint(self.state.global_step)
         if self.args.push_to_hub:  # it goes up with the checkpoint
             try:
@@ -369,11 +345,11 @@ class JESTTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        self.parts.companions.save(output_dir)
+        self.plan.companions.save(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        self.parts.companions.resumed_from = checkpoint
+        self.plan.companions.resumed_from = checkpoint
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if model is not None or self.is_fsdp_enabled or not restore_renamed(self.model, resume_from_checkpoint):
@@ -406,12 +382,7 @@ class JESTTrainer(Trainer):
         private: bool | None = None,
         **about: Any,
     ) -> Any:
-        """
-        As [`~transformers.Trainer.push_to_hub`], tried again where the Hub is busy.
-
-        Raises:
-            OSError: in one sentence, if the push failed. The model is in `output_dir` all the same.
-        """
+        """As [`~transformers.Trainer.push_to_hub`], tried again if the Hub is busy; `OSError` if the push failed."""
         return self.plan.publisher.push(
             self,
             partial(super().init_hf_repo, token, private),
@@ -422,12 +393,8 @@ class JESTTrainer(Trainer):
         )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        self.plan.publisher.push_checkpoint(
-            self, checkpoint_folder, super().init_hf_repo, super()._push_from_checkpoint
-        )
+        own = super()
+        self.plan.publisher.push_checkpoint(self, checkpoint_folder, own.init_hf_repo, own._push_from_checkpoint)
 
     def _finish_current_push(self) -> None:
         self.plan.publisher.finish(self, super()._finish_current_push, self._push_from_checkpoint)
-
-
-__all__ = ["JESTTrainer"]

@@ -18,8 +18,8 @@ from jest_hf.training.companions import Companions
 
 class EpochCallback(TrainerCallback):
     """
-    Sets the epoch of a sampler. The Trainer tells its loader, but of the wrappers that accelerate puts between the two
-    (shards of several processes, batches skipped after a resume) not every combination passes it on.
+    Sets the epoch of a sampler. The Trainer sets the epoch of its loader, but not every wrapper that accelerate puts
+    between loader and sampler (shards of several processes, batches skipped after a resume) passes it on.
     """
 
     def __init__(self, sampler: EpochSampler) -> None:
@@ -46,7 +46,7 @@ HIDDEN = re.compile(r"^effective_sample_size|_to_(text|image)_R@|_seconds$|_per_
 
 
 class JESTProgress(ProgressCallback):
-    """[`~transformers.ProgressCallback`] without what `HIDDEN` matches: a joint run logs some thirty figures."""
+    """[`~transformers.ProgressCallback`] without the metrics that `HIDDEN` matches: a joint run logs about thirty."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         shown = {name: value for name, value in (logs or {}).items() if not HIDDEN.search(name)}

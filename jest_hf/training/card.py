@@ -168,7 +168,8 @@ def _latest_metrics(facts: RunFacts) -> tuple[dict[str, float], int | None]:
     if ends and facts.args.load_best_model_at_end and best is not None:
         during, after = history[: ends[-1]], history[ends[-1] :]
         history = [entry for entry in during if entry["step"] == best] + after
-    metrics, step = {}, None
+    metrics: dict[str, float] = {}
+    step = None
     for entry in history:
         measured = {name: value for name, value in entry.items() if name.startswith("eval_")}
         if measured:

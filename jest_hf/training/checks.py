@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What can be known to be wrong before the first step: the launch, the sizes, and what does not fit the models."""
+"""Checks before the first step: of the launch, of sizes, and of options that do not suit the models or the data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ logger = logging.get_logger(__name__)
 
 
 def check_arguments(args: Any, data_collator: Any, ref_model: Any) -> None:
-    """The kinds of what a [`~jest_hf.JESTTrainer`] is given, and a reference where the criterion needs one."""
+    """Check the types of the arguments of [`~jest_hf.JESTTrainer`], and that there is a reference if one is needed."""
     if not isinstance(args, JESTConfig):
         raise ValueError(
             f"args must be a JESTConfig, got {type(args).__name__}; it takes every field of TrainingArguments."
@@ -39,48 +39,51 @@ def check_arguments(args: Any, data_collator: Any, ref_model: Any) -> None:
         data_collator, tuple(one.collator_type for one in OBJECTIVES.values())
     ):
         raise ValueError(
-            f"data_collator must be a JESTDataCollator, or one of jest_hf.data for labels, got "
-            f"{type(data_collator).__name__}: the super-batch needs "
-            "uint8 images, example ids and a mark of the rows that are broken; subclass it, or leave it out."
+            f"data_collator must be a JESTDataCollator, or a collator of jest_hf.data.labelled, got "
+            f"{type(data_collator).__name__}: a super-batch needs uint8 images, example ids and a mark of broken "
+            "rows; subclass one of these, or leave data_collator out."
         )
     cached = args.reference_cache is not None
     if args.uses_reference and ref_model is None and args.reference == "model" and not cached:
-        if args.selects and CRITERIA[args.criterion].reference:
+        if args.selects and CRITERIA[args.settings.criterion].reference:
             wants = f"criterion={args.criterion!r}"
             way_out = "choose criterion='hard_learner' or selection='uniform'"
-        elif args.distillation_weight > 0:
+        elif args.settings.distillation_weight > 0:
             wants, way_out = f"distillation_weight={args.distillation_weight}", "set it to 0"
         else:
-            wants, way_out = f"compare_selectors={args.compare_selectors}", "compare with others ('uniform', say)"
+            wants, way_out = (
+                f"compare_selectors={args.compare_selectors}",
+                "compare with selectors that need none, such as 'uniform'",
+            )
         raise ValueError(f"{wants} needs a reference: pass ref_model (a model, a Hub id or a path), or {way_out}.")
 
 
 def check_distinct(**models: nn.Module | str | None) -> None:
-    """One is trained, another frozen: models, by the name of their argument, must not be one and the same, not even
-    with an adapter around it."""
+    """Check that the models, by the name of their argument, are different objects, also underneath an adapter: the
+    learner is trained and the reference is frozen."""
     modules = {name: base_model(model) for name, model in models.items() if isinstance(model, nn.Module)}
     for (name, one), (other_name, other) in combinations(modules.items(), 2):
         if one is other:
             raise ValueError(
-                f"{other_name} is {name}, and training or freezing the one would do so to the other; pass a copy "
-                f"(copy.deepcopy) as {other_name}."
+                f"{other_name} and {name} are the same model, and training or freezing one would change the other; "
+                f"pass a copy (copy.deepcopy) as {other_name}."
             )
 
 
 def warn_of_low_precision(model: nn.Module) -> None:
-    """Weights of 16 bits swallow small steps: what mixed precision keeps in float32 is not there."""
+    """Warn of a learner whose trained weights have 16 bits: small steps round away in them."""
     low = {value.dtype for value in model.parameters() if value.requires_grad} & {torch.bfloat16, torch.float16}
     if low:
         logger.warning(
             f"The learner's own weights are {', '.join(str(one).removeprefix('torch.') for one in low)}, and most "
-            "steps of a small learning rate round away in them; load it with dtype=torch.float32 and set bf16=True, "
-            "which computes in bfloat16 and keeps the weights."
+            "steps of a small learning rate round away in them; load the learner with dtype=torch.float32 and set "
+            "bf16=True, which computes in bfloat16 and keeps the weights in float32."
         )
 
 
 def check_options(args: JESTConfig, objective: type[Objective]) -> None:
-    """Options that have no use with an objective."""
-    if SELECTIONS[args.selection].needs_pairs and not objective.pairs:
+    """Refuse options that have no use with an objective."""
+    if SELECTIONS[args.settings.selection].needs_pairs and not objective.pairs:
         raise ValueError(
             f"selection={args.selection!r} needs examples that make pairs, and those of objective={objective.name!r} "
             "stand alone; set selection='independent' or 'top_k'."
@@ -94,7 +97,7 @@ def check_options(args: JESTConfig, objective: type[Objective]) -> None:
 
 
 def check_objective(args: JESTConfig, objective: Objective, data_collator: Any) -> None:
-    """What goes with pairs alone, and with examples that have labels."""
+    """Check that the data collator and the compared selectors suit the objective."""
     if data_collator is not None and not isinstance(data_collator, objective.collator_type):
         raise ValueError(
             f"data_collator={type(data_collator).__name__}(...) does not make what objective={objective.name!r} "
@@ -119,7 +122,7 @@ def _collators(wanted: type) -> str:
 
 
 def check_launch(args: JESTConfig) -> None:
-    """Refuse ways of starting that would silently train something else than what was asked for."""
+    """Refuse ways of starting processes that would silently train something else."""
     started = dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
     on_cpu = args.use_cpu or strtobool(os.environ.get("ACCELERATE_USE_CPU", "false"))
     if args.n_gpu > 1:
@@ -130,7 +133,7 @@ def check_launch(args: JESTConfig) -> None:
         )
     if args.deepspeed_plugin is not None and on_cpu:
         raise ValueError(
-            "use_cpu=True makes accelerate ignore the DeepSpeed config without a word; set use_cpu=False, and on a "
+            "use_cpu=True makes accelerate ignore the DeepSpeed config silently; set use_cpu=False, and on a "
             "machine without GPUs ddp_backend='gloo' and DS_ACCELERATOR=cpu in the environment."
         )
     fsdp = args.fsdp_plugin_args is not None or strtobool(os.environ.get("ACCELERATE_USE_FSDP", "false"))
@@ -141,15 +144,15 @@ def check_launch(args: JESTConfig) -> None:
         )
     if started != args.world_size:
         raise ValueError(
-            f"{started} processes were started, and accelerate knows of {args.world_size}: each would train on all of "
-            "the data by itself; start with `accelerate launch $(jest-hf preset zero2)` (or another preset) instead "
+            f"{started} processes were started, and accelerate uses {args.world_size}: each would train on all of the "
+            "data by itself; start with `accelerate launch $(jest-hf preset zero2)` (or another preset) instead "
             "of torchrun and deepspeed=..., and on a machine without GPUs set use_cpu=True for DDP, or "
             "ddp_backend='gloo' for DeepSpeed."
         )
     if args.world_size == 1 and _one_process_of_several():
         raise ValueError(
-            "accelerate launch was asked for several processes and started this one alone, as it does for "
-            "distributed_type MULTI_CPU without MPI; use the preset ddp (distributed_type MULTI_GPU, and use_cpu=True "
+            "accelerate launch started one process in place of several, as it does with distributed_type MULTI_CPU "
+            "without MPI; use the preset ddp (distributed_type MULTI_GPU, and use_cpu=True "
             "in the arguments), or unset MASTER_PORT if one process is what you want."
         )
     if args.world_size > 1 and args.distributed_state.distributed_type == DistributedType.NO:
@@ -163,12 +166,12 @@ def check_launch(args: JESTConfig) -> None:
 
 
 def _one_process_of_several() -> bool:
-    """Whether accelerate's launcher for one process was at work (the first) and was asked for several (the second)."""
+    """Whether accelerate's launcher for one process (the first variable) got settings for several (the second)."""
     return "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ
 
 
 def _check_sharding(args: JESTConfig) -> None:
-    """Every rank reads its own, equally long share of each super-batch."""
+    """Refuse settings with which ranks would not read equally long shares of each super-batch."""
     if not args.dataloader_drop_last:
         raise ValueError(
             "dataloader_drop_last=False would fill an incomplete last super-batch with examples that were trained on "
@@ -186,7 +189,7 @@ def _check_sharding(args: JESTConfig) -> None:
 
 
 def check_gradient_cache(args: JESTConfig) -> None:
-    """DeepSpeed's engine takes an optimizer step with every backward; gradient caching needs one for each chunk."""
+    """Refuse gradient caching under DeepSpeed, whose engine takes an optimizer step with every backward."""
     if args.gradient_cache_chunk_size is not None and args.deepspeed_plugin is not None:
         raise ValueError(
             f"gradient_cache_chunk_size={args.gradient_cache_chunk_size} does not work with DeepSpeed, whose engine "
@@ -195,10 +198,10 @@ def check_gradient_cache(args: JESTConfig) -> None:
 
 
 def check_train_size(n_rows: int | None, args: JESTConfig) -> None:
-    """An epoch must hold at least one super-batch; a stream (`None`) has neither epochs nor an index."""
+    """Check that an epoch holds a super-batch; a stream (`n_rows=None`) has neither epochs nor an index."""
     if n_rows is None and args.cache_reference:
         raise ValueError(
-            "cache_reference=True embeds the training data by index, which a stream has none of; set it to False, or "
+            "cache_reference=True embeds the training data by index, and a stream has no index; set it to False, or "
             "pass a map-style data set."
         )
     if n_rows is None and "epoch" in (args.eval_strategy, args.save_strategy):
@@ -210,13 +213,13 @@ def check_train_size(n_rows: int | None, args: JESTConfig) -> None:
         raise ValueError(
             f"train_dataset has {n_rows} rows, fewer than one super-batch of {args.super_batch_size} "
             f"(per_device_train_batch_size={args.per_device_train_batch_size} on {args.world_size} devices, "
-            f"filter_ratio={args.filter_ratio}); lower one of these, or bring more data."
+            f"filter_ratio={args.filter_ratio}); lower one of these, or pass more rows."
         )
 
 
 def number_of_rows(dataset: Any, image_column: str, ranks: Ranks) -> int | None:
     """
-    Rows of the training data, whose form is checked; `None` for a stream and for no data.
+    Return the number of training rows, after a check of their form; `None` for a stream and for no data.
 
     Raises:
         TypeError, ValueError: as [`Rows`] and [`StreamedRows`].
@@ -231,23 +234,23 @@ def number_of_rows(dataset: Any, image_column: str, ranks: Ranks) -> int | None:
 
 def check_functions(objective: Objective, args: JESTConfig, functions: Mapping[str, Any]) -> None:
     """
-    Functions of a user's own, among the further arguments of a Trainer: none is taken that would not be called.
+    Refuse functions of the user, among the further arguments of a Trainer, that would not be called.
 
     Raises:
-        ValueError: for one that selection or evaluation cannot do with.
+        ValueError: for such a function.
     """
     for name, way_out in (
-        ("compute_loss_func", "set label_smoothing_factor, or subclass the objective"),
+        ("compute_loss_func", "set label_smoothing_factor, or register an objective"),
         ("preprocess_logits_for_metrics", "do it in compute_metrics"),
     ):
         if functions.get(name) is not None:
             raise ValueError(
-                f"{name} is not called here: selection has to know the loss of each example, and evaluation keeps the "
+                f"{name} would not be called: selection needs the loss of each example, and evaluation keeps the "
                 f"logits of whole examples; {way_out}."
             )
     objective.check_metrics(functions.get("compute_metrics"))
     if args.batch_eval_metrics:
         raise ValueError(
-            "batch_eval_metrics=True is not done here: compute_metrics is called once, with a whole data set; leave "
-            "it out."
+            "batch_eval_metrics=True is not supported: compute_metrics is called once, with a whole data set; leave "
+            "batch_eval_metrics out."
         )

@@ -49,7 +49,8 @@ class Companions:
     @property
     def models(self) -> list[OnlineModel]:
         """The models that there are."""
-        return [one for one in (self.proxy, self.reference and self.reference.online) if one is not None]
+        online = None if self.reference is None else self.reference.online
+        return [one for one in (self.proxy, online) if one is not None]
 
     def make_proxy(self, proxy_model: PreTrainedModel | str | None, ref_model: PreTrainedModel | None) -> None:
         """
@@ -61,13 +62,15 @@ class Companions:
         args = self.args
         if args.scoring != "proxy" or not args.selects:
             return
-        if proxy_model is None and ref_model is None:
-            raise ValueError(
-                "scoring='proxy' trains a model of the reference's architecture, and no reference model is loaded "
-                "here; pass proxy_model."
-            )
+        if proxy_model is None:
+            if ref_model is None:
+                raise ValueError(
+                    "scoring='proxy' trains a model of the reference's architecture, and no reference model is loaded "
+                    "here; pass proxy_model."
+                )
+            proxy_model = fresh_like(ref_model, args.seed)
         self.proxy = self._online(
-            fresh_like(ref_model, args.seed) if proxy_model is None else proxy_model,
+            proxy_model,
             "proxy",
             args.learning_rate if args.proxy_learning_rate is None else args.proxy_learning_rate,
             chunk_size=args.gradient_cache_chunk_size,
@@ -119,7 +122,7 @@ class Companions:
         if self.proxy is not None:
             losses["proxy_loss"] = self.proxy.step(sub_batch, self.engine.autocast)
         if self.reference is not None:
-            losses["online_reference_loss"] = self.reference.learn(pool.rows, pool.shares, self.engine.autocast)
+            losses["online_reference_loss"] = self.reference.learn(dict(pool.rows), pool.shares, self.engine.autocast)
         return losses
 
     def start_over(self) -> None:

@@ -45,7 +45,7 @@ class Evaluator:
         self.engine = engine
 
     def evaluate(
-        self, model: nn.Module, loader: DataLoader, prefix: str, compute_metrics: Callable[..., Any] | None
+        self, model: nn.Module, loader: DataLoader[Any], prefix: str, compute_metrics: Callable[..., Any] | None
     ) -> EvalLoopOutput:
         """
         Evaluate on a whole data set, with `args.eval_at_view` once more at the scoring view. A collective.
@@ -56,7 +56,7 @@ class Evaluator:
             prefix (`str`): Beginning of the metrics' names, such as `"eval"`.
             compute_metrics (`Callable`, *optional*): The user's, called with the rows that have a label.
         """
-        readers = {"": self.reader}
+        readers: dict[str, Callable[..., Any]] = {"": self.reader}
         if self.args.eval_at_view:
             readers["at_view_"] = partial(self.reader, view=self.view)
         evaluated = {}

@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small models that are trained beside the learner, for the selection alone (arXiv 2312.05328).
 
-- a *proxy* scores in the learner's place, and is trained on the same sub-batches as the learner;
-- an *online reference* takes the place of a pretrained one, and is trained on the whole super-batches.
+- A *proxy* scores in the learner's place, and is trained on the same sub-batches as the learner.
+- An *online reference* takes the place of a pretrained reference, and is trained on the whole super-batches.
 
-Each is whole on every device, whatever engine spreads the learner: an engine wraps one model, and these are small.
-What an engine would do is done here, in a few lines: gradients are averaged over the ranks, so that all of them take
-the same step and hold the same weights, bit by bit.
+Each model is whole on every device, whatever engine shards the learner: an engine wraps one model, and these models
+are small. Gradients are averaged over the ranks here, so that all ranks take the same step and hold the same weights,
+bit by bit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_model, save_model
@@ -42,34 +42,35 @@ TRAINING_STATE = "training_state.pt"
 
 class OnlineModel:
     """
-    A model that is trained beside the learner: AdamW, the learner's schedule, weight decay and clipping, its own rate.
+    A model that is trained beside the learner: with AdamW, the learner's schedule, weight decay and clipping, and a
+    learning rate of its own.
 
-    Weights, gradients and optimizer are float32 (a model in less is converted), also where forwards run in bfloat16.
-    Dropout draws from the global random state, as the learner's does: what restores that, resumes both.
+    Weights, gradients and optimizer are float32 (a model of less precision is converted), also where forwards run in
+    bfloat16. Dropout draws from the global random state, as the learner's dropout does: a checkpoint restores both.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
             Whole on every rank ([`fresh_like`], or loaded within `built_whole`); changed in place, all of it trained.
         reader ([`Reader`]):
-            How it reads a super-batch.
+            How the model reads a super-batch.
         objective ([`Objective`]):
-            Of the run. Without pairs, its loss must be a mean over examples where `chunk_size` is given.
+            The objective of the run. Without pairs and with a `chunk_size`, its loss must be a mean over examples.
         name (`str`):
             `"proxy"` or `"online_reference"`: its folder in a checkpoint, and with `_learning_rate` its option.
         learning_rate (`float`):
-            At the peak of the schedule.
+            Learning rate at the peak of the schedule.
         args ([`JESTConfig`]):
             Settings of optimizer, schedule and clipping.
         ranks ([`~jest_hf.distributed.Ranks`]):
-            Who trains it together.
+            The processes that train the model together.
         device (`torch.device`):
-            Where it is trained.
+            Device of the model.
         chunk_size (`int`, *optional*):
             Rows of this device whose activations exist at a time (by gradient caching where examples make pairs); the
             gradients are the same. Default: all rows at once.
 
     Raises:
-        ValueError: for float16, which needs a gradient scaler; a schedule that waits for evaluations; or a model that
+        ValueError: for float16, which needs a gradient scaler; a schedule that depends on evaluations; or a model that
             ZeRO-3 has partitioned.
     """
 
@@ -94,29 +95,30 @@ class OnlineModel:
             )
         if args.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
             raise ValueError(
-                f"lr_scheduler_type={args.lr_scheduler_type.value!r} goes by evaluations, and the {title} is not "
-                "evaluated; choose one that goes by steps, such as 'cosine'."
+                f"lr_scheduler_type={SchedulerType(args.lr_scheduler_type).value!r} depends on evaluations, and the "
+                f"{title} is not evaluated; choose a schedule that depends on steps, such as 'cosine'."
             )
         if any(parameter.numel() == 0 for parameter in model.parameters()):
             raise ValueError(
                 f"the {title} was loaded after the training arguments, when ZeRO-3 partitions every model; pass its "
                 "id or path, or load it before the arguments are made."
             )
-        self.model = model.to(device, torch.promote_types(model.dtype, torch.float32)).requires_grad_(True)
-        self._at_birth = {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}
+        self.model = model.requires_grad_(True)
+        nn.Module.to(self.model, device, torch.promote_types(model.dtype, torch.float32))
+        self._initial = {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}
         self.reader, self.objective = reader, objective
         self.name, self.learning_rate = name, learning_rate
         self.args, self.ranks, self.chunk_size = args, ranks, chunk_size
 
     def start_over(self) -> None:
-        """Forget what was learned: weights and statistics are again those that the model came with."""
-        self.model.load_state_dict(self._at_birth)
+        """Restore the weights and statistics that the model came with."""
+        self.model.load_state_dict(self._initial)
 
     def start(self, num_training_steps: int) -> None:
-        """A new optimizer and schedule, of so many steps; all ranks begin with the first one's weights. Collective."""
+        """Make optimizer and schedule of so many steps; all ranks take the first rank's weights. A collective."""
         args = self.args
-        # A method that asks nothing of its Trainer: the rule is the learner's own, whatever it will become.
-        decayed = set(without_temperature(Trainer.get_decay_parameter_names(None, self.model)))
+        # The learner's own rule. The method uses nothing of its Trainer.
+        decayed = set(without_temperature(Trainer.get_decay_parameter_names(cast(Trainer, None), self.model)))
         groups = [
             {
                 "params": [value for name, value in self.model.named_parameters() if (name in decayed) == decays],
@@ -136,21 +138,23 @@ class OnlineModel:
             self.optimizer,
             num_warmup_steps=args.get_warmup_steps(num_training_steps),
             num_training_steps=num_training_steps,
-            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+            scheduler_specific_kwargs=cast(dict[str, Any] | None, args.lr_scheduler_kwargs),
         )
         self._take_from_first_rank(self.model.parameters())
         self._take_from_first_rank(self.model.buffers())
 
-    def step(self, batch: Mapping[str, Tensor], autocast: Callable[[], AbstractContextManager] = nullcontext) -> float:
+    def step(
+        self, batch: Mapping[str, Tensor], autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+    ) -> float:
         """
-        One step on one batch of all ranks; a collective.
+        Take one step on one batch of all ranks. A collective.
 
         Args:
             batch (mapping of `str` to `torch.Tensor`):
                 This rank's rows, at least one, all of which can be read. Ranks may have different numbers of them.
             autocast (`Callable`, *optional*):
-                Makes the context of forwards: `accelerator.autocast`. Do not call `step` itself within it: backward
-                and optimizer have no use for it, and its cache would keep the old weights.
+                Makes the context of forwards: `accelerator.autocast`. Do not call `step` itself within that context:
+                backward and optimizer need none, and its cache would keep the old weights.
 
         Returns:
             `float`: the loss, the same on every rank.
@@ -175,16 +179,16 @@ class OnlineModel:
         return loss.item()
 
     def score(self, batch: Mapping[str, Tensor], batch_size: int) -> ContrastiveEmbeddings | PointwiseLosses:
-        """What the model has to say about a super-batch, `batch_size` rows at a time, in eval mode, no gradients."""
+        """Score a super-batch, `batch_size` rows at a time, in eval mode and without gradients."""
         return self.reader.score(self.model, batch, batch_size)
 
-    def _backward(self, batch: Mapping[str, Tensor], autocast: Callable[[], AbstractContextManager]) -> Tensor:
-        """Add this rank's part of the gradients to the parameters: their mean over ranks is the whole. The loss."""
+    def _backward(self, batch: Mapping[str, Tensor], autocast: Callable[[], AbstractContextManager[object]]) -> Tensor:
+        """Add this rank's part of the gradients to the parameters (their mean over ranks is the whole); the loss."""
         n_rows = len(batch["example_id"])
         chunk_size = self.chunk_size or n_rows
         if self.chunk_size is not None and not self.objective.pairs:
-            # First: ranks that have one chunk and ranks that have two must say the same to each other.
-            return self._backward_of_means(batch, autocast)
+            # First: ranks with one chunk and ranks with two must call the same collectives.
+            return self._backward_of_means(batch, self.chunk_size, autocast)
         if n_rows <= chunk_size:
             with autocast():
                 loss = self.objective.loss(self.reader(self.model, batch), batch, self.ranks)
@@ -204,14 +208,14 @@ class OnlineModel:
         )
 
     def _backward_of_means(
-        self, batch: Mapping[str, Tensor], autocast: Callable[[], AbstractContextManager]
+        self, batch: Mapping[str, Tensor], chunk_size: int, autocast: Callable[[], AbstractContextManager[object]]
     ) -> Tensor:
-        """A mean over examples that stand alone is a weighted sum of the means of chunks."""
+        """As `_backward`, of a mean over examples, which is a weighted sum of the means of chunks."""
         n_rows = len(batch["example_id"])
         total = sum(self.ranks.gather_counts(n_rows, batch["example_id"].device))
         losses = []
-        for start in range(0, n_rows, self.chunk_size):
-            chunk = {name: value[start : start + self.chunk_size] for name, value in batch.items()}
+        for start in range(0, n_rows, chunk_size):
+            chunk = {name: value[start : start + chunk_size] for name, value in batch.items()}
             with autocast():
                 mean = self.objective.loss(self.reader(self.model, chunk), chunk, Ranks())
             loss = mean * (len(chunk["example_id"]) / total)
@@ -220,7 +224,7 @@ class OnlineModel:
         return self.ranks.sum(torch.stack(losses).sum())
 
     def _average_gradients(self) -> None:
-        """In one message, which every rank adds up in the same order."""
+        """Average the gradients over the ranks in one message, which every rank adds up in the same order."""
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         means = self.ranks.sum(torch.cat([gradient.flatten() for gradient in gradients])) / self.ranks.size
         for gradient, mean in zip(gradients, means.split([gradient.numel() for gradient in gradients]), strict=True):
@@ -234,9 +238,9 @@ class OnlineModel:
 
     def save(self, folder: str | Path) -> None:
         """
-        Write weights, optimizer and schedule into the folder `name` of a checkpoint, by the process that saves.
+        Write weights, optimizer and schedule into the folder `name` of a checkpoint, on the process that saves.
 
-        The weights are a plain `transformers` checkpoint, good for `from_pretrained` and as a later run's `ref_model`.
+        The weights are a plain `transformers` checkpoint, for `from_pretrained` or as a later run's `ref_model`.
         """
         if not self.args.should_save:
             return
@@ -260,14 +264,14 @@ class OnlineModel:
         for file in (WEIGHTS, TRAINING_STATE):
             if not (folder / file).is_file():
                 raise FileNotFoundError(
-                    f"{folder / file} is not there: the checkpoint was saved by a run without a {title}, or only in "
-                    "part; resume with the settings that it was saved with, or start anew."
+                    f"{folder / file} does not exist: the checkpoint was saved by a run without a {title}, or only in "
+                    "part; resume with the settings of that run, or start anew."
                 )
         try:
             load_model(self.model, str(folder / WEIGHTS))
         except RuntimeError as error:
             raise ValueError(
-                f"{folder} holds a {title} of another architecture; resume with the model that it was saved with."
+                f"{folder} holds a {title} of another architecture; resume with the model of the run that saved it."
             ) from error
         state = torch.load(folder / TRAINING_STATE, map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -282,7 +286,7 @@ class OnlineReference:
         online ([`OnlineModel`]): Trained on all rows of the super-batches that can be read.
 
     Attributes:
-        name, commit: `None`: it is a child of this run, and comes from nowhere.
+        name, commit: `None`: this run trains the model itself.
     """
 
     name: str | None = None
@@ -300,44 +304,44 @@ class OnlineReference:
 
     @property
     def config(self) -> PretrainedConfig:
-        """Its configuration."""
+        """Configuration of the model."""
         return self.online.model.config
 
     def about(self) -> dict[str, Any]:
-        """Nothing for a model card: this run has made the model."""
+        """Return what a model card says about the reference: nothing, for this run has made it."""
         return {}
 
     def readable(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Which examples of a super-batch it can be asked about, bool `[B]`: all that can be read."""
+        """Return which examples of a super-batch the reference can score, bool `[B]`: all that can be read."""
         return batch["valid"]
 
     def score(
         self, learner: nn.Module, batch: Mapping[str, Tensor], batch_size: int
     ) -> ContrastiveEmbeddings | PointwiseLosses:
-        """As [`Reference.score`], of the reference as it is now."""
+        """Score a super-batch with the reference's present weights; `learner` is not used."""
         return self.online.score(batch, batch_size)
 
     def learn(
         self,
         super_batch: dict[str, Tensor],
         shares: Shares,
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> float:
-        """One [`~OnlineModel.step`] on all rows of a super-batch that can be read, evenly spread over its `shares`."""
+        """Take one [`~OnlineModel.step`] on all readable rows of a super-batch, spread evenly over its `shares`."""
         return self.online.step(take_readable(super_batch, shares).batch, autocast)
 
 
 def fresh_like(model: nn.Module, seed: int) -> PreTrainedModel:
     """
-    A model of the same architecture as `model` (without its adapters) with random weights: fp32, and whole also where
-    ZeRO-3 partitions every model at its birth.
+    Make a model of the architecture of `model` (without adapters) with random weights, in fp32, and whole also where
+    ZeRO-3 partitions every new model.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): Only its class and configuration are used.
-        seed (`int`): Of the weights; the global random state is left as it was.
+        seed (`int`): Seed of the weights; the global random state does not change.
 
     SigLIP starts at `logit_scale = log 10`, `logit_bias = -10` (arXiv 2303.15343, section 3.2), which transformers
-    leaves random; CLIP at what its configuration says.
+    leaves random; CLIP starts at the value in its configuration.
     """
     model = base_model(model)
     with built_whole(), torch.random.fork_rng():
@@ -345,8 +349,8 @@ def fresh_like(model: nn.Module, seed: int) -> PreTrainedModel:
         fresh = type(model)(deepcopy(model.config))
     if has_logit_bias(fresh):
         with torch.no_grad():
-            fresh.logit_scale.fill_(math.log(10.0))
-            fresh.logit_bias.fill_(-10.0)
+            fresh.get_parameter("logit_scale").fill_(math.log(10.0))
+            fresh.get_parameter("logit_bias").fill_(-10.0)
     return fresh
 
 

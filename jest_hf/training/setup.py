@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoProcessor, PreTrainedModel, TrainerCallback
+from transformers import AutoProcessor, PreTrainedModel, TrainerCallback, TrainerState
 
 from jest_hf.config import JESTConfig
 from jest_hf.data.stream import is_stream
@@ -51,6 +51,7 @@ from jest_hf.report.statistics import RunStatistics
 from jest_hf.scoring import Scorer
 from jest_hf.selection import SelectionSchedule
 from jest_hf.training.callbacks import CompanionsCallback, LedgerCallback
+from jest_hf.training.card import RunFacts
 from jest_hf.training.checks import (
     check_arguments,
     check_distinct,
@@ -89,7 +90,9 @@ class RunPlan:
     group: Ranks
     reference: ReferencePlan
     recorder: RunRecorder
+    companions: Companions
     publisher: Publisher
+    engine: Engine
 
     @property
     def callbacks(self) -> list[TrainerCallback]:
@@ -97,13 +100,32 @@ class RunPlan:
         ledger = self.recorder.ledger
         return [self.recorder.statistics] + ([LedgerCallback(ledger)] if ledger is not None else [])
 
+    def cache_reference(self, dataset: Any, collator: Any) -> None:
+        """Cache the reference's scores of the training data, with `args.cache_reference`. A collective."""
+        flops = self.reference.cache_now(self.objective, dataset, collator, self.engine)
+        if flops is not None:
+            self.recorder.costs.of_cache = flops
+
+    def facts(self, state: TrainerState, model: nn.Module, hub_model_id: str | None) -> RunFacts:
+        """What the run knows about itself, for its model card."""
+        return RunFacts(
+            args=self.args,
+            state=state,
+            model=model,
+            objective=self.objective,
+            collator=self.collator,
+            statistics=self.recorder.statistics,
+            flops=self.recorder.run_flops,
+            reference=self.reference.about(),
+            hub_model_id=hub_model_id,
+        )
+
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a run."""
+    """The parts of a run that need the Trainer's model."""
 
     reader: Reader
-    companions: Companions
     step: SelectionStep
     update: Update
     loaders: Loaders
@@ -117,6 +139,7 @@ def plan_run(
     data_collator: Any,
     train_dataset: Any,
     processing_class: Any,
+    engine: Engine,
     *,
     first_learner: Callable[[], PreTrainedModel] | None,
     ref_model: PreTrainedModel | str | None,
@@ -131,6 +154,7 @@ def plan_run(
 
     Args:
         first_learner (`Callable`, *optional*): Calls `model_init`, to see what the learner is made for.
+        engine ([`Engine`]): The accelerator that the Trainer will make.
         functions (mapping): Further arguments of the Trainer, some of which are functions of the user.
         model, args, data_collator, train_dataset, processing_class, ref_model, ref_processing_class, proxy_model:
             As in [`JESTTrainer`]; so are `peft_config` and `reports`.
@@ -186,7 +210,9 @@ def plan_run(
         group=group,
         reference=reference,
         recorder=recorder,
+        companions=Companions(args, objective, ranks, engine, collator.ref_processor or processing_class),
         publisher=Publisher(args),  # 8
+        engine=engine,
     )
 
 
@@ -215,7 +241,6 @@ def _recorder(
 
 def build_parts(
     plan: RunPlan,
-    engine: Engine,
     learner: nn.Module,
     proxy_model: PreTrainedModel | str | None,
 ) -> Parts:
@@ -224,7 +249,6 @@ def build_parts(
 
     Args:
         plan ([`RunPlan`]): What was decided before.
-        engine ([`Engine`]): The Trainer's accelerator.
         learner ([`~transformers.PreTrainedModel`]): The Trainer's model, not wrapped yet.
         proxy_model (*optional*): As in [`JESTTrainer`].
 
@@ -232,10 +256,9 @@ def build_parts(
         ValueError: for models, processors and data that do not fit together.
     """
     args, objective, ranks, view = plan.args, plan.objective, plan.ranks, plan.view
-    reference, recorder, collator = plan.reference, plan.recorder, plan.collator
+    reference, recorder, collator, engine = plan.reference, plan.recorder, plan.collator, plan.engine
     reader = objective.reader(learner, plan.processor, "learner")  # 11
-    processor = collator.ref_processor or plan.processor
-    companions = Companions(args, objective, ranks, engine, processor)
+    companions = plan.companions
     companions.make_proxy(proxy_model, reference.ref_model)  # 12
     companions.make_reference(reference.ref_model, learner)  # 13
     reference.place(objective, learner, reader, collator, plan.processor, plan.train_dataset, engine)
@@ -249,7 +272,7 @@ def build_parts(
         proxy=None if companions.proxy is None else companions.proxy.score,
         autocast=engine.autocast,
     )
-    loaders = Loaders(args, objective, collator, view, ranks)
+    loaders = Loaders(args, objective, view, ranks)
     step = SelectionStep(
         args,
         objective.loss_kind,
@@ -274,10 +297,9 @@ def build_parts(
         late_images=lambda: loaders.late_images,
     )
     if plan.train_dataset is not None:  # 14
-        recorder.costs = _costs(plan, companions, reader, learner)
+        recorder.costs = _costs(plan, reader, learner)
     return Parts(
         reader=reader,
-        companions=companions,
         step=step,
         update=update,
         loaders=loaders,
@@ -303,10 +325,11 @@ def prepare_learner(learner: nn.Module, view: View | None, *, fsdp: bool, deepsp
         check_view(view, base_model(learner).config)
 
 
-def _costs(plan: RunPlan, companions: Companions, reader: Reader, learner: nn.Module) -> RunCosts:
+def _costs(plan: RunPlan, reader: Reader, learner: nn.Module) -> RunCosts:
     """Collate the first row: a missing column or a foreign processor shows here and not in a worker."""
     row = first_row(plan.train_dataset, plan.collator.image_column, is_stream(plan.train_dataset))
     batch = plan.collator([row])
+    companions = plan.companions
     readers = {"learner": (reader, base_model(learner).config)}
     if companions.proxy is not None:
         readers["proxy"] = (companions.proxy.reader, companions.proxy.model.config)

@@ -86,13 +86,14 @@ class LearnerBatch:
         rows (`dict`): The m rows of its sub-batch, those at the scoring view first.
         teacher ([`ContrastiveEmbeddings`], *optional*): The reference's embeddings of these rows, for distillation.
         n_at_view (`int`, *optional*, defaults to 0): So many rows at the beginning are seen at the scoring view.
-        fewest_rows (`int`, *optional*): Rows of the rank that has the fewest; known only where it is needed.
+        fewest_rows (`int`, *optional*, defaults to 0): Rows of the rank that has the fewest, where a view or chunks
+            need it.
     """
 
     rows: dict[str, Tensor]
     teacher: Scored | None = None
     n_at_view: int = 0
-    fewest_rows: int | None = None
+    fewest_rows: int = 0
 
 
 class Update:
@@ -199,14 +200,19 @@ class Update:
         return self.objective.loss(output, rows, self.ranks, batch.teacher), output
 
     def backward_in_chunks(
-        self, model: nn.Module, rows: dict[str, Tensor], context: Callable[[], AbstractContextManager[object]]
+        self,
+        model: nn.Module,
+        rows: dict[str, Tensor],
+        chunk_size: int,
+        context: Callable[[], AbstractContextManager[object]],
     ) -> Tensor:
         """
-        Gradients of one loss over the sub-batch, `gradient_cache_chunk_size` rows at a time (arXiv 2101.06983).
+        Gradients of one loss over the sub-batch, some rows at a time (arXiv 2101.06983).
 
         Args:
             model (`torch.nn.Module`): The wrapped learner.
             rows (`dict`): This rank's rows.
+            chunk_size (`int`): Rows whose activations exist at a time.
             context (`Callable`): Makes the context in which forwards run.
 
         Returns:
@@ -219,8 +225,8 @@ class Update:
             with context():
                 return self.reader(model, rows, part, self.view, batch.n_at_view)
 
-        args, n_rows, fewest = self.args, len(rows["example_id"]), batch.fewest_rows
-        n_chunks = min(-(-args.per_device_train_batch_size // args.gradient_cache_chunk_size), fewest)
+        n_rows, fewest = len(rows["example_id"]), batch.fewest_rows
+        n_chunks = min(-(-self.args.per_device_train_batch_size // chunk_size), fewest)
         return backward_in_chunks(
             forward,
             n_rows,

@@ -50,7 +50,7 @@ def trained(folder, **options):
 
 
 def summary_of(trainer, **about):
-    return summarise_run(trainer, **about)
+    return summarise_run(trainer.facts, **about)
 
 
 def test_the_card_of_a_run_is_the_pattern(tmp_path):
@@ -61,7 +61,9 @@ def test_the_card_of_a_run_is_the_pattern(tmp_path):
     )
     trainer.train()
     trainer.evaluate()
-    write_run_card(trainer, dataset="scenes:web", eval_dataset="scenes:test", license="apache-2.0", language="en")
+    write_run_card(
+        trainer.facts, dataset="scenes:web", eval_dataset="scenes:test", license="apache-2.0", language="en"
+    )
     pattern = re.escape(unpadded(PATTERN.read_text()))
     for name, expression in PLACEHOLDERS.items():
         pattern = pattern.replace(f"<{name}>", f"(?:{expression})")

@@ -169,7 +169,7 @@ def test_a_checkpoint_without_the_model_is_refused(tmp_path, missing):
     online = tiny_online("vit", tmp_path)
     online.save(tmp_path)
     (tmp_path / "proxy" / missing).unlink()
-    with pytest.raises(OSError, match=f"{missing} is not there: .* a run without a proxy"):
+    with pytest.raises(OSError, match=f"{missing} does not exist: .* a run without a proxy"):
         online.load(tmp_path)
 
 
@@ -190,7 +190,7 @@ def test_float16_is_refused(tmp_path):
 @pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
 def test_a_schedule_that_waits_for_evaluations_is_refused(tmp_path, schedule):
     evaluation = {"eval_strategy": "steps", "eval_steps": 1}
-    with pytest.raises(ValueError, match=f"lr_scheduler_type='{schedule}' goes by evaluations, and the proxy"):
+    with pytest.raises(ValueError, match=f"lr_scheduler_type='{schedule}' depends on evaluations, and the proxy"):
         tiny_online("vit", tmp_path, lr_scheduler_type=schedule, **evaluation)
 
 
