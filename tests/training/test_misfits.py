@@ -22,7 +22,7 @@ def test_what_does_not_fit_together_is_refused_at_construction(tmp_path):
     stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
     cases = [
         ({"rows": rows[:20]}, "train_dataset has 20 rows, fewer than one super-batch of 32"),
-        ({"rows": [{"picture": row["image"], "text": "a"} for row in rows]}, "no column 'image'"),
+        ({"rows": [{"picture": row["image"], "text": "a"} for row in rows]}, "image_column='image' is not a column"),
         ({"rows": [{"image": row["image"], "title": "a"} for row in rows]}, "caption_column"),
         ({"rows": datasets.Dataset.from_list([{"text": "a"}] * 40)}, "image_column='image' is not a column"),
         ({"rows": stream, "cache_reference": True}, "cache_reference=True embeds the training data by index"),
