@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Images: equal to the processors of `transformers`, whatever the file; broken ones give one kind of error."""
+"""Images of all file formats equal those of `transformers` processors; broken images give one kind of error."""
 
 from __future__ import annotations
 
@@ -112,15 +112,15 @@ def test_a_crop_that_changes_nothing_is_no_difference():
 
 
 @pytest.mark.parametrize(
-    ("options", "word"),
+    ("options", "message"),
     [
         ({"do_resize": False}, "do_center_crop"),
         ({"size": {"shortest_edge": 16}}, "do_center_crop"),
         ({"size": {"shortest_edge": 16, "longest_edge": 32}}, "longest_edge"),
     ],
 )
-def test_a_processor_without_one_size_is_refused(options, word):
-    with pytest.raises(ValueError, match=word):
+def test_a_processor_without_one_size_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         geometry_of(SiglipImageProcessorPil(**options))
 
 
@@ -213,7 +213,7 @@ def test_exif_orientation_is_applied(orientation, scaled):
     upright = Image.new("RGB", (96, 64), (255, 0, 0))
     upright.paste((0, 0, 255), (0, 0, 48, 32))  # blue top left quarter
     upright.paste((0, 255, 0), (48, 0, 96, 32))  # green top right quarter
-    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the transpose that stores an upright image so
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # orientation -> the transpose of an upright image
     stored = upright.transpose(Image.Transpose(undo[orientation])) if orientation in undo else upright
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
@@ -270,7 +270,7 @@ PNG = encode(image_of(64, 64), "PNG")
 
 
 @pytest.mark.parametrize(
-    ("source", "word"),
+    ("source", "reason"),
     [
         (None, "no image"),
         (b"", "0 bytes"),
@@ -294,8 +294,8 @@ PNG = encode(image_of(64, 64), "PNG")
         (Image.new("RGB", (0, 5)), "no pixels"),
     ],
 )
-def test_broken_images_give_one_error_with_a_reason(source, word):
-    with pytest.raises(BrokenImage, match=word):
+def test_broken_images_give_one_error_with_a_reason(source, reason):
+    with pytest.raises(BrokenImage, match=reason):
         decode_image(source)
 
 
