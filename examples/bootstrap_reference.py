@@ -1,24 +1,25 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""JEST++: bootstrap data quality, from a large noisy pool to a learner that knows what to pick from it.
+"""JEST++: bootstrap data quality, from a small trusted set to a learner trained on the best of a large noisy pool.
 
     accelerate launch examples/bootstrap_reference.py --config examples/recipes/bootstrap.yaml
     accelerate launch examples/bootstrap_reference.py --config examples/recipes/bootstrap.yaml learner.max_steps=300
 
-One recipe describes a chain of stages, each with its folder in `output_dir`:
+A recipe describes a chain of stages, each with a folder in `output_dir`:
 
-1. `aligner`: a first model, trained on a small trusted set (`seed_dataset`), unless one is named (`aligner: <id>`);
-2. `measures`: what it and a few plain functions say of every row of the pool; `curated`: the rows that pass `filters`;
+1. `aligner`: a first model, trained on a small trusted set (`seed_dataset`), or an existing one (`aligner: <id>`);
+2. `measures`: scores of every row of the pool, by the aligner and a few plain functions; `curated`: the rows that pass
+   the `filters`;
 3. `reference`: trained on the curated set, IID;
-4. `learner`: trained on the examples of the whole pool that reference and learner pick; with `rounds: 2` and more this
-   is repeated with the learner as the next reference (`learner-2`, ...).
+4. `learner`: trained on the examples of the whole pool that are selected with the reference; with `rounds: 2` and
+   more, repeated with the learner as the next reference (`learner-2`, ...).
 
-With `curated_dataset` the chain starts at 3. A stage that is finished is skipped when the script is started again, and
-one that was interrupted goes on from its last checkpoint (the measures: from the last part of the pool). A stage is
-identified by the settings in its `_stage.json`: its own section of the recipe with those it shares, the data it reads
-(captions, and a sample of the images), and the stages before it. If any of that has changed, the script says what, and
-stops: nothing old is taken for new, and nothing is deleted. With `hub_name: me/name` every stage is published when it
-is finished: `me/name-curated`, `me/name-reference` and so on.
+With `curated_dataset` the chain starts at 3. When the script is started again, finished stages are skipped, and an
+interrupted stage continues from its last checkpoint (the measures: from the last part of the pool). A stage is
+identified by the settings in its `_stage.json`: its section of the recipe and the shared sections, the data
+(captions, and a sample of the images), and the stages before it. If any of these has changed, the script stops with a
+message that names the change: no old result is reused, and nothing is deleted. With `hub_name: me/name` every finished
+stage is published: `me/name-curated`, `me/name-reference` and so on.
 """
 
 from __future__ import annotations
@@ -57,20 +58,19 @@ from stages import Stage, publish_data, publish_folder, replacing, table_of  # n
 
 logger = logging.get_logger(__name__)
 
-ROWS_IN_PART = 8192  # of the pool, measured between two saves
-# Settings that say how to run and not what comes out: a stage is the same whatever they are.
+ROWS_IN_PART = 8192  # rows of the pool between two saves of the measures
+# Prefixes of settings that do not change the results of a stage.
 HOW = ("dataloader_", "disable_tqdm", "logging_", "report_to", "save_", "hub_", "scoring_batch_size")
 QUIET = {"report_to": "none", "eval_strategy": "no", "save_strategy": "steps", "save_total_limit": 1}
 
 
 @dataclass
 class Recipe:
-    """
-    The whole chain. A source is what [`~jest_hf.data.load_source`] takes: `{spec: scenes:web}`.
+    """The settings of the whole chain. A source is as in [`~jest_hf.data.load_source`]: `{spec: scenes:web}`.
 
     `model` describes the model that every training starts from: `learner` (Hub id or path), or `size`, `image_size`,
-    `patch_size`, `vocab_size` and `max_length` for random weights. `training` holds settings of [`JESTConfig`] for all
-    stages; `aligner_training`, `reference` and `learner` those of one.
+    `patch_size`, `vocab_size` and `max_length` for random weights. `training` has options of [`JESTConfig`] for all
+    stages; `aligner_training`, `reference` and `learner` have options for one stage.
     """
 
     output_dir: str
@@ -98,8 +98,9 @@ class Recipe:
         given = [name for name in ("curated_dataset", "seed_dataset", "aligner") if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(
-                f"the recipe names {' and '.join(given) or 'none of them'}: give one of curated_dataset (a set that "
-                "exists), aligner (a model that tells which captions fit) and seed_dataset (to train that model)."
+                f"the recipe sets {' and '.join(given) or 'none'} of curated_dataset, aligner and seed_dataset; set "
+                "one: curated_dataset (a data set that is already curated), aligner (a model that scores how well "
+                "captions fit) or seed_dataset (data to train such a model on)."
             )
         if self.rounds < 1:
             raise ValueError(f"rounds={self.rounds} must be at least 1.")
@@ -120,16 +121,16 @@ def _check_names(section: str, given: Any, known: Any) -> None:
 
 
 def parse(argv: list[str]) -> Recipe:
-    """The recipe, with `section.name=value` from the command line over it."""
+    """Read the recipe, and change it by `section.name=value` from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True, help="the recipe")
-    parser.add_argument("changes", nargs="*", help="settings over it, such as learner.max_steps=300")
+    parser.add_argument("--config", type=Path, required=True, help="YAML file with the recipe")
+    parser.add_argument("changes", nargs="*", help="changes to the recipe, e.g. learner.max_steps=300")
     options = parser.parse_args(argv)
     settings = yaml.safe_load(options.config.read_text())
     for change in options.changes:
         name, equals, value = change.partition("=")
         if not equals:
-            parser.error(f"{change!r} is no setting; write name=value or section.name=value.")
+            parser.error(f"{change!r} is not a setting; write name=value or section.name=value.")
         *sections, name = name.split(".")
         holder = settings
         for section in sections:
@@ -140,7 +141,7 @@ def parse(argv: list[str]) -> Recipe:
 
 
 class Chain:
-    """The stages of a recipe, in order. Each method does one stage, or finds that it is done."""
+    """The stages of a recipe, in order. Each method runs one stage, or returns it if it is finished."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.out = recipe, Path(recipe.output_dir)
@@ -150,7 +151,7 @@ class Chain:
             for source in (recipe.pool, recipe.seed_dataset, recipe.curated_dataset, recipe.validation, recipe.test)
         )
         model = recipe.model
-        self.model = model  # as it identifies a stage: of a model that is named the commit or the weights
+        self.model = model  # as it identifies a stage: by the commit or the weights of a given learner
         if model["learner"] is not None:
             self.model = model | {"learner": identify_reference(model["learner"])}
             self.processor = AutoProcessor.from_pretrained(model["learner"])
@@ -161,7 +162,7 @@ class Chain:
             self.processor = build_processor(captions, model["image_size"], model["vocab_size"], length)
 
     def run(self) -> None:
-        """All stages, and a table of what they did."""
+        """Run all stages, and print a table of their results."""
         curated = self.curated_rows if self.curated_rows is not None else self.curate(self.first_model())
         reference = self.train("reference", curated, None, self.recipe.reference | {"selection": "uniform"})
         for number in range(1, self.recipe.rounds + 1):
@@ -173,7 +174,7 @@ class Chain:
     # ---- 1 and 2: the curated set ----
 
     def first_model(self) -> tuple[str, str | None]:
-        """The model that says which captions fit (id or path, and revision): named, or trained on the seed set."""
+        """Return the model that scores how well captions fit (id or path, and revision); train it if none is given."""
         recipe = self.recipe
         if recipe.aligner is not None:
             return recipe.aligner, recipe.aligner_revision
@@ -181,7 +182,7 @@ class Chain:
         return str(self.train("aligner", self.seed_rows, None, settings).folder), None
 
     def curate(self, aligner: tuple[str, str | None]) -> datasets.Dataset:
-        """The rows of the pool that pass the filters."""
+        """Return the rows of the pool that pass the filters."""
         recipe, state = self.recipe, PartialState()
         filters = CurationFilters(**recipe.filters)
         measured = self.measure(aligner, filters)
@@ -209,7 +210,7 @@ class Chain:
         return rows
 
     def about(self, stage: Stage, repo: str) -> CuratedSummary:
-        """What the card of the curated set says."""
+        """Return the summary of the curated set for its card."""
         recipe = self.recipe
         named = {"alignment_model": recipe.aligner, "alignment_revision": recipe.aligner_revision}
         if recipe.aligner is None:
@@ -222,7 +223,7 @@ class Chain:
         return CuratedSummary(repo, recipe.pool["spec"], limits, stage.result["pool"], columns=columns, **named)
 
     def measure(self, aligner: tuple[str, str | None], filters: CurationFilters) -> Stage:
-        """Values of each row of the pool, in parts; the parts are shared among the processes."""
+        """Measure each row of the pool, in parts; the processes share the parts."""
         recipe, state = self.recipe, PartialState()
         columns = {"image_column": recipe.image_column, "caption_column": recipe.caption_column}
         measured = {"images": filters.needs_images, "alignment": filters.needs_alignment}
@@ -264,7 +265,7 @@ class Chain:
     # ---- 3 and 4: the models ----
 
     def train(self, name: str, rows: datasets.Dataset, reference: Stage | None, settings: dict[str, Any]) -> Stage:
-        """Train one model on these rows, and keep it in the stage's folder."""
+        """Train one model on these rows, and save it in the stage's folder."""
         recipe = self.recipe
         settings = QUIET | recipe.training | settings
         warm = reference is not None and recipe.learner_starts_from_reference
@@ -306,7 +307,7 @@ class Chain:
     def trainer(
         self, stage: Stage, settings: dict[str, Any], rows: datasets.Dataset, reference: Stage | None, warm: bool
     ) -> JESTTrainer:
-        """The trainer of a stage, before its first step."""
+        """Make the trainer of a stage."""
         recipe = self.recipe
         args = JESTConfig(
             output_dir=str(stage.folder),
@@ -316,7 +317,7 @@ class Chain:
         )
         ref_model, revision = None, None
         if reference is not None and args.selection != "uniform":
-            # As anybody else would take it, where it is published: the card then says which one it was.
+            # From the Hub where it is published, so that the card names the repository and the commit.
             ref_model, revision = reference.published or (str(reference.folder), None)
             args.ref_model_revision = revision
         if self.validation is not None and "group" in self.validation.column_names:
@@ -332,28 +333,28 @@ class Chain:
         )
 
     def fresh_model(self, seed: int) -> PreTrainedModel:
-        """A model before training."""
+        """Return a model before training."""
         model = self.recipe.model
         if model["learner"] is not None:
             return AutoModel.from_pretrained(model["learner"], dtype="float32")
         sizes = {name: model[name] for name in ("image_size", "patch_size")}
         return build_siglip(model["size"], self.processor.tokenizer, seed=seed, **sizes)
 
-    # ---- What all stages need ----
+    # ---- Shared by all stages ----
 
     def stage(self, name: str, settings: dict[str, Any]) -> Stage:
-        """A stage's folder, once it is known to hold nothing that other settings have made."""
+        """Open or begin the folder of a stage; raise a `ValueError` if other settings made it."""
         stage = Stage(self.out / name, settings, writes=PartialState().is_main_process)
         self.stages.append(stage)
         PartialState().wait_for_everyone()
         return stage
 
     def describe(self, rows: datasets.Dataset) -> dict[str, Any]:
-        """What data these are, read off their content."""
+        """Identify data by their contents."""
         return describe_data(Rows(rows, self.recipe.image_column), self.collator())
 
     def collator(self, seed: int = 0) -> JESTDataCollator:
-        """Images and captions from the columns that the recipe names."""
+        """Return a collator of images and captions, with the columns of the recipe."""
         recipe = self.recipe
         return JESTDataCollator(
             self.processor,
@@ -367,7 +368,7 @@ class Chain:
         return f"{self.recipe.hub_name}-{name}" if self.recipe.hub_name else None
 
     def publish(self, stage: Stage, push: Callable[[str], Any]) -> None:
-        """Push a finished stage, once. A failure is a warning: the next start of the script tries again."""
+        """Push a finished stage once. A failure is a warning; the next start of the script tries again."""
         repo = self.hub_id(stage.folder.name)
         if repo is None or stage.published:
             return
@@ -381,7 +382,7 @@ class Chain:
 
 
 def _data_name(recipe: Recipe, stage: str) -> str:
-    """What a model's card says that it was trained on."""
+    """Return the name of a model's training data for its card."""
     if stage == "reference" and recipe.curated_dataset is None:
         return f"{recipe.hub_name}-curated" if recipe.hub_name else "curated"
     source = {"aligner": recipe.seed_dataset, "reference": recipe.curated_dataset}.get(stage, recipe.pool)

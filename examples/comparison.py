@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What `run_jest.py` and `run_labelled.py` share: their arguments, and how a run is made, compared and reported."""
+"""What `run_jest.py` and `run_labelled.py` share: the flags for data and models, and the runs, table and plot."""
 
 from __future__ import annotations
 
@@ -21,59 +21,106 @@ from jest_hf.data import load_source
 from jest_hf.report import QualityPoint, first_reaching, format_table, plot_quality
 
 
-# Of the scripts, where neither the recipe nor a flag says otherwise.
+# Defaults of the scripts that differ from those of `JESTConfig`.
 DEFAULTS = {"output_dir": "jest-out", "report_to": "none", "eval_strategy": "steps", "logging_steps": 20}
 
-JSON = ("_where", "_config")  # ends of the names of arguments that are dictionaries
+JSON = ("_where", "_config")  # endings of the names of flags whose values are JSON
 
 
 @dataclass
 class DataArguments:
-    """What to train on what; how is in `JESTConfig`."""
+    """The data and the models of a run; `JESTConfig` has all other options."""
 
     dataset: str = field(
         default="scenes:web",
-        metadata={"help": "Training data: scenes:<split>, a local file, glob or folder, or a Hub data set id."},
+        metadata={"help": "Training data: scenes:<split>, a local file, glob or folder, or a Hub data-set id."},
     )
-    dataset_split: str | None = field(default=None, metadata={"help": "Its split."})
+    dataset_split: str | None = field(default=None, metadata={"help": "Split of --dataset, e.g. train."})
     dataset_where: dict | str | None = field(
-        default=None, metadata={"help": 'Keep rows by column value, as JSON: {"split": "train"}.'}
+        default=None,
+        metadata={"help": 'Keep only rows of --dataset with these column values, as JSON: {"split": "train"}.'},
     )
     eval_dataset: str | None = field(
-        default=None, metadata={"help": "Data evaluated on during training; default: scenes:validation for scenes."}
+        default=None,
+        metadata={
+            "help": "Data to evaluate on during training, named like --dataset. Default: scenes:validation if "
+            "--dataset is scenes, else none."
+        },
     )
-    eval_split: str | None = field(default=None, metadata={"help": "Its split."})
-    eval_where: dict | str | None = field(default=None, metadata={"help": "Its rows, as dataset_where."})
-    test_dataset: str | None = field(default=None, metadata={"help": "Data for the final figure."})
-    test_split: str | None = field(default=None, metadata={"help": "Its split."})
-    test_where: dict | str | None = field(default=None, metadata={"help": "Its rows, as dataset_where."})
-    max_train_rows: int | None = field(default=None, metadata={"help": "Keep the first so many training rows."})
+    eval_split: str | None = field(default=None, metadata={"help": "Split of --eval_dataset, e.g. validation."})
+    eval_where: dict | str | None = field(
+        default=None, metadata={"help": "Keep only rows of --eval_dataset with these column values, as JSON."}
+    )
+    test_dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Data for the results after training, named like --dataset. Default: scenes:test if --dataset is "
+            "scenes, else --eval_dataset."
+        },
+    )
+    test_split: str | None = field(default=None, metadata={"help": "Split of --test_dataset, e.g. test."})
+    test_where: dict | str | None = field(
+        default=None, metadata={"help": "Keep only rows of --test_dataset with these column values, as JSON."}
+    )
+    max_train_rows: int | None = field(
+        default=None, metadata={"help": "Keep only this many rows of --dataset, the first ones. Default: all."}
+    )
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
 
-    learner: str | None = field(default=None, metadata={"help": "Hub id or path of the learner to start from."})
-    image_size: int = field(default=32, metadata={"help": "Pixels a side, for a learner with random weights."})
-    vocab_size: int = field(default=2048, metadata={"help": "Of the tokenizer trained for such a learner."})
-    max_length: int | None = field(default=None, metadata={"help": "Text tokens; 20 for such a learner."})
+    learner: str | None = field(
+        default=None,
+        metadata={"help": "Hub id or path of the learner to start from. Default: a small one with random weights."},
+    )
+    image_size: int = field(
+        default=32, metadata={"help": "Height and width of images in pixels, for a learner with random weights."}
+    )
+    vocab_size: int = field(
+        default=2048,
+        metadata={"help": "Vocabulary of the tokenizer that is trained for a learner with random weights."},
+    )
+    max_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens that texts are padded to. Default: the learner's, or 20 with random weights."},
+    )
 
-    ref_model: str | None = field(default=None, metadata={"help": "Hub id or path of the reference."})
+    ref_model: str | None = field(
+        default=None,
+        metadata={"help": "Hub id or path of the reference. Default: trained first on --train_reference_on."},
+    )
     proxy_model: str | None = field(
-        default=None, metadata={"help": "Hub id or path of the proxy; default: fresh, like the reference."}
+        default=None,
+        metadata={"help": "Hub id or path of the proxy. Default: the reference's architecture, random weights."},
     )
     train_reference_on: str | None = field(
-        default=None, metadata={"help": "Without one: clean data on which to train it first, named like dataset."}
+        default=None,
+        metadata={
+            "help": "Clean data to train a reference on first, without --ref_model; named like --dataset. Default: "
+            "scenes:curated if --dataset is scenes, else none."
+        },
     )
-    train_reference_split: str | None = field(default=None, metadata={"help": "Its split."})
-    train_reference_where: dict | str | None = field(default=None, metadata={"help": "Its rows, as dataset_where."})
-    reference_steps: int = field(default=300, metadata={"help": "Steps of its training."})
-    reference_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of its training."})
+    train_reference_split: str | None = field(
+        default=None, metadata={"help": "Split of --train_reference_on, e.g. train."}
+    )
+    train_reference_where: dict | str | None = field(
+        default=None, metadata={"help": "Keep only rows of --train_reference_on with these column values, as JSON."}
+    )
+    reference_steps: int = field(
+        default=300, metadata={"help": "Number of steps to train the reference on --train_reference_on."}
+    )
+    reference_learning_rate: float = field(
+        default=1e-3, metadata={"help": "Learning rate to train the reference on --train_reference_on."}
+    )
 
-    lora_r: int = field(default=0, metadata={"help": "Train LoRA adapters of this rank in place of all weights."})
+    lora_r: int = field(
+        default=0, metadata={"help": "Rank of LoRA adapters to train instead of all weights; 0 trains all weights."}
+    )
     lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Names of the layers that get one; default: PEFT's for the model."}
+        default=None, metadata={"help": "Names of the layers with a LoRA adapter. Default: PEFT's for the model."}
     )
 
     compare_uniform_steps: int = field(
-        default=0, metadata={"help": "Also train without selection, for so many steps, and compare."}
+        default=0,
+        metadata={"help": "Train the learner without selection too, for this many steps, and compare; 0: do not."},
     )
 
     def __post_init__(self) -> None:
@@ -88,7 +135,7 @@ class DataArguments:
 
 
 def parse(kind: type[DataArguments], argv: list[str], demonstration: Path, **defaults: Any) -> tuple[Any, JESTConfig]:
-    """Flags over a YAML recipe over defaults; the demonstration's recipe where there is no argument at all."""
+    """Read flags, a YAML recipe (flags win over it) and defaults; without any flag, the demonstration's recipe."""
     recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     recipe.add_argument("--config", type=Path, default=None if argv else demonstration)
     recipe.add_argument("--preset")
@@ -100,14 +147,14 @@ def parse(kind: type[DataArguments], argv: list[str], demonstration: Path, **def
     if unknown:
         raise ValueError(f"the recipe has settings that do not exist: {', '.join(unknown)}.")
     if settings["preset"]:
-        defaults.pop("selection", None)  # which is the preset's to say
+        defaults.pop("selection", None)  # the preset sets it
     parser = HfArgumentParser((kind, JESTConfig))
     parser.set_defaults(**DEFAULTS | defaults | settings)
     return parser.parse_args_into_dataclasses(argv)
 
 
 class History(TrainerCallback):
-    """Keeps the quality at every evaluation, and what had been spent by then, in the Trainer's log: it is resumed."""
+    """Records the quality, examples and FLOPs at each evaluation in the Trainer's log, which a resumed run keeps."""
 
     def __init__(self, quality: Callable[[dict[str, float]], float]) -> None:
         self.quality = quality
@@ -120,17 +167,16 @@ class History(TrainerCallback):
 
     @property
     def points(self) -> list[QualityPoint]:
-        """One for every evaluation, those before the run was resumed among them."""
+        """One point for each evaluation, also for those before the run was resumed."""
         return [QualityPoint(*entry["point"]) for entry in self.trainer.state.log_history if "point" in entry]
 
 
 class Comparison(ABC):
-    """
-    The models, the data and the settings of one call of a script: a reference that is named, or trained first on a
-    clean part of the data; the learner on selected examples; and, on demand, the same learner without selection.
+    """The models, the data and the settings of one call of a script. It trains a reference on clean data, unless one
+    is given; then the learner on selected examples; and, with `compare_uniform_steps`, the learner without selection.
     """
 
-    baseline = "IID"  # what training without selection is called
+    baseline = "IID"  # name of the run without selection
 
     def __init__(self, script: DataArguments, args: JESTConfig) -> None:
         self.script, self.args = script, args
@@ -141,38 +187,38 @@ class Comparison(ABC):
         if self.eval is None:
             args.eval_strategy = "no"
 
-    # ---- What a script has to say ----
+    # ---- What a script defines ----
 
     processor: Any
 
     @abstractmethod
     def fresh_model(self, seed: int) -> PreTrainedModel:
-        """The learner before training."""
+        """Return the learner before training."""
 
     def fresh_reference(self, seed: int) -> PreTrainedModel:
-        """The reference before training."""
+        """Return the reference before training."""
         return self.fresh_model(seed)
 
     @abstractmethod
     def collator(self, model: PreTrainedModel) -> Any:
-        """What makes batches for a model, from the columns that were named."""
+        """Return the data collator for a model, with the columns of the flags."""
 
     @abstractmethod
     def quality(self, metrics: dict[str, float]) -> float:
-        """What a run is judged by at an evaluation; higher is better."""
+        """Return the quality of a run from the metrics of an evaluation; higher is better."""
 
     @abstractmethod
     def measures(self) -> tuple[str, list[str]]:
-        """What `quality` is called, and the metrics that the table shows."""
+        """Return the name of `quality`, and the names of the metrics in the table."""
 
-    # ---- What they share ----
+    # ---- What the scripts share ----
 
     def rows(self, what: str | None, split: str | None, where: dict | None, n: int | None = None) -> Dataset | None:
-        """Rows of one source, or none."""
+        """Load the rows of one source, or `None` without a source."""
         return load_source(what, split=split, where=where, max_rows=n) if what else None
 
     def settings(self, **changes: Any) -> JESTConfig:
-        """This run's arguments with some changed; uniform training is that alone, whatever it is compared with."""
+        """Return the run's arguments with some changed. A uniform run has no option that needs a selection."""
         if changes.get("selection") == "uniform":
             alone = {"distillation_weight": 0.0, "compare_selectors": None, "scoring_view": None}
             changes |= alone | {"low_resolution_fraction": None, "eval_at_view": False}
@@ -180,7 +226,7 @@ class Comparison(ABC):
         return JESTConfig(**{**values, **changes})
 
     def trainer(self, args: JESTConfig, model: PreTrainedModel, rows: Dataset, **options: Any) -> JESTTrainer:
-        """A trainer on these rows, evaluated on the evaluation data."""
+        """Make a trainer on these rows, with the evaluation data."""
         return JESTTrainer(
             model=model,
             args=args,
@@ -192,7 +238,7 @@ class Comparison(ABC):
         )
 
     def reference(self) -> PreTrainedModel | str | None:
-        """The reference: named, or trained now on the curated rows; none where nobody asks it, or a cache answers."""
+        """Return the reference: the given one, or one trained now on the clean rows; `None` if none is needed."""
         script, args = self.script, self.args
         if args.reference_cache or args.reference == "online" or not args.uses_reference:
             return None
@@ -221,7 +267,7 @@ class Comparison(ABC):
         return trainer.model
 
     def run(self, name: str, rows: Dataset, reference: PreTrainedModel | str | None, **changes: Any) -> JESTTrainer:
-        """Train one learner; its trainer carries the history of its quality."""
+        """Train one learner; the returned trainer has the history of its quality."""
         args = self.settings(**changes)
         print(f"Training {name} for {args.max_steps} steps" if args.max_steps > 0 else f"Training {name}", flush=True)
         history = History(self.quality)
@@ -230,7 +276,7 @@ class Comparison(ABC):
             args, self.fresh_model(args.seed), rows, **models, peft_config=self.adapter(), callbacks=[history]
         )
         history.trainer = trainer
-        # "True" is the last checkpoint of the output folder, as in the Trainer.
+        # "True" means the last checkpoint in the output folder, as in the Trainer.
         checkpoint = args.resume_from_checkpoint
         trainer.train(resume_from_checkpoint=True if checkpoint == "True" else checkpoint)
         points = history.points
@@ -240,7 +286,7 @@ class Comparison(ABC):
         return trainer
 
     def adapter(self) -> Any:
-        """What is trained in place of all weights: a `peft.LoraConfig`, or none."""
+        """Return the adapter to train instead of all weights, a `peft.LoraConfig`, or `None`."""
         script = self.script
         if not script.lora_r:
             return None
@@ -249,7 +295,7 @@ class Comparison(ABC):
         return LoraConfig(r=script.lora_r, lora_alpha=2 * script.lora_r, target_modules=script.lora_target_modules)
 
     def compare(self, name: str) -> None:
-        """All runs of the script; the learner and what was measured are left in `output_dir`."""
+        """Train and evaluate all runs of the script, and save the learner and the results in `output_dir`."""
         script, out = self.script, Path(self.args.output_dir)
         reference = self.reference()
         trainers: dict[str, JESTTrainer] = {}
@@ -279,7 +325,7 @@ class Comparison(ABC):
     def report(
         self, trainers: dict[str, JESTTrainer], final: dict[str, dict[str, float]], out: Path
     ) -> dict[str, Any]:
-        """Print the table, draw the plot, and return both as data."""
+        """Print the table, draw the plot, and return the data of both."""
         quality, shown = self.measures()
         rows, summary = [], {"runs": {}}
         for name, trainer in trainers.items():

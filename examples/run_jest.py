@@ -5,10 +5,9 @@
     accelerate launch examples/run_jest.py                                   # the demonstration: no data, no network
     accelerate launch examples/run_jest.py --config examples/recipes/hub_siglip.yaml --learning_rate 1e-4
 
-Flags are the fields of `ScriptArguments` below and of `JESTConfig` (every `TrainingArguments` field among them); a
-YAML recipe takes the same names, and flags win over it. Without any argument the script trains a reference on a small
-curated set, then the same learner twice on a large noisy one, IID and with JEST, and shows what each reached at which
-cost.
+The flags are the fields of `ScriptArguments` below and of `JESTConfig` (which include those of `TrainingArguments`). A
+YAML recipe (`--config`) has the same names, and flags win over it. Without any flag, the script trains a reference on
+a small curated set, then the same learner twice on a large noisy set, IID and with JEST, and compares both.
 """
 
 from __future__ import annotations
@@ -37,27 +36,32 @@ DEMONSTRATION = Path(__file__).parent / "recipes" / "demo.yaml"
 
 @dataclass
 class ScriptArguments(comparison.DataArguments):
-    """What to train on what; how is in `JESTConfig`."""
+    """The data and the models of a run; `JESTConfig` has all other options."""
 
     caption_column: str | None = field(
-        default=None, metadata={"help": "Column of the captions; default: text, caption or captions."}
+        default=None,
+        metadata={"help": "Column of the captions. Default: the first of text, caption and captions that exists."},
     )
-    learner_size: str = field(default="tiny", metadata={"help": "Without a learner: its size, with random weights."})
-    patch_size: int = field(default=8, metadata={"help": "Pixels a side of a patch, for a learner from a size."})
+    learner_size: str = field(
+        default="tiny", metadata={"help": "Size of a SigLIP learner with random weights, without --learner."}
+    )
+    patch_size: int = field(
+        default=8, metadata={"help": "Height and width of a patch in pixels, for a learner with random weights."}
+    )
 
 
 def parse(argv: list[str]) -> tuple[ScriptArguments, JESTConfig]:
-    """Flags over a YAML recipe over defaults."""
+    """Read the flags, the recipe and the defaults."""
     return comparison.parse(ScriptArguments, argv, DEMONSTRATION)
 
 
 def captions_of(rows: Dataset, column: str | None) -> list[str]:
-    """All captions, for the tokenizer of a learner that starts from nothing."""
+    """Return all captions, to train the tokenizer of a learner with random weights."""
     column = column or next((name for name in CAPTION_COLUMNS if name in rows.column_names), None)
     if column is None:
         raise ValueError(
             f"the data have none of the columns {', '.join(CAPTION_COLUMNS)} "
-            f"(there are: {', '.join(rows.column_names)}); name the column of the captions with caption_column."
+            f"(there are: {', '.join(rows.column_names)}); set --caption_column to the column of the captions."
         )
     values = (value if isinstance(value, list) else [value] for value in rows[column])
     return [caption for several in values for caption in several if isinstance(caption, str)]
@@ -78,7 +82,7 @@ class Job(comparison.Comparison):
             self.processor = build_processor(captions, script.image_size, script.vocab_size, script.max_length or 20)
 
     def fresh_model(self, seed: int) -> PreTrainedModel:
-        """The learner before training."""
+        """Return the learner before training."""
         script = self.script
         if script.learner is not None:
             return AutoModel.from_pretrained(script.learner, dtype=torch.float32)
@@ -91,7 +95,7 @@ class Job(comparison.Comparison):
         )
 
     def collator(self, model: PreTrainedModel) -> JESTDataCollator:
-        """Images and captions from the columns that were named."""
+        """Return a collator of images and captions, with the columns of the flags."""
         script = self.script
         return JESTDataCollator(
             self.processor,

@@ -6,9 +6,9 @@
     accelerate launch examples/run_labelled.py --preset class_act --learner google/vit-base-patch16-224-in21k \
         --dataset uoft-cs/cifar100 --image_column img --label_column fine_label --ref_model <id> ...
 
-Flags are the fields of `ScriptArguments` below and of `JESTConfig` (every `TrainingArguments` field among them); a
-YAML recipe takes the same names, and flags win over it. Where no reference is named, one is trained first, on a small
-clean hold-out set; with `compare_uniform_steps` the same learner is trained without selection too, and compared.
+The flags are the fields of `ScriptArguments` below and of `JESTConfig` (which include those of `TrainingArguments`). A
+YAML recipe (`--config`) has the same names, and flags win over it. Without `--ref_model`, a reference is trained first
+on a small clean hold-out set. With `--compare_uniform_steps`, the same learner is trained without selection too.
 """
 
 from __future__ import annotations
@@ -57,29 +57,49 @@ TINY_CONFIGS = {
 
 @dataclass
 class ScriptArguments(comparison.DataArguments):
-    """What to train on what; how is in `JESTConfig`."""
+    """The data and the models of a run; `JESTConfig` has all other options."""
 
     kind: str = field(
         default="image_classification",
-        metadata={"help": "image_classification, text_classification or language_model.", "choices": list(MODELS)},
+        metadata={
+            "help": "Kind of model: image_classification, text_classification or language_model.",
+            "choices": list(MODELS),
+        },
     )
-    text_column: str | None = field(default=None, metadata={"help": "Column of the texts; default: text, or caption."})
-    label_column: str = field(default="label", metadata={"help": "Column of the labels: numbers, or names."})
+    text_column: str | None = field(
+        default=None, metadata={"help": "Column of the texts. Default: caption if --dataset is scenes, else text."}
+    )
+    label_column: str = field(
+        default="label", metadata={"help": "Column of the labels, which are numbers or names of classes."}
+    )
     task: str | None = field(
-        default=None, metadata={"help": "Labels of scenes: shape (default) or colour of the first thing, or count."}
+        default=None,
+        metadata={"help": "Labels of scenes: shape or colour of the first thing, or count of things. Default: shape."},
     )
     label_noise: float = field(
-        default=0.0, metadata={"help": "Share of the training labels to make wrong first, in [0, 1] (by seed)."}
+        default=0.0, metadata={"help": "Share of the training labels to replace by wrong ones, in [0, 1] (by --seed)."}
     )
     text_noise: float = field(
-        default=0.0, metadata={"help": "Share of the training texts whose words to scramble first, in [0, 1]."}
+        default=0.0,
+        metadata={"help": "Share of the training texts whose words to scramble, in [0, 1] (by --seed)."},
     )
-    vocab_size: int = field(default=512, metadata={"help": "Of the tokenizer trained for a learner without one."})
+    vocab_size: int = field(
+        default=512,
+        metadata={"help": "Vocabulary of the tokenizer that is trained for a learner with random weights."},
+    )
     learner_config: dict | str | None = field(
-        default=None, metadata={"help": 'Without a learner: {"model_type": "vit", ...} as JSON; default: tiny.'}
+        default=None,
+        metadata={
+            "help": 'Configuration of a learner with random weights, as JSON: {"model_type": "vit", ...}. Default: a '
+            "tiny one."
+        },
     )
     reference_config: dict | str | None = field(
-        default=None, metadata={"help": "Of the reference, as learner_config; default: what the learner starts from."}
+        default=None,
+        metadata={
+            "help": "Configuration of a reference with random weights, as JSON. Default: the model that the learner "
+            "starts from."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -95,7 +115,7 @@ class ScriptArguments(comparison.DataArguments):
 
 
 def parse(argv: list[str]) -> tuple[ScriptArguments, JESTConfig]:
-    """Flags over a YAML recipe over defaults; joint selection needs pairs, so the default is another here."""
+    """Read the flags, the recipe and the defaults. Joint selection needs pairs, so the default is independent here."""
     return comparison.parse(ScriptArguments, argv, DEMONSTRATION, selection="independent", adam_beta2=0.999)
 
 
@@ -114,18 +134,18 @@ class Job(comparison.Comparison):
             self.train = scramble_texts(self.train, script.text_noise, args.seed, script.text_column)
 
     def rows(self, what: str | None, split: str | None, where: dict | None, n: int | None = None) -> Dataset | None:
-        """Rows of one source, or none; scenes get the labels of the task."""
+        """Load the rows of one source, or `None` without a source; scenes get the labels of the task."""
         rows = super().rows(what, split, where, n)
         if rows is not None and self.script.has_labels and what.startswith("scenes"):
             rows = label_scenes(rows, self.script.task)
         return rows
 
     def make_processor(self) -> Any:
-        """The learner's image processor or tokenizer; for a learner from a configuration one made here."""
+        """Return the learner's image processor or tokenizer; for a learner with random weights, make one."""
         script = self.script
         if script.learner is not None:
             processor = AutoProcessor.from_pretrained(script.learner)
-            if script.kind != "image_classification" and processor.pad_token is None:  # as decoders have none
+            if script.kind != "image_classification" and processor.pad_token is None:  # as in many decoders
                 processor.pad_token = processor.eos_token
             return processor
         if script.kind == "image_classification":
@@ -133,7 +153,7 @@ class Job(comparison.Comparison):
         sources = [rows for rows in (self.curated, self.train) if rows is not None]
         texts = [text for rows in sources for text in rows[script.text_column] if isinstance(text, str)]
         tokenizer = train_tokenizer(texts, script.vocab_size, script.max_length or 20)
-        # These models, other than SigLIP's text tower, are told which tokens are padding.
+        # These models take an attention mask, unlike SigLIP's text tower.
         tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids", "attention_mask"]
         return tokenizer
 
@@ -144,7 +164,7 @@ class Job(comparison.Comparison):
         return self.model_of(self.script.reference_config, seed)
 
     def model_of(self, config: dict[str, Any] | None, seed: int) -> PreTrainedModel:
-        """A model before training, of a configuration; the learner without one."""
+        """Return a model before training: with this configuration, or without one the learner."""
         script, architecture = self.script, MODELS[self.script.kind]
         labels = {"id2label": dict(enumerate(self.names)), "label2id": {n: i for i, n in enumerate(self.names)}}
         with torch.random.fork_rng():
@@ -161,7 +181,7 @@ class Job(comparison.Comparison):
             )
 
     def vocabulary(self) -> dict[str, Any]:
-        """What a configuration has to know of the tokenizer."""
+        """Return the fields of a configuration that depend on the tokenizer."""
         tokenizer = self.processor
         return {
             "vocab_size": len(tokenizer),
@@ -172,7 +192,7 @@ class Job(comparison.Comparison):
         }
 
     def collator(self, model: PreTrainedModel) -> LabelledCollator:
-        """Images or texts and their labels from the columns that were named."""
+        """Return a collator of images or texts with their labels, with the columns of the flags."""
         script, label2id = self.script, model.config.label2id
         if script.kind == "image_classification":
             columns = {"image_column": script.image_column, "label_column": script.label_column}

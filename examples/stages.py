@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""A stage of a chain: a folder that knows which settings made what is in it, and where that was published."""
+"""A stage of a chain: a folder with a record of the settings that made its files, and of where they were published."""
 
 from __future__ import annotations
 
@@ -21,21 +21,20 @@ from jest_hf.hub.publisher import try_repeatedly
 from jest_hf.report import format_table
 
 
-RECORD = "_stage.json"  # what starts with "_" is not pushed
+RECORD = "_stage.json"  # files whose names start with "_" are not pushed
 
 
 class Stage:
-    """
-    A folder and the settings that identify it.
+    """A folder and the settings that identify it.
 
     Args:
-        folder (`Path`): Made if it is not there.
-        settings (`dict`): All that decides what comes out of the stage, as JSON. It is written down before the stage
-            begins, so that an interrupted one is not continued with other settings either.
-        writes (`bool`): Whether this process writes the record; one of several does.
+        folder (`Path`): The folder; it is created if it does not exist.
+        settings (`dict`): All settings on which the results of the stage depend, as JSON. They are recorded before the
+            stage begins, so that an interrupted stage is not continued with other settings.
+        writes (`bool`, *optional*, defaults to `True`): Whether this process writes the record; one of several does.
 
     Raises:
-        ValueError: if what is in the folder was made with other settings; the message names the first difference.
+        ValueError: if the folder was made with other settings; the message names the first difference.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], writes: bool = True) -> None:
@@ -62,31 +61,31 @@ class Stage:
 
     @property
     def result(self) -> dict[str, Any]:
-        """What `finish` was told."""
+        """The results that `finish` recorded."""
         return self.record["result"] or {}
 
     @property
     def published(self) -> tuple[str, str] | None:
-        """Repository and commit, once it is on the Hub."""
+        """Repository and commit, once the stage is on the Hub."""
         return self.record["published"] and tuple(self.record["published"])
 
     @property
     def digest(self) -> str:
-        """The settings in a few letters: part of the identity of the stages after this one."""
+        """A hash of the settings; the stages after this one include it in their settings."""
         return hashlib.sha256(json.dumps(self.record["settings"], sort_keys=True).encode()).hexdigest()[:16]
 
     def finish(self, **result: Any) -> None:
-        """Write down that the stage is finished, and what it measured."""
+        """Record that the stage is finished, with its results."""
         self.record["result"] = result
         self._write()
 
     def note_published(self, repo: str, commit: str) -> None:
-        """Write down where the stage was published."""
+        """Record where the stage was published."""
         self.record["published"] = [repo, commit]
         self._write()
 
     def reload(self) -> None:
-        """Read what another process has written down."""
+        """Read the record again, after another process wrote it."""
         self.record = json.loads((self.folder / RECORD).read_text())
 
     def _write(self) -> None:
@@ -96,14 +95,14 @@ class Stage:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, of the same kind, which takes the place of `path` once it is whole."""
+    """Yield a temporary path with the same suffix, and move its file to `path` when the block ends."""
     temporary = path.with_name(f"_writing-{path.name}")
     yield temporary
     os.replace(temporary, path)
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """The first setting that differs, as a part of a sentence; `None` if none does."""
+    """Return the first setting that differs, as a part of a sentence; `None` if none differs."""
     ours, theirs = dict(_flat(old)), dict(_flat(new))
     for name in ours | theirs:
         if name not in theirs or name not in ours or ours[name] != theirs[name]:
@@ -120,7 +119,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def table_of(stages: Sequence[Stage]) -> str:
-    """What stages have measured, a row for each."""
+    """Return a table with the results of each stage in a row."""
     rows = []
     for stage in stages:
         result = stage.result
@@ -133,8 +132,7 @@ def table_of(stages: Sequence[Stage]) -> str:
 
 
 def publish_folder(folder: Path, repo: str, private: bool | None = None) -> str:
-    """
-    Push a model that was saved with its card, without its checkpoints; returns the commit.
+    """Push a saved model with its card, without checkpoints, and return the commit.
 
     Raises:
         OSError: if the Hub refuses.
@@ -146,8 +144,7 @@ def publish_folder(folder: Path, repo: str, private: bool | None = None) -> str:
 
 
 def publish_data(rows: datasets.Dataset, repo: str, summary: CuratedSummary, private: bool | None = None) -> str:
-    """
-    Push a curated data set and its card; returns the commit.
+    """Push a curated data set and its card, and return the commit.
 
     Raises:
         OSError: if the Hub refuses.

@@ -1,10 +1,11 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""
-The command `jest-hf`.
+"""The command `jest-hf`, from any folder:
 
-    accelerate launch $(jest-hf preset zero2) train.py       launch a script with a preset, from any folder
-    jest-hf cache-reference --ref_model ... --dataset ...    embed a data set once (see [`jest_hf.reference.command`])
+    accelerate launch $(jest-hf preset zero2) train.py       launch a script with a preset
+    jest-hf cache-reference --ref_model ... --dataset ...    embed a data set once
+
+See [`jest_hf.reference.command`] for the second.
 """
 
 from __future__ import annotations
@@ -20,21 +21,22 @@ CACHE = "cache-reference"
 
 
 def preset_names() -> list[str]:
-    """
-    Return the names of the presets for `accelerate launch`, sorted.
+    """Return the names of the presets for `accelerate launch`, sorted.
 
     Example:
 
-        >>> from jest_hf.cli import preset_names
-        >>> "zero2" in preset_names()
-        True
+    ```python
+    >>> from jest_hf.cli import preset_names
+    >>> "zero2" in preset_names()
+    True
+
+    ```
     """
     return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
 def preset_flags(name: str) -> str:
-    """
-    Return the flags of `accelerate launch` for a preset, with absolute paths.
+    """Return the flags of `accelerate launch` for a preset, with absolute paths.
 
     Args:
         name (`str`): One of [`preset_names`].

@@ -16,8 +16,7 @@ from jest_hf.reference.source import ReferenceSource
 
 
 class Scorer:
-    """
-    Scores rows with the models that a selector needs.
+    """Scores rows with the models that a selector needs.
 
     Args:
         reader ([`~jest_hf.models.reader.Reader`]): How the learner reads a super-batch.
@@ -32,16 +31,19 @@ class Scorer:
 
     Example:
 
-        >>> import torch
-        >>> from jest_hf.batch import PointwiseLosses
-        >>> from jest_hf.models.labelled import PointwiseReader
-        >>> from jest_hf.scoring import Scorer
-        >>> def small_model(rows, batch_size):
-        ...     return PointwiseLosses(rows["length"].float())
-        >>> scorer = Scorer(PointwiseReader(causal=True), lambda: None, batch_size=8, proxy=small_model)
-        >>> scores = scorer.on(torch.nn.Identity(), {"length": torch.tensor([3, 5])})
-        >>> scores(("learner",)).learner.losses
-        tensor([3., 5.])
+    ```python
+    >>> import torch
+    >>> from jest_hf.batch import PointwiseLosses
+    >>> from jest_hf.models.labelled import PointwiseReader
+    >>> from jest_hf.scoring import Scorer
+    >>> def small_model(rows, batch_size):
+    ...     return PointwiseLosses(rows["length"].float())
+    >>> scorer = Scorer(PointwiseReader(causal=True), lambda: None, batch_size=8, proxy=small_model)
+    >>> scores = scorer.on(torch.nn.Identity(), {"length": torch.tensor([3, 5])})
+    >>> scores(("learner",)).learner.losses
+    tensor([3., 5.])
+
+    ```
     """
 
     def __init__(

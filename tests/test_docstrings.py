@@ -57,14 +57,14 @@ def parameters(function: Callable[..., object]) -> set[str]:
 
 
 def passed_on(function: Callable[..., object]) -> set[str]:
-    """Return the parameters of a class that a base class in another package has too, and its `**` parameter."""
+    """Return the parameters of a class that a base class in another package has too, and the names for all of them."""
     bases = inspect.getmro(function)[1:] if inspect.isclass(function) else ()
     foreign = [
         base for base in bases if not base.__module__.startswith("jest_hf") and inspect.isfunction(base.__init__)
     ]
     inherited = {name for base in foreign for name in parameters(base.__init__)}
     rest = {name for name, one in inspect.signature(function).parameters.items() if one.kind is one.VAR_KEYWORD}
-    return inherited | rest if foreign else set()
+    return inherited | rest | {"args", "kwargs"} if foreign else set()
 
 
 def public_callables() -> Iterator[tuple[str, Callable[..., object]]]:
@@ -90,7 +90,7 @@ WITH_ARGS = {name: value for name, value in public_callables() if documented(val
 def test_the_args_section_names_the_parameters_of_the_signature(name):
     names, value = documented(WITH_ARGS[name].__doc__), WITH_ARGS[name]
     assert len(names) == len(set(names))
-    assert set(names) - parameters(value) == set(), "documented, and not in the signature"
+    assert set(names) - parameters(value) - passed_on(value) == set(), "documented, and not in the signature"
     assert parameters(value) - set(names) - passed_on(value) == set(), "in the signature, and not documented"
 
 

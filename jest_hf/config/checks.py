@@ -38,8 +38,7 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
 
 
 def check_selection(args: JESTOptions, settings: SelectionSettings) -> None:
-    """
-    Check the options that decide which examples are trained on: each value, and the values together.
+    """Check the options that decide which examples are trained on: each value, and the values together.
 
     Args:
         args ([`JESTConfig`]): The options.
@@ -110,8 +109,7 @@ def _check_joint(args: JESTOptions, settings: SelectionSettings) -> None:
 
 
 def check_training(args: JESTOptions, settings: SelectionSettings) -> None:
-    """
-    Check the options of scoring and training, and refuse combinations whose effect would surprise.
+    """Check the options of scoring and training, and refuse combinations whose effect would surprise.
 
     Args:
         args ([`JESTConfig`]): The options, after [`check_selection`].

@@ -40,8 +40,7 @@ _DECISIVE = (
 
 @dataclass
 class JESTConfig(JESTOptions):
-    r"""
-    Arguments of a [`JESTTrainer`]: those of [`~transformers.TrainingArguments`], and the ones below.
+    r"""Arguments of a [`JESTTrainer`]: those of [`~transformers.TrainingArguments`], and the ones below.
 
     `per_device_train_batch_size` is the SUB-batch on one device: the examples that a step trains on. The super-batch
     that is loaded and scored to select them has `per_device_train_batch_size / (1 - filter_ratio)` examples, rounded.
@@ -165,10 +164,13 @@ class JESTConfig(JESTOptions):
 
     Example:
 
-        >>> from jest_hf import JESTConfig
-        >>> args = JESTConfig("out", preset="active_clip", filter_ratio=0.75, per_device_train_batch_size=32)
-        >>> args.settings.selection, args.settings.scoring, args.per_device_super_batch_size
-        ('independent', 'proxy', 128)
+    ```python
+    >>> from jest_hf import JESTConfig
+    >>> args = JESTConfig("out", preset="active_clip", filter_ratio=0.75, per_device_train_batch_size=32)
+    >>> args.settings.selection, args.settings.scoring, args.per_device_super_batch_size
+    ('independent', 'proxy', 128)
+
+    ```
     """
 
     def __post_init__(self) -> None:
@@ -216,8 +218,7 @@ class JESTConfig(JESTOptions):
         return SelectionSettings(**{one.name: getattr(self, one.name) for one in fields(SelectionSettings)})
 
     def selector(self, loss: str | None = None) -> Selector:
-        """
-        Make the selector of the run.
+        """Make the selector of the run.
 
         Args:
             loss (`str`, *optional*): `"sigmoid"` or `"softmax"`: the loss of pairs. Default: examples are not pairs.

@@ -17,8 +17,7 @@ from jest_hf.selection import SELECTIONS
 
 @dataclass(frozen=True)
 class SelectionSettings:
-    """
-    The options that a preset can fill in, filled in: none is `None`, as it may be in [`JESTConfig`] before that.
+    """The options that a preset can fill in, filled in: none is `None`, as it may be in [`JESTConfig`] before that.
 
     Args: as those of [`JESTConfig`].
     """

@@ -50,8 +50,7 @@ MODEL_INDEX = "model-index"
 
 
 def write_card(card: RepoCard, path: str | os.PathLike[str]) -> None:
-    """
-    Write a card to a file, and keep what users wrote into the file.
+    """Write a card to a file, and keep what users wrote into the file.
 
     Args:
         card (`huggingface_hub.RepoCard`): A card made by a function of [`jest_hf.hub`].
@@ -77,8 +76,7 @@ def push_card(
     revision: str | None = None,
     commit_message: str = "Update the card",
 ) -> str:
-    """
-    Commit a card to a repository on the Hub, and keep what users, or other libraries, wrote into its card.
+    """Commit a card to a repository on the Hub, and keep what users, or other libraries, wrote into its card.
 
     Args:
         card (`huggingface_hub.RepoCard`): A card made by a function of [`jest_hf.hub`]. A `DatasetCard` goes to a
@@ -114,8 +112,7 @@ def push_card(
 
 
 def merge_card(card: RepoCard, existing: str | None = None) -> str:
-    r"""
-    Merge a generated card into an existing one.
+    r"""Merge a generated card into an existing one.
 
     Args:
         card (`huggingface_hub.RepoCard`): The generated card; it is not changed.
@@ -129,13 +126,16 @@ def merge_card(card: RepoCard, existing: str | None = None) -> str:
 
     Example:
 
-        >>> from huggingface_hub import ModelCard
-        >>> from jest_hf.hub import merge_card
-        >>> first = merge_card(ModelCard("# Learner\n\n## Results\n\n0.5"))
-        >>> edited = first + "\n## My notes\n\nKeep me."
-        >>> second = merge_card(ModelCard("# Learner\n\n## Results\n\n0.6"), edited)
-        >>> "0.5" in second, "0.6" in second, "Keep me." in second
-        (False, True, True)
+    ```python
+    >>> from huggingface_hub import ModelCard
+    >>> from jest_hf.hub import merge_card
+    >>> first = merge_card(ModelCard("# Learner\n\n## Results\n\n0.5"))
+    >>> edited = first + "\n## My notes\n\nKeep me."
+    >>> second = merge_card(ModelCard("# Learner\n\n## Results\n\n0.6"), edited)
+    >>> "0.5" in second, "0.6" in second, "Keep me." in second
+    (False, True, True)
+
+    ```
     """
     metadata, text = _split(existing or "")
     text = PEFT_NOTE.sub("", text)

@@ -21,8 +21,7 @@ Card = TypeVar("Card", bound=RepoCard)
 
 
 def render_card(kind: type[Card], metadata: CardData, template: str, **values: Any) -> Card:
-    """
-    Fill in a template of `model_cards/`.
+    """Fill in a template of `model_cards/`.
 
     Args:
         kind (`type`): `ModelCard` or `DatasetCard`.

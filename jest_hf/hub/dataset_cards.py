@@ -38,8 +38,7 @@ def reference_cache_card(
     max_rows: int | None = None,
     license: str | None = None,
 ) -> DatasetCard:
-    """
-    Make the card of a reference cache from the template `model_cards/reference_cache.md`.
+    """Make the card of a reference cache from the template `model_cards/reference_cache.md`.
 
     Args:
         manifest (`Mapping`): The manifest of the finished cache (`ReferenceCache.manifest`).
@@ -121,8 +120,7 @@ def reference_cache_card(
 
 @dataclass
 class CuratedSummary:
-    """
-    How a curated data set was made, for its card.
+    """How a curated data set was made, for its card.
 
     Args:
         name (`str`): Hub id of the data set, or any other name; then the example code in the card loads the current
@@ -152,8 +150,7 @@ class CuratedSummary:
 
 
 def curated_card(summary: CuratedSummary) -> DatasetCard:
-    """
-    Make the card of a curated data set from the template `model_cards/curated.md`.
+    """Make the card of a curated data set from the template `model_cards/curated.md`.
 
     Args:
         summary ([`CuratedSummary`]): How the data set was made.
@@ -166,11 +163,14 @@ def curated_card(summary: CuratedSummary) -> DatasetCard:
 
     Example:
 
-        >>> from jest_hf.hub import CuratedSummary, curated_card
-        >>> filters = [("caption_length", {"limit": 3}, 75)]
-        >>> card = curated_card(CuratedSummary("me/clean", "scenes:web", filters, rows=100))
-        >>> card.data.size_categories, "75.0%" in card.text
-        ('n<1K', True)
+    ```python
+    >>> from jest_hf.hub import CuratedSummary, curated_card
+    >>> filters = [("caption_length", {"limit": 3}, 75)]
+    >>> card = curated_card(CuratedSummary("me/clean", "scenes:web", filters, rows=100))
+    >>> card.data.size_categories, "75.0%" in card.text
+    ('n<1K', True)
+
+    ```
     """
     before, table = summary.rows, []
     for name, parameters, kept in summary.filters:

@@ -40,8 +40,7 @@ NOT_QUALITY = re.compile(r"^epoch$|runtime$|_per_second$|preparation_time$|^exam
 
 
 def learner_card(summary: RunSummary) -> ModelCard:
-    """
-    Make the card of a learner from the template `model_cards/learner.md`.
+    """Make the card of a learner from the template `model_cards/learner.md`.
 
     Args:
         summary ([`RunSummary`]): The run.
@@ -116,9 +115,8 @@ def run_card(summary: RunSummary) -> ModelCard:
 
 
 def _task(summary: RunSummary) -> tuple[str | None, str | None]:
-    """
-    Return the Hub's name of the model's task and, for a model with labels, Python code of an input to try. The task of
-    a class that is not in `TASKS` is known only if the loss is one of pairs.
+    """Return the Hub's name of the model's task and, for a model with labels, Python code of an input to try. The task
+    of a class that is not in `TASKS` is known only if the loss is one of pairs.
     """
     found = (task for ending, task in TASKS.items() if summary.architecture.endswith(ending))
     return next(found, ("zero-shot-image-classification" if summary.loss in LOSSES else None, None))

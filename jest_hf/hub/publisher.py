@@ -54,8 +54,7 @@ class Pushing(Protocol):
 
 
 class Publisher:
-    """
-    Makes the pushes of a [`~transformers.Trainer`], so that no failed push ends a training run.
+    """Makes the pushes of a [`~transformers.Trainer`], so that no failed push ends a training run.
 
     - While the Trainer is made: a refused token or name is an error at once, before any training. If the Hub is down,
       that is a warning, and the first push that succeeds creates the repository.
@@ -77,8 +76,7 @@ class Publisher:
         self._has_warned = False
 
     def make_repository(self, trainer: Pushing, make: Callable[[], None]) -> None:
-        """
-        Create the repository, with more tries than the Trainer.
+        """Create the repository, with more tries than the Trainer.
 
         Args:
             trainer ([`Pushing`]): The Trainer.
@@ -116,8 +114,7 @@ class Publisher:
         token: str | None,
         revision: str | None,
     ) -> Any:
-        """
-        Push the model, and try again if the error is temporary.
+        """Push the model, and try again if the error is temporary.
 
         Args:
             trainer ([`Pushing`]): The Trainer.
@@ -231,8 +228,7 @@ def can_pass(error: BaseException) -> bool:
 
 
 def try_repeatedly(action: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """
-    Call a function, up to three times if it fails with a temporary error ([`can_pass`]).
+    """Call a function, up to three times if it fails with a temporary error ([`can_pass`]).
 
     Args:
         action (`Callable`): The function.

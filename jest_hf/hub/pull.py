@@ -38,8 +38,7 @@ WAITS = (1.0, 4.0)  # seconds before the second and third try, besides the retri
 
 @dataclass(frozen=True)
 class Snapshot:
-    """
-    The files of a repository at one commit, or of a local folder.
+    """The files of a repository at one commit, or of a local folder.
 
     Args:
         name (`str`): `owner/name`, or the path of a local folder.
@@ -53,8 +52,7 @@ class Snapshot:
 
 
 def pull_model(repo_id: str, revision: str | None = None, option: str = "ref_model") -> Snapshot:
-    """
-    Download the files of a model and its processor that are not cached, and verify all files.
+    """Download the files of a model and its processor that are not cached, and verify all files.
 
     Args:
         repo_id (`str`): Repository of the model, `owner/name`.
@@ -70,8 +68,7 @@ def pull_model(repo_id: str, revision: str | None = None, option: str = "ref_mod
 
 
 def check_safetensors(folder: Path, names: Sequence[str], setting: str) -> None:
-    """
-    Refuse a folder without weights in safetensors.
+    """Refuse a folder without weights in safetensors.
 
     Args:
         folder (`Path`): The folder.
@@ -97,8 +94,7 @@ def pull(
     repo_type: str = "model",
     token: str | None = None,
 ) -> Snapshot:
-    """
-    Download the files of a repository that are not cached, and verify all files. Folders in the repository
+    """Download the files of a repository that are not cached, and verify all files. Folders in the repository
     (checkpoints, other formats) are left out.
 
     With `HF_HUB_OFFLINE` only the cache is read. On a file system without links the cache has no hashes, and nothing

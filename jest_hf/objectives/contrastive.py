@@ -34,8 +34,7 @@ from jest_hf.selection import ContrastiveEmbeddings
 
 
 class ContrastiveObjective:
-    """
-    The [`Objective`] of image-text pairs.
+    """The [`Objective`] of image-text pairs.
 
     Args:
         loss (`str`, *optional*): `"sigmoid"` or `"softmax"`. It may be left out of an objective that only collates.
@@ -47,13 +46,16 @@ class ContrastiveObjective:
 
     Example:
 
-        >>> import torch
-        >>> from jest_hf.distributed import Ranks
-        >>> from jest_hf.models import DualEncoderOutput
-        >>> from jest_hf.objectives import ContrastiveObjective
-        >>> output = DualEncoderOutput.of(torch.eye(2), torch.eye(2), torch.tensor(10.0), torch.tensor(-5.0))
-        >>> round(ContrastiveObjective("sigmoid").loss(output, {}, Ranks()).item(), 4)
-        0.0134
+    ```python
+    >>> import torch
+    >>> from jest_hf.distributed import Ranks
+    >>> from jest_hf.models import DualEncoderOutput
+    >>> from jest_hf.objectives import ContrastiveObjective
+    >>> output = DualEncoderOutput.of(torch.eye(2), torch.eye(2), torch.tensor(10.0), torch.tensor(-5.0))
+    >>> round(ContrastiveObjective("sigmoid").loss(output, {}, Ranks()).item(), 4)
+    0.0134
+
+    ```
     """
 
     name = "contrastive"

@@ -53,8 +53,7 @@ class Evaluated(Protocol):
 
 @dataclass(frozen=True)
 class ObjectiveOptions:
-    """
-    The options of a run that an objective may use, as plain values, so that scoring needs no training arguments.
+    """The options of a run that an objective may use, as plain values, so that scoring needs no training arguments.
 
     Args:
         loss (`str`, *optional*): `"sigmoid"` or `"softmax"`, for pairs. Default: the loss that the learner was
@@ -77,7 +76,7 @@ class ObjectiveOptions:
     eval_group_column: str | None = None
 
 
-# Options that have no use where examples stand alone, with the value that each must keep.
+# Options that have no effect without pairs, each with the value that it must keep.
 FOR_PAIRS_ALONE: Mapping[str, Any] = {
     "scoring_view": None,
     "gradient_cache_chunk_size": None,
@@ -89,17 +88,16 @@ FOR_PAIRS_ALONE: Mapping[str, Any] = {
 
 
 class Collator(Protocol):
-    """
-    A data collator: makes a super-batch of rows, a `dict` of tensors of n rows each.
+    """A data collator: it makes n rows a super-batch, a `dict` of tensors with n rows each.
 
-    Besides what the models read, a super-batch has `example_id` (int64 `[n]`, from the rows) and `valid` (bool `[n]`,
-    False for a row that cannot be used: the row keeps its place, and its values do not matter). The keys that only a
-    reference reads begin with `ref_`.
+    Besides the inputs of the models, a super-batch has `example_id` (int64 `[n]`, from the rows) and `valid` (bool
+    `[n]`: False for a row that cannot be used, whose values are ignored). Keys for the reference alone begin with
+    `ref_`.
 
     Attributes:
         processor: The learner's processor.
-        ref_processor (*optional*): The reference's, where the reference reads something else than the learner.
-        image_column (`str`, *optional*): Column of the images, where there are images.
+        ref_processor (*optional*): The reference's processor, if it differs from the learner's.
+        image_column (`str`, *optional*): Column of the images; `None` without images.
     """
 
     processor: Any
@@ -114,19 +112,18 @@ class Collator(Protocol):
 
 
 class Objective(Protocol):
-    """
-    What a run trains for. `OBJECTIVES` is the registry.
+    """What a run trains for. `OBJECTIVES` is the registry.
 
-    An objective that is a subclass inherits what holds for examples that stand alone: no pairs, nothing to cache, no
-    checks of its own. It has to write `fits`, `make`, `collator`, `reader`, `loss`, `forward_flops`, `eval_collator`
-    and `evaluate`, and to set `name` and `collator_type`.
+    A subclass inherits the defaults of an objective without pairs, without a cache and without checks. It must define
+    `fits`, `make`, `collator`, `reader`, `loss`, `forward_flops`, `eval_collator` and `evaluate`, and set `name` and
+    `collator_type`.
 
     Attributes:
         name (`str`): The value of `JESTConfig.objective` that chooses this class.
         pairs (`bool`): Whether examples make pairs, so that they can be selected jointly. Otherwise the loss is a mean
             over examples.
         loss_kind (`str`, *optional*): `"sigmoid"` or `"softmax"`, the loss of pairs; `None` without pairs.
-        loss_name (`str`): What the model card calls the loss.
+        loss_name (`str`): The name of the loss in the model card.
         collator_type (`type`): The class of the data collators that make super-batches for this objective.
         refused (`dict`): Options of `JESTConfig` that have no effect with this objective, each with the value that it
             must keep.
@@ -151,8 +148,7 @@ class Objective(Protocol):
 
     @classmethod
     def make(cls, model: PreTrainedModel | None, options: ObjectiveOptions) -> Objective:
-        """
-        Make the objective of a run.
+        """Make the objective of a run.
 
         Args:
             model ([`~transformers.PreTrainedModel`], *optional*): The learner, without adapters, if there is one yet.
@@ -163,8 +159,7 @@ class Objective(Protocol):
         """
 
     def collator(self, processor: Any, ref_processor: Any | None, seed: int) -> Collator:
-        """
-        Make the data collator of a run that is given none.
+        """Make the data collator of a run that is given none.
 
         Args:
             processor: The learner's processor.
@@ -173,8 +168,7 @@ class Objective(Protocol):
         """
 
     def reader(self, model: PreTrainedModel, processor: Any, role: str, prefix: str = "") -> Reader:
-        """
-        Make a model ready for steps, and return how it reads a super-batch.
+        """Make a model ready for steps, and return how it reads a super-batch.
 
         Args:
             model ([`~transformers.PreTrainedModel`]): The model, not wrapped yet; it may have adapters.
@@ -196,8 +190,7 @@ class Objective(Protocol):
     def check(
         self, inputs: Mapping[str, Any], config: PretrainedConfig, role: str, labels: Tensor | None = None
     ) -> None:
-        """
-        Check one collated batch.
+        """Check one collated batch.
 
         Args:
             inputs (`dict`): What a reader makes of the batch: the arguments of the model's `forward`.
@@ -213,8 +206,7 @@ class Objective(Protocol):
         """Raise a `ValueError` for a `compute_metrics` that the evaluation cannot call."""
 
     def loss(self, output: Any, batch: Mapping[str, Tensor], ranks: Ranks, teacher: Any | None = None) -> Tensor:
-        """
-        Compute the loss of the sub-batch of all ranks, an fp32 scalar. A collective.
+        """Compute the loss of the sub-batch of all ranks, an fp32 scalar. A collective.
 
         Its gradients, averaged over the ranks as in data-parallel training, are those of the loss of the whole
         sub-batch.
@@ -254,8 +246,7 @@ class Objective(Protocol):
         device: torch.device,
         ranks: Ranks,
     ) -> Evaluated:
-        """
-        Evaluate a model on a whole data set. A collective: every rank returns the results of all rows.
+        """Evaluate a model on a whole data set. A collective: every rank returns the results of all rows.
 
         Args:
             read (`Callable`): `read(model, batch)` is one forward. The method itself puts the model in eval mode and
@@ -272,8 +263,7 @@ OBJECTIVES: dict[str, type[Objective]] = {}
 
 
 def find_objective(name: str | None, model: PreTrainedModel | None) -> type[Objective]:
-    """
-    Return the objective with a name; without a name, the last registered one that fits the learner.
+    """Return the objective with a name; without a name, the last registered one that fits the learner.
 
     Args:
         name (`str`, *optional*): The value of `JESTConfig.objective`.
@@ -285,9 +275,12 @@ def find_objective(name: str | None, model: PreTrainedModel | None) -> type[Obje
 
     Example:
 
-        >>> from jest_hf.objectives import find_objective
-        >>> find_objective("language_model", None).pairs
-        False
+    ```python
+    >>> from jest_hf.objectives import find_objective
+    >>> find_objective("language_model", None).pairs
+    False
+
+    ```
     """
     if name is None:
         fitting = [one for one in OBJECTIVES.values() if model is not None and one.fits(model)]

@@ -49,8 +49,7 @@ def kind_of(model: PreTrainedModel) -> str:
 
 
 class PointwiseObjective:
-    """
-    The [`~jest_hf.objectives.Objective`] of examples with a loss each.
+    """The [`~jest_hf.objectives.Objective`] of examples with a loss each.
 
     Args:
         kind (`str`): `"classification"` (one label for each example, or one for each token) or `"language_model"`

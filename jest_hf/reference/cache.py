@@ -74,8 +74,7 @@ def write_cache(
     disable_tqdm: bool = False,
     ranks: Ranks | None = None,
 ) -> ReferenceCache:
-    """
-    Embed every row with all of its captions, or continue where an earlier call was interrupted. A collective.
+    """Embed every row with all of its captions, or continue where an earlier call was interrupted. A collective.
 
     JPEGs are decoded at the size of the reference. In a run without a cache they are decoded at the larger of two
     sizes, the learner's and the reference's, so the pixels may differ a little.
@@ -190,8 +189,7 @@ class _Part(NamedTuple):
 
 
 def _deal(pending: Sequence[int], spans: Sequence[range], batch_size: int, ranks: Ranks) -> Iterator[_Task]:
-    """
-    Yield this rank's forwards. All ranks have the same number, because engines make every forward a collective: in
+    """Yield this rank's forwards. All ranks have the same number, because engines make every forward a collective: in
     each round a rank has one shard, and adds empty batches if its shard is shorter than another's or none is left.
     """
     for first in range(0, len(pending), ranks.size):
@@ -257,8 +255,7 @@ def _assemble(parts: Sequence[_Part], span: range, width: int, dtype: torch.dtyp
 def _begin(
     folder: Path, plan: dict[str, Any], spans: Sequence[range], replace: bool, ranks: Ranks, device: torch.device | str
 ) -> list[int] | None:
-    """
-    Prepare the folder, and return the shards to write, the same on every rank; `None` if the cache is finished. A
+    """Prepare the folder, and return the shards to write, the same on every rank; `None` if the cache is finished. A
     collective.
     """
     pending = [k for k, span in enumerate(spans) if not is_whole(folder / shard_name(k), len(span), plan["width"])]

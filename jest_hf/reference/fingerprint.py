@@ -48,8 +48,7 @@ _PROVENANCE = ("architectures", "dtype", "torch_dtype", "transformers_version")
 
 
 def identify_reference(ref_model: str | nn.Module, revision: str | None = None) -> dict[str, Any]:
-    """
-    Return the identity of a reference, for a cache's manifest.
+    """Return the identity of a reference, for a cache's manifest.
 
     Args:
         ref_model (`str` or `torch.nn.Module`): A Hub id, a local path, or a whole model. The reference in a
@@ -102,8 +101,7 @@ def describe_reference(
     ref_processor: Any | None,
     collator: JESTDataCollator,
 ) -> dict[str, dict[str, Any]]:
-    """
-    Describe the reference of a run that uses a cache, without loading the reference.
+    """Describe the reference of a run that uses a cache, without loading the reference.
 
     Args:
         ref_model (`str` or [`~transformers.PreTrainedModel`], *optional*): As in [`load_reference`].
@@ -148,8 +146,7 @@ def describe_reading(collator: JESTDataCollator) -> dict[str, Any]:
 
 
 def describe_data(rows: Rows, collator: JESTDataCollator) -> dict[str, Any]:
-    """
-    Identify a data set: the columns that are read, the number of rows, all captions, and a sample of rows.
+    """Identify a data set: the columns that are read, the number of rows, all captions, and a sample of rows.
 
     Args:
         rows ([`~jest_hf.data.rows.Rows`]): The data.
@@ -160,16 +157,19 @@ def describe_data(rows: Rows, collator: JESTDataCollator) -> dict[str, Any]:
 
     Example:
 
-        >>> from PIL import Image
-        >>> from jest_hf import JESTDataCollator
-        >>> from jest_hf.data import build_processor
-        >>> from jest_hf.data.rows import Rows
-        >>> from jest_hf.reference import describe_data
-        >>> rows = [{"image": Image.new("RGB", (8, 8)), "text": "a black square"}] * 3
-        >>> collator = JESTDataCollator(build_processor(["a black square"], 8, 300, 8))
-        >>> described = describe_data(Rows(rows), collator)
-        >>> described["n_rows"], described["caption_column"]
-        (3, 'text')
+    ```python
+    >>> from PIL import Image
+    >>> from jest_hf import JESTDataCollator
+    >>> from jest_hf.data import build_processor
+    >>> from jest_hf.data.rows import Rows
+    >>> from jest_hf.reference import describe_data
+    >>> rows = [{"image": Image.new("RGB", (8, 8)), "text": "a black square"}] * 3
+    >>> collator = JESTDataCollator(build_processor(["a black square"], 8, 300, 8))
+    >>> described = describe_data(Rows(rows), collator)
+    >>> described["n_rows"], described["caption_column"]
+    (3, 'text')
+
+    ```
     """
     if len(rows) == 0:
         raise ValueError("the data set has no rows; pass a data set with at least one row.")
@@ -215,8 +215,7 @@ def own_key(row: Mapping[str, Any]) -> int | None:
 
 
 def difference(cached: Mapping[str, Any], present: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """
-    Return the first difference of the fields that both descriptions have, as a part of a sentence; `None` if they
+    """Return the first difference of the fields that both descriptions have, as a part of a sentence; `None` if they
     agree. References with the same weights are the same, whatever their names and commits.
 
     Args:
@@ -225,9 +224,12 @@ def difference(cached: Mapping[str, Any], present: Mapping[str, Mapping[str, Any
 
     Example:
 
-        >>> from jest_hf.reference.fingerprint import difference
-        >>> difference({"data": {"n_rows": 1000}}, {"data": {"n_rows": 1200}})
-        'data.n_rows was 1000, and in this run it is 1200'
+    ```python
+    >>> from jest_hf.reference.fingerprint import difference
+    >>> difference({"data": {"n_rows": 1000}}, {"data": {"n_rows": 1200}})
+    'data.n_rows was 1000, and in this run it is 1200'
+
+    ```
     """
     for section, fields in json.loads(json.dumps(present)).items():
         ours, theirs = dict(_flat(fields, section)), dict(_flat(cached[section], section))

@@ -32,8 +32,7 @@ def open_cache(
     ranks: Ranks | None = None,
     device: torch.device | str = "cpu",
 ) -> ReferenceCache:
-    """
-    Open a reference cache. The reference itself is not loaded.
+    """Open a reference cache. The reference itself is not loaded.
 
     Args:
         name (`str` or `Path`): A folder, or the id of a data-set repository on the Hub.
@@ -76,9 +75,8 @@ def push_reference_cache(
     token: str | None = None,
     commit_message: str = "Upload reference cache",
 ) -> str:
-    """
-    Upload a finished cache with a card to a data-set repository, which is created if it does not exist. Shards of an
-    older cache are removed from the repository; its earlier commits keep them.
+    """Upload a finished cache with a card to a data-set repository, which is created if it does not exist. Shards of
+    an older cache are removed from the repository; its earlier commits keep them.
 
     Args:
         folder (`str` or `Path`): The cache. Its `README.md`, if there is one, is uploaded too.

@@ -29,8 +29,7 @@ def load_reference(
     ranks: Ranks | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[PreTrainedModel, Any]:
-    """
-    Load and freeze a reference.
+    """Load and freeze a reference.
 
     Args:
         ref_model (`str` or [`~transformers.PreTrainedModel`]): A Hub id, a local path, or a model, which is frozen
@@ -75,8 +74,7 @@ def locate_reference(
     ranks: Ranks | None = None,
     device: torch.device | str = "cpu",
 ) -> Snapshot:
-    """
-    Return the folder of a reference's files; those of a Hub id are downloaded and verified first.
+    """Return the folder of a reference's files; those of a Hub id are downloaded and verified first.
 
     With several ranks, the first pulls and the others then pull the same commit: a push to the repository during the
     start cannot give two ranks different weights, and the ranks on the first one's host read its download.
@@ -117,8 +115,7 @@ def locate_adapter(
     ranks: Ranks | None = None,
     device: torch.device | str = "cpu",
 ) -> Snapshot:
-    """
-    Return the folder of the files of an adapter, as [`locate_reference`] does for a model.
+    """Return the folder of the files of an adapter, as [`locate_reference`] does for a model.
 
     Args:
         adapter (`str`): A Hub id or a local path of an adapter.

@@ -45,8 +45,7 @@ SAMPLED_ROWS = 256
 
 
 class IrreducibleLosses:
-    """
-    A reference whose losses on the training data are known: no model, no forward.
+    """A reference whose losses on the training data are known: no model, no forward.
 
     Args:
         losses (`torch.Tensor`): The loss of each row in nats, fp32 `[N]`, on the CPU.
@@ -55,13 +54,16 @@ class IrreducibleLosses:
 
     Example:
 
-        >>> import torch
-        >>> from jest_hf.reference.losses import IrreducibleLosses
-        >>> valid = torch.tensor([True, True, False])
-        >>> known = IrreducibleLosses(torch.tensor([0.5, 2.0, 0.0]), valid, {"reference": {}})
-        >>> batch = {"example_id": torch.tensor([1, 0]), "valid": torch.tensor([True, True])}
-        >>> known.score(torch.nn.Identity(), batch, batch_size=2).losses
-        tensor([2.0000, 0.5000])
+    ```python
+    >>> import torch
+    >>> from jest_hf.reference.losses import IrreducibleLosses
+    >>> valid = torch.tensor([True, True, False])
+    >>> known = IrreducibleLosses(torch.tensor([0.5, 2.0, 0.0]), valid, {"reference": {}})
+    >>> batch = {"example_id": torch.tensor([1, 0]), "valid": torch.tensor([True, True])}
+    >>> known.score(torch.nn.Identity(), batch, batch_size=2).losses
+    tensor([2.0000, 0.5000])
+
+    ```
     """
 
     reads_images = False
@@ -93,8 +95,7 @@ class IrreducibleLosses:
         disable_tqdm: bool = False,
         ranks: Ranks | None = None,
     ) -> IrreducibleLosses:
-        """
-        Read the losses from a file, or compute them for every row and write the file. A collective: every rank
+        """Read the losses from a file, or compute them for every row and write the file. A collective: every rank
         computes a share of the losses and returns all of them. Only the first rank reads and writes the file. An
         interrupted computation starts over.
 
@@ -184,16 +185,14 @@ class IrreducibleLosses:
         return int(self.valid.sum())
 
     def readable(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """
-        Return which examples of a super-batch can be selected, bool `[B]`: those that could be read both now and when
-        the losses were computed.
+        """Return which examples of a super-batch can be selected, bool `[B]`: those that could be read both now and
+        when the losses were computed.
         """
         valid = batch["valid"]
         return valid & self.valid[self._rows(batch)].to(valid.device)
 
     def score(self, learner: nn.Module, batch: Mapping[str, Tensor], batch_size: int) -> PointwiseLosses:
-        """
-        Return the losses of a super-batch, fp32 `[B]`, on the device of its ids.
+        """Return the losses of a super-batch, fp32 `[B]`, on the device of its ids.
 
         Args:
             learner (`torch.nn.Module`): Unused.

@@ -16,8 +16,7 @@ from jest_hf.models.sharding import check_shardable, prepare_for_fsdp2
 
 
 def place_reference(model: PreTrainedModel, accelerator: Accelerator, placement: str = "replica") -> nn.Module:
-    """
-    Move a frozen reference to the device, or spread it over the devices.
+    """Move a frozen reference to the device, or spread it over the devices.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): The reference, whole, in eval mode; it is changed in place.

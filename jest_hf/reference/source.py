@@ -27,8 +27,7 @@ from jest_hf.selection import ContrastiveEmbeddings, Scored
 
 
 class ReferenceSource(Protocol):
-    """
-    Where the reference's scores come from: a frozen model, a cache of embeddings or losses, or a model that the run
+    """Where the reference's scores come from: a frozen model, a cache of embeddings or losses, or a model that the run
     trains.
 
     Attributes:
@@ -61,8 +60,7 @@ class ReferenceSource(Protocol):
         """Return which examples of a super-batch the reference can score, bool `[B]`."""
 
     def score(self, learner: nn.Module, batch: Mapping[str, Tensor], batch_size: int) -> Scored:
-        """
-        Score a super-batch with the reference, on the device of the super-batch.
+        """Score a super-batch with the reference, on the device of the super-batch.
 
         Args:
             learner (`torch.nn.Module`): The learner, as its engine wraps it.
@@ -75,8 +73,7 @@ class ReferenceSource(Protocol):
 
 
 class Reference:
-    """
-    A reference whose model runs on each super-batch.
+    """A reference whose model runs on each super-batch.
 
     Args:
         view ([`~jest_hf.models.reader.Reader`]): How the reference reads a super-batch.
@@ -154,8 +151,7 @@ class Reference:
         reference: Mapping[str, Any],
         **options: Any,
     ) -> CachedReference:
-        """
-        Embed the rows once, and return a reference that reads the embeddings from the disk. A collective.
+        """Embed the rows once, and return a reference that reads the embeddings from the disk. A collective.
 
         The arguments are those of [`write_cache`]. `reference` is completed by the repository and the commit of a
         reference from the Hub.
@@ -168,8 +164,7 @@ class Reference:
 
 
 class CachedReference:
-    """
-    A reference whose embeddings of the training data are read from a cache: no model, no forward.
+    """A reference whose embeddings of the training data are read from a cache: no model, no forward.
 
     Args:
         cache ([`ReferenceCache`]): The embeddings.
@@ -192,8 +187,7 @@ class CachedReference:
 
     @classmethod
     def of(cls, cache: ReferenceCache, dataset: Any, collator: JESTDataCollator) -> CachedReference:
-        """
-        Return the reference for training on `dataset`, after checking that the cache was made of this data set (by
+        """Return the reference for training on `dataset`, after checking that the cache was made of this data set (by
         [`describe_data`]; of a stream, its first row is checked).
 
         Args:
@@ -232,16 +226,15 @@ class CachedReference:
         return self.cache.manifest["reference"].get("commit")
 
     def readable(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """
-        Return which examples of a super-batch can be selected, bool `[B]`: those that could be read both now and when
-        the cache was made.
+        """Return which examples of a super-batch can be selected, bool `[B]`: those that could be read both now and
+        when the cache was made.
         """
         valid = batch["valid"]
         return valid & self.cache.readable(self._rows(batch)).to(valid.device)
 
     def score(self, learner: nn.Module, batch: Mapping[str, Tensor], batch_size: int) -> ContrastiveEmbeddings:
-        """
-        Return the embeddings of a super-batch, fp32, on the device of its ids; `learner` and `batch_size` are unused.
+        """Return the embeddings of a super-batch, fp32, on the device of its ids; `learner` and `batch_size` are
+        unused.
 
         Args:
             learner (`torch.nn.Module`): Unused.

@@ -42,8 +42,7 @@ def shard_name(number: int) -> str:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """
-    Write a file in one move: whatever happens meanwhile, it is there whole or not at all.
+    """Write a file in one move: whatever happens meanwhile, it is there whole or not at all.
 
     Args:
         path (`Path`): The file.
@@ -109,8 +108,7 @@ def about_shard(path: Path) -> dict[str, Any]:
 
 
 class ReferenceCache:
-    """
-    The reference's embeddings of a data set, on disk. [`write_cache`] makes a cache, and [`open_cache`] opens it.
+    """The reference's embeddings of a data set, on disk. [`write_cache`] makes a cache, and [`open_cache`] opens it.
 
     Args:
         folder (`Path`): Folder of the cache.
@@ -138,8 +136,7 @@ class ReferenceCache:
         self._shards: dict[int, dict[str, Tensor]] = {}
 
     def check(self, **present: dict[str, Any]) -> None:
-        """
-        Check that the cache was made with this reference and of these data.
+        """Check that the cache was made with this reference and of these data.
 
         Args:
             present (`dict`): Descriptions of the run, by section: `reference` ([`identify_reference`]), `reading`
@@ -156,8 +153,7 @@ class ReferenceCache:
             )
 
     def take(self, rows: Tensor, captions: Tensor | None = None) -> ContrastiveEmbeddings:
-        """
-        Return the embeddings of some rows, fp32, on the CPU.
+        """Return the embeddings of some rows, fp32, on the CPU.
 
         Args:
             rows (`torch.Tensor`): Numbers of rows, int64 `[n]`, on the CPU.
@@ -190,8 +186,7 @@ class ReferenceCache:
             self._shard(number)
 
     def rows_of(self, keys: Tensor) -> Tensor:
-        """
-        Return the numbers of the rows with these keys, int64 `[n]`. A key is the value of the data's column
+        """Return the numbers of the rows with these keys, int64 `[n]`. A key is the value of the data's column
         `example_id`; without such a column it is the number of the row.
 
         Raises:
@@ -276,8 +271,7 @@ class ReferenceCache:
 
 
 def open_folder(folder: str | Path) -> ReferenceCache:
-    """
-    Open a cache in a folder.
+    """Open a cache in a folder.
 
     Args:
         folder (`str` or `Path`): Folder of the cache.

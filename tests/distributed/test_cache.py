@@ -136,7 +136,7 @@ def test_hosts_that_do_not_share_the_folder_are_told(alone: Path, tmp_path: Path
     for path in alone.iterdir():
         (tmp_path / "0" / path.name).write_bytes(path.read_bytes())
     for said in run(2, _refused, str(tmp_path), True):
-        assert "the processes do not see the same files" in said and "all hosts share" in said
+        assert "the processes do not find the same files" in said and "all hosts share" in said
 
 
 def test_the_command_on_two_processes_and_on_one(tmp_path: Path) -> None:

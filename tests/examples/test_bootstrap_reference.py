@@ -247,7 +247,7 @@ def test_an_interrupted_measurement_goes_on_with_the_next_part(example, chain, m
 
 
 @pytest.mark.parametrize(
-    ("change", "stage", "said"),
+    ("change", "stage", "difference"),
     [
         ("aligner_training.seed=3", "aligner", r"training.seed was 'not set' and is 3"),
         ("filters.top_alignment=0.4", "curated", r"filters.top_alignment was 0.5 and is 0.4"),
@@ -258,11 +258,13 @@ def test_an_interrupted_measurement_goes_on_with_the_next_part(example, chain, m
         ("pool.max_rows=50", "measures", r"pool.n_rows was 60 and is 50"),
     ],
 )
-def test_a_changed_setting_does_not_reuse_what_another_made(example, chain, monkeypatch, change, stage, said):
+def test_a_changed_setting_does_not_reuse_what_another_made(example, chain, monkeypatch, change, stage, difference):
     folder, words = chain
     monkeypatch.setattr(JESTTrainer, "train", refuse_to_train)
     before = record(folder, stage)
-    with pytest.raises(ValueError, match=rf"{stage} was made with other settings \(.*{said}\); choose another output"):
+    with pytest.raises(
+        ValueError, match=rf"{stage} was made with other settings \(.*{difference}\); choose another output"
+    ):
         example.main([*words, change])
     assert record(folder, stage) == before
 
@@ -307,19 +309,19 @@ def test_flexi_is_the_same_chain_with_a_cheaper_view():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("learner.filter_ration=0.5", "do not exist in learner: filter_ration"),
         ("filters.min_word=2", "do not exist in filters: min_word"),
         ("model.width=2", "do not exist in model: width"),
         ("curated=3", "do not exist in the recipe: curated"),
-        ("aligner=some/model", "names seed_dataset and aligner: give one of"),
-        ("seed_dataset=null", "names none of them: give one of"),
+        ("aligner=some/model", "sets seed_dataset and aligner of curated_dataset"),
+        ("seed_dataset=null", "sets none of curated_dataset, aligner and seed_dataset; set one"),
         ("rounds=0", "rounds=0 must be at least 1"),
     ],
 )
-def test_what_is_wrong_with_a_recipe_is_said(example, tmp_path, change, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_wrong_recipe_is_refused(example, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
         example.parse([*write_recipe(tmp_path), change])
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import datasets
@@ -194,6 +196,16 @@ def test_data_without_a_caption_column(tmp_path, run_jest, monkeypatch):
     settings = {**TINY, "dataset": tmp_path / "rows.parquet", "selection": "uniform", "output_dir": tmp_path / "out"}
     with pytest.raises(ValueError, match="none of the columns text, caption, captions .*image, title.*caption_column"):
         run_jest.main(flags(settings))
+
+
+def test_every_flag_has_a_help_that_can_be_read_alone(run_jest, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        run_jest.parse(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for flag in fields(run_jest.ScriptArguments):
+        text = flag.metadata["help"]
+        assert f"--{flag.name} " in shown and text.endswith("."), flag.name
+        assert re.match(r"(?!Its|Of|Their|It)[A-Z]", text), flag.name
 
 
 def test_settings_that_do_not_exist(tmp_path, run_jest):

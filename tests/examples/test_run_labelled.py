@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import datasets
@@ -70,6 +72,12 @@ def scenes(run_labelled):
 
 def flags(settings: dict) -> list[str]:
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def test_every_flag_has_a_help_that_can_be_read_alone(run_labelled):
+    for flag in fields(run_labelled.ScriptArguments):
+        text = flag.metadata["help"]
+        assert text.endswith(".") and re.match(r"(?!Its|Of|Their|It)[A-Z]", text), flag.name
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -263,7 +263,11 @@ def test_a_shard_that_was_pushed_damaged_is_refused(hub, client, tmp_path, folde
         hub.put("alice/cache", {name: spoilt}, kind="datasets")
     with pytest.raises(Failed) as failed:
         client(look_up, home=tmp_path / "new")
-    said = {"truncated": "bytes, and the manifest says", "changed": "is damaged: its sha256", "missing": "is missing"}
+    said = {
+        "truncated": "bytes, and the manifest lists it with",
+        "changed": "is damaged: its sha256",
+        "missing": "is missing",
+    }
     assert failed.value.kind == "ValueError" and "\n" not in str(failed.value)
     assert name in str(failed.value) and said[damage] in str(failed.value)
 
@@ -273,7 +277,7 @@ def test_a_shard_that_was_pushed_damaged_is_refused(hub, client, tmp_path, folde
     [
         ("alice/none", None, "reference_cache='alice/none' is neither a folder nor a repository of http://127"),
         ("alice/cache", "v9", "reference_cache_revision='v9' is no branch, tag or commit of reference_cache='alice/"),
-        ("alice/empty", None, "no reference cache is in"),
+        ("alice/empty", None, "has no reference cache"),
     ],
 )
 def test_what_is_not_there_is_named(hub, client, folder, repo, revision, words):
