@@ -1,21 +1,23 @@
-# make demo | test | lint | bench: each sets up .venv first, where pyproject.toml or constraints.txt changed.
+# make demo | test | lint | docs | bench: each sets up .venv first, where pyproject.toml or constraints.txt changed.
 # PYTHON=python3.12 picks another interpreter, OMP_NUM_THREADS=4 another number of CPU threads.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.docs
 
 # accelerate launches a script with one thread unless this is set.
 OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint docs bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   train the reference, the IID baseline and JEST on the built-in data, and compare them"
 	@echo "make test   run the tests"
 	@echo "make lint   check style and format"
+	@echo "make docs   build the documentation as a site into docs/_build/html; a warning is an error"
 	@echo "make bench  run the short benchmarks, results in benchmarks/results (the long one: docs/results.md)"
 	@echo "make setup  only build $(VENV)"
 
@@ -42,8 +44,16 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $(DOCS_STAMP)
+
+docs: $(DOCS_STAMP)
+	$(BIN)/python -m sphinx -b html -E -q -W --keep-going docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 bench: $(STAMP)
 	@set -e; for name in selection overhead chunks; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist docs/_build *.egg-info
