@@ -33,8 +33,8 @@ def outcome(module: types.ModuleType) -> doctest.TestResults:
     return runner.summarize()
 
 
-# No parameters where no file has an example: pytest then reports one test as skipped.
-@pytest.mark.parametrize("path", FILES, ids=name_of)
+# Where no file has an example, pytest reports one test as skipped.
+@pytest.mark.parametrize("path", FILES, ids=[name_of(path) for path in FILES])
 def test_examples_run(path):
     module = name_of(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
     failed, attempted = outcome(importlib.import_module(module))

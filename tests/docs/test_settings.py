@@ -19,6 +19,9 @@ from tests.docs.pages import PAGES, ROOT, name_of, spans
 OPTIONS = {field.name for field in fields(JESTConfig)}
 ARGUMENTS = {*inspect.signature(JESTTrainer).parameters, *inspect.signature(Trainer).parameters}
 
+# Of other libraries, and of the environment.
+OTHERS = {"DS_ACCELERATOR", "trust_remote_code", "weights_only"}
+
 # What README's table says in words.
 IN_WORDS = {"the model's own": None, "off": False, "-": None, "full": None, "the sub-batch": None}
 
@@ -36,7 +39,7 @@ def named_options(page_spans: list[str]) -> list[tuple[str, str | None]]:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_options_in_inline_code_exist(page):
     for name, value in named_options(spans(page)):
-        assert name in OPTIONS | ARGUMENTS | {"DS_ACCELERATOR", "torch"}, f"{name}={value}"
+        assert name in OPTIONS | ARGUMENTS | OTHERS, f"{name}={value}"
 
 
 CHOICES = ("selection", "criterion", "preset", "scoring", "reference", "objective", "loss", "loss_exchange")
