@@ -286,5 +286,5 @@ def target_of(name: str, owner: Any) -> str | None:
     if full is None:
         return None
     module, _, public = full.rpartition(".")
-    described_here = getattr(vars(exported(module)[public]).get(member), "__doc__", None)
-    return f"{full}.{member}" if described_here else None
+    own = vars(exported(module)[public])
+    return f"{full}.{member}" if member in own and own[member].__doc__ else None

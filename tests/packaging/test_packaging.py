@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import configparser
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -131,8 +132,14 @@ def test_wheel_works_in_a_clean_environment(clean, tmp_path):
 
 def test_command_works_in_a_clean_environment(clean, tmp_path):
     def jest_hf(*arguments: str) -> str:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         done = subprocess.run(
-            [clean / "jest-hf", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+            [clean / "jest-hf", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
