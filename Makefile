@@ -1,4 +1,4 @@
-# make demo | test | lint | docs | bench: each sets up .venv first, where pyproject.toml or constraints.txt changed.
+# make demo | test | same | lint | docs | bench: each sets up .venv first, where pyproject.toml or constraints.txt changed.
 # PYTHON=python3.12 picks another interpreter, OMP_NUM_THREADS=4 another number of CPU threads.
 PYTHON ?= python3
 VENV := .venv
@@ -10,13 +10,15 @@ DOCS_STAMP := $(VENV)/.docs
 OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS
 
-.PHONY: help setup demo test lint docs bench clean
+.PHONY: help setup demo test same same-mutations lint docs bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   train the reference, the IID baseline and JEST on the built-in data, and compare them"
 	@echo "make test   run the tests"
-	@echo "make lint   check style and format"
+	@echo "make same BASE=<commit>  train a matrix of tiny runs with that commit and with this tree: equal bit by bit?"
+	@echo "make same-mutations      try whether that matrix sees a change in the order of random numbers"
+	@echo "make lint   check style, format, the layers of imports, and types"
 	@echo "make docs   build the documentation as a site into docs/_build/html; a warning is an error"
 	@echo "make bench  run the short benchmarks, results in benchmarks/results (the long one: docs/results.md)"
 	@echo "make setup  only build $(VENV)"
@@ -40,9 +42,21 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
+# RUNS=uniform,resumed picks runs, PROCESSES=1 or 2 their number of processes, SAME_PYTHON=/path/to/python an interpreter
+# that has everything installed already.
+SAME := $(or $(SAME_PYTHON),$(BIN)/python) -m tests.invariant $(if $(RUNS),--runs $(RUNS))
+
+same: $(if $(SAME_PYTHON),,$(STAMP))
+	OMP_NUM_THREADS=1 $(SAME) --base "$(BASE)" $(if $(PROCESSES),--processes $(PROCESSES))
+
+same-mutations: $(if $(SAME_PYTHON),,$(STAMP))
+	OMP_NUM_THREADS=1 $(SAME) --mutations
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
 
 $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[docs]'

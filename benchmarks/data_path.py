@@ -35,11 +35,11 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 from jest_hf import JESTDataCollator
+from jest_hf.batch import VIEW_PREFIX
 from jest_hf.data import train_tokenizer
+from jest_hf.data.late import LateImages
 from jest_hf.data.rows import Rows
-from jest_hf.late import LateImages
 from jest_hf.models import View
-from jest_hf.models.dual_encoder import VIEW_PREFIX
 from jest_hf.report import format_table
 
 

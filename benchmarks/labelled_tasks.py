@@ -28,9 +28,9 @@ from transformers import (
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from jest_hf.data import load_scenes, train_tokenizer
-from jest_hf.data.images import decode_image, geometry_of, to_uint8
 from jest_hf.data.labelled import ImageLabelCollator, LanguageModelCollator, TextLabelCollator
 from jest_hf.data.tasks import LABEL_NOISE, TEXT_NOISE, flip_labels, label_scenes, scramble_texts
+from jest_hf.images.pixels import decode_image, geometry_of, to_uint8
 
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -40,8 +40,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from jest_hf import JESTConfig, JESTDataCollator, JESTTrainer
+from jest_hf.curation.filters import CurationFilters, curate, join, measure_alignment, measure_captions, measure_images
 from jest_hf.data import build_processor, load_source
-from jest_hf.data.filters import CurationFilters, curate, join, measure_alignment, measure_captions, measure_images
 from jest_hf.data.rows import Rows
 from jest_hf.hub import CuratedSummary
 from jest_hf.models import build_siglip

@@ -23,8 +23,8 @@ from transformers import AutoModel, AutoProcessor, PreTrainedModel
 from transformers.utils import logging
 
 from jest_hf import JESTConfig, JESTDataCollator
-from jest_hf.collator import CAPTION_COLUMNS
 from jest_hf.data import build_processor
+from jest_hf.data.captions import CAPTION_COLUMNS
 from jest_hf.models import build_siglip
 
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from jest_hf.collator import JESTDataCollator
     from jest_hf.config import JESTConfig
+    from jest_hf.data.collator import JESTDataCollator
     from jest_hf.trainer import JESTTrainer
 
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
     "JESTConfig": "jest_hf.config",
-    "JESTDataCollator": "jest_hf.collator",
+    "JESTDataCollator": "jest_hf.data.collator",
     "JESTTrainer": "jest_hf.trainer",
 }
 

@@ -3,67 +3,44 @@
 """`JESTTrainer`: a `transformers.Trainer` that chooses what it trains on.
 
 A step is five verbs: **score** the super-batch with learner and reference, **select** the sub-batch, **take** it,
-**learn** from it alone, and **record** what was chosen. Everything else is the Trainer's.
+**record** what was chosen, and **learn** from the sub-batch alone. Each is a part in `jest_hf.training`; the methods
+here are the Trainer's, and each calls a part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import AutoProcessor, PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
-from jest_hf.collator import JESTDataCollator
 from jest_hf.config import JESTConfig
-from jest_hf.datahooks import DataHooks, check_functions, number_of_rows
-from jest_hf.distributed import Ranks, Shares
-from jest_hf.hub.push import SafePushes
-from jest_hf.late import LateImages
-from jest_hf.losses import backward_in_chunks
-from jest_hf.models import DualEncoderOutput, View, add_adapter, base_model, load_model, without_temperature
-from jest_hf.models.mixture import chunks_by_view, rows_at_view
-from jest_hf.models.sharding import check_shardable, prepare_for_fsdp2
-from jest_hf.objectives import objective_of
-from jest_hf.onlinehooks import OnlineHooks
-from jest_hf.recordhooks import RecordHooks
-from jest_hf.referencehooks import ReferenceHooks
-from jest_hf.report.flops import StepFlops
-from jest_hf.report.ledger import LedgerCallback, SelectionLedger
-from jest_hf.report.metrics import RunStatistics, compare_selected
-from jest_hf.report.progress import JESTProgress
-from jest_hf.report.sources import Sources
-from jest_hf.selection import (
-    ContrastiveEmbeddings,
-    Scored,
-    SelectionSchedule,
-    Selector,
-    compare_selectors,
-    draw_sub_batch,
-    gumbel_noise,
-    take_readable,
-    take_sub_batch,
-)
-from jest_hf.validation import (
-    check_arguments,
-    check_distinct,
-    check_gradient_cache,
-    check_launch,
-    check_objective,
-    check_train_size,
-    warn_of_low_precision,
-)
+from jest_hf.data.collator import JESTDataCollator
+from jest_hf.data.stream import is_stream
+from jest_hf.distributed import Ranks
+from jest_hf.models import Reader, without_temperature
+from jest_hf.models.load import restore_renamed
+from jest_hf.objectives import Objective
+from jest_hf.reference import ReferenceSource
+from jest_hf.report import RunStatistics, SelectionLedger, StepFlops
+from jest_hf.report.report import Report
+from jest_hf.training.callbacks import EpochCallback, JESTProgress, ReportsCallback
+from jest_hf.training.card import RunFacts, summarise_run, write_run_card
+from jest_hf.training.costs import check_evaluation
+from jest_hf.training.engine import Engine
+from jest_hf.training.online_model import OnlineModel
+from jest_hf.training.setup import Parts, RunPlan, build_parts, plan_run, prepare_learner
 
 
 logger = logging.get_logger(__name__)
 
 
-class JESTTrainer(DataHooks, ReferenceHooks, OnlineHooks, RecordHooks, SafePushes, Trainer):
+class JESTTrainer(Trainer):
     """
     Train on selected examples: a dual encoder (JEST, arXiv 2406.17711), or any model whose examples have labels.
 
@@ -96,10 +73,14 @@ class JESTTrainer(DataHooks, ReferenceHooks, OnlineHooks, RecordHooks, SafePushe
             it reads what the reference reads. Default: a fresh model of the reference's architecture.
         peft_config (`peft.PeftConfig`, *optional*):
             Train this adapter (LoRA and so on) on the frozen model instead of all weights.
+        reports (sequence of [`~jest_hf.report.Report`], *optional*):
+            What else writes down each step; see [`~jest_hf.report.StepRecord`].
 
     Raises:
         ValueError: for settings, models, processors and data that do not fit together, before anything is trained.
     """
+
+    args: JESTConfig
 
     def __init__(
         self,
@@ -115,269 +96,146 @@ class JESTTrainer(DataHooks, ReferenceHooks, OnlineHooks, RecordHooks, SafePushe
         ref_processing_class: Any | None = None,
         proxy_model: PreTrainedModel | str | None = None,
         peft_config: Any | None = None,
+        reports: Sequence[Report] = (),
         callbacks: list[TrainerCallback] | None = None,
         **trainer_arguments: Any,
     ) -> None:
-        check_arguments(args, data_collator, ref_model)
-        check_distinct(model=model, ref_model=ref_model, proxy_model=proxy_model)
-        check_launch(args)
-        check_gradient_cache(args)
-        if processing_class is None and data_collator is not None:
-            processing_class = data_collator.processor
-        if isinstance(model, str):
-            processing_class = processing_class or AutoProcessor.from_pretrained(model)
-            model = load_model(model, dtype=torch.float32)  # to train: in less, small steps round away
-        if processing_class is None:
-            raise ValueError("processing_class=None: pass the learner's processor, or a data_collator made from it.")
-        learner = model
-        if model is None and model_init is not None:  # as the Trainer will: here to see what it is made for
-            self.model_init = model_init
-            learner = super().call_model_init()
-        self.objective = objective_of(args, learner)
-        check_objective(args, self.objective, data_collator)
-        check_functions(self.objective, args, trainer_arguments)
-        if peft_config is not None:
-            model = add_adapter(model, peft_config)
-
-        self.ranks = Ranks.world()
-        collator = data_collator or self.objective.collator(processing_class, None, args.seed)
-        ref_processing_class = self.find_reference(args, model, ref_model, ref_processing_class, collator)
-        if data_collator is None:
-            data_collator = self.objective.collator(processing_class, ref_processing_class, args.seed)
-        elif ref_processing_class is not None and data_collator.ref_processor is None:
-            data_collator = data_collator.with_reference(ref_processing_class)
-        elif self.reference_cache is not None and args.scoring == "learner":  # nobody would look at its images
-            data_collator = data_collator.with_reference(None)
-        if train_dataset is not None:
-            self.objective.check_data(train_dataset, data_collator)
-
-        self.group = self.ranks if args.selection_scope == "global" else Ranks()
-        n_examples = number_of_rows(train_dataset, data_collator.image_column, self.ranks)
-        if train_dataset is not None:
-            check_train_size(n_examples, args)
-        self.schedule = SelectionSchedule(args.filter_ratio, args.selection_warmup_steps, args.filter_ratio_ramp_steps)
-        self.sources = None if args.source_column is None else Sources.read(train_dataset, args.source_column)
-        source_names = [] if self.sources is None else self.sources.names
-        self.statistics = RunStatistics(n_examples, args.selection_settings, source_names)
-        self.ledger = None
-        if args.record_selection and args.process_index == 0:
-            self.ledger = SelectionLedger(Path(args.output_dir) / "selections.parquet")
-        own_callbacks = [self.statistics] + ([LedgerCallback(self.ledger)] if self.ledger else [])
-
+        self.model_init = model_init
+        # Before `Trainer.__init__`, which calls some of the methods below: these use the plan, and not the parts.
+        self.plan: RunPlan = plan_run(
+            model,
+            args,
+            data_collator,
+            train_dataset,
+            processing_class,
+            Engine(lambda: self.accelerator),
+            first_learner=None if model_init is None else super().call_model_init,
+            ref_model=ref_model,
+            ref_processing_class=ref_processing_class,
+            proxy_model=proxy_model,
+            peft_config=peft_config,
+            reports=reports,
+            functions=trainer_arguments,
+        )
+        plan = self.plan
         super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
+            model=plan.model,
+            args=plan.args,
+            data_collator=plan.collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=processing_class,
+            processing_class=plan.processor,
             model_init=model_init,
-            callbacks=own_callbacks + (callbacks or []),
+            callbacks=plan.callbacks + (callbacks or []),
             **trainer_arguments,
         )
-        if self.is_fsdp_enabled:
-            prepare_for_fsdp2(base_model(self.model))
-        if self.is_deepspeed_enabled:
-            check_shardable(base_model(self.model))
-        else:  # its engine keeps float32 weights itself
-            warn_of_low_precision(self.model)
         # The loss is this trainer's, a mean over the batch: the Trainer must not rescale it.
         self.model_accepts_loss_kwargs = False
-
+        prepare_learner(self.model, plan.view, fsdp=self.is_fsdp_enabled, deepspeed=self.is_deepspeed_enabled)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(JESTProgress)
-
-        self.scoring_view = View.parse(args.scoring_view) if args.scoring_view else None
-        if self.scoring_view is not None:
-            self.scoring_view.check(self.model.config)
-        self.learner_view = self.objective.reader(self.model, processing_class, "learner")
-        self.make_proxy(proxy_model)
-        self.reference = self.place_reference()
-        self.late_images: LateImages | None = None
-        self._teacher: ContrastiveEmbeddings | None = None
-        self.step_flops, self.cache_flops = StepFlops(training=0.0), 0.0
-        self.try_inputs()
+        self.parts: Parts = build_parts(plan, self.model, proxy_model)
+        for callback in self.parts.callbacks:
+            self.add_callback(callback)
+        if reports:
+            self.add_callback(ReportsCallback(lambda: plan.recorder.finish(summarise_run(self.facts))))
+        check_evaluation(self.eval_dataset, self.get_eval_dataloader)
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
-        """As the Trainer's: each trial of a hyperparameter search starts from a new learner."""
+        """As the Trainer's: each trial of a hyperparameter search starts from a new learner, and new companions."""
+        self.plan.companions.start_over()
         model = super().call_model_init(trial)
-        self.objective.open_up(model)
+        self.plan.objective.open_up(model)
         return model
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As the Trainer's, but for the temperature: decay would pull it towards where similarities are all alike."""
         return without_temperature(super().get_decay_parameter_names(model))
 
-    # ---- The step ----
+    # ---- What a run is made of ----
 
     @property
-    def _step(self) -> int:
-        """Number of the step being taken, from 1 as in the names of checkpoints; it seeds the selection's noise."""
-        return self.state.global_step + 1
+    def learning_objective(self) -> Objective:
+        """What the run trains for. (`Trainer.objective` is the score of a hyperparameter search.)"""
+        return self.plan.objective
+
+    @property
+    def ranks(self) -> Ranks:
+        """All processes of the run."""
+        return self.plan.ranks
+
+    @property
+    def reference(self) -> ReferenceSource | None:
+        """The reference in use: a model, or a cache once there is one."""
+        return self.plan.reference.source
+
+    @property
+    def ref_model(self) -> PreTrainedModel | None:
+        """The reference's model, as long as the run needs it."""
+        return self.plan.reference.ref_model
+
+    @property
+    def statistics(self) -> RunStatistics:
+        """Counts of the run, and means of its logging window."""
+        return self.plan.recorder.statistics
+
+    @property
+    def ledger(self) -> SelectionLedger | None:
+        """The ledger of selections, on the first process of a run with `record_selection=True`."""
+        return self.plan.recorder.ledger
+
+    @property
+    def learner_view(self) -> Reader:
+        """How the learner reads a super-batch."""
+        return self.parts.reader
+
+    @property
+    def proxy(self) -> OnlineModel | None:
+        """The small model that scores in the learner's place."""
+        return self.plan.companions.proxy
+
+    @property
+    def online_models(self) -> list[OnlineModel]:
+        """The models that are trained beside the learner."""
+        return self.plan.companions.models
+
+    @property
+    def step_flops(self) -> StepFlops:
+        """FLOPs of a step all of whose rows can be read."""
+        return self.plan.recorder.costs.of_step()
+
+    @property
+    def cache_flops(self) -> float:
+        """FLOPs of caching the reference."""
+        return self.plan.recorder.costs.of_cache
+
+    @property
+    def run_flops(self) -> StepFlops:
+        """FLOPs of what the steps so far did, and of caching the reference, plain convention."""
+        return self.plan.recorder.run_flops
+
+    # ---- The step ----
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """One step on one super-batch: score, select, take, record, learn."""
-        super_batch = self._prepare_input(inputs)
-        if self.reference is not None:
-            super_batch["valid"] = self.reference.readable(super_batch)
-        super_batch = self._scheduled(super_batch)
-        shares = Shares.of(self.group, super_batch["valid"])
-        if sum(shares.readable) < self.group.size:
-            raise ValueError(
-                f"step {self._step}: only {sum(shares.readable)} of the {sum(shares.rows)} rows of the super-batch "
-                f"can be read, and {self.group.size} are needed; check that they have their images, texts and labels."
-            )
-        scored = {}
-        if not self.selects:
-            taken = take_readable(super_batch, shares)
-        else:
-            with self.timed("scoring_seconds"):
-                embeddings = self.score(model, super_batch)
-            with self.timed("selection_seconds"):
-                indices = self.select(embeddings, super_batch, shares)
-            taken, parts = take_sub_batch(shares, super_batch, embeddings, indices)
-            scored = parts["selected"]
-            self.statistics.add(compare_selected(parts, self.objective.loss_kind, self.group))
-        self.record(taken, super_batch)
-        self.train_beside(super_batch, shares, taken.batch)
-        sub_batch, self._teacher = self.shuffle(taken.batch, self.teach(model, taken.batch, scored))
-        if self.late_images is not None:
-            sub_batch = self.late_images(sub_batch, self._n_at_view(len(sub_batch["example_id"])))
-        return self.learn(model, sub_batch, num_items_in_batch)
-
-    @property
-    def selects(self) -> bool:
-        """Whether the step being taken scores and selects."""
-        return self.args.selection != "uniform" and self.schedule.selects(self._step)
-
-    def _scheduled(self, super_batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """
-        The part of this rank's rows that the schedule lets a step see: all of them, once it is through, and always
-        enough for a sub-batch of rows that can be read.
-        """
-        args, n_rows = self.args, len(super_batch["valid"])
-        if args.selection == "uniform":
-            return super_batch
-        n_scored = self.schedule.scored(self._step, n_rows, args.per_device_train_batch_size)
-        if n_scored == n_rows:
-            return super_batch
-        n_needed = 1 + int((super_batch["valid"].cumsum(0) < args.per_device_train_batch_size).sum())
-        if self.selects:  # an engine makes each forward that scores a collective
-            n_needed = max(self.ranks.gather_counts(n_needed, args.device))
-        return {name: rows[: max(n_scored, n_needed)] for name, rows in super_batch.items()}
-
-    def score(self, model: nn.Module, super_batch: dict[str, Tensor]) -> dict[str, Scored]:
-        """
-        What the models that the criterion compares say of the super-batch, under `"learner"` (the proxy, where there
-        is one), `"reference"`, or both.
-        """
-        batch_size = self.args.scoring_batch_size or self.args.per_device_train_batch_size
-        scored = {}
-        with self.accelerator.autocast():
-            if "learner" in self.args.scored_models:
-                if self.proxy is not None:
-                    scored["learner"] = self.proxy.score(super_batch, batch_size)
-                else:
-                    scored["learner"] = self.learner_view.score(model, super_batch, batch_size, self.scoring_view)
-            if "reference" in self.args.scored_models:
-                scored["reference"] = self.reference.score(model, super_batch, batch_size)
-        return scored
-
-    def select(self, scored: dict[str, Scored], super_batch: dict[str, Tensor], shares: Shares) -> Tensor:
-        """Positions of the sub-batch in the super-batch, int64 `[b]`, the same on every rank that selects with us."""
-        args, n_rows = self.args, len(super_batch["valid"])
-        size = min(args.per_device_train_batch_size * self.group.size, sum(shares.readable))
-        draw = partial(
-            draw_sub_batch,
-            scored,
-            super_batch["valid"],
-            super_batch["example_id"],
-            size=size,
-            n_chunks=args.n_chunks,
-            loss="similarity" if args.pair_score == "similarity" else self.objective.loss_kind,
-            gain=args.selection_gain,
-            seed=args.seed,
-            step=self._step,
-            start=self.ranks.rank * n_rows,
-            total=args.world_size * n_rows,
-            ranks=self.group,
-        )
-        uniform_size = round(args.uniform_fraction * size)
-        chunks = draw(selection=args.selection, criterion=args.criterion, uniform_size=uniform_size)
-        of_scores = chunks[uniform_size > 0 :]  # the first is the uniform one
-        self.statistics.add(
-            {f"effective_sample_size/chunk_{k:02d}": c.effective_sample_size for k, c in enumerate(of_scores, start=1)}
-        )
-        indices = torch.cat([chunk.indices for chunk in chunks])
-        if args.compare_selectors:
-            others = [Selector.parse(name) for name in args.compare_selectors]
-            of_rows = {}
-            if self.sources is not None:
-                sources = self.sources.of(super_batch["example_id"]).to(indices.device)
-                of_rows = {"sources": sources, "source_names": self.sources.names}
-            loss = self.objective.loss_kind
-            self.statistics.add(compare_selectors(others, draw, shares, scored, indices, loss, **of_rows))
-        return indices
-
-    def teach(
-        self, model: nn.Module, sub_batch: dict[str, Tensor], scored: dict[str, Scored]
-    ) -> ContrastiveEmbeddings | None:
-        """What the reference says of the sub-batch, where the learner is to learn it: often it has been asked."""
-        if self.args.distillation_weight == 0:
-            return None
-        if "reference" in scored:
-            return scored["reference"]
-        with self.accelerator.autocast():
-            return self.reference.score(model, sub_batch, len(sub_batch["example_id"]))
-
-    def shuffle(
-        self, sub_batch: dict[str, Tensor], teacher: ContrastiveEmbeddings | None
-    ) -> tuple[dict[str, Tensor], ContrastiveEmbeddings | None]:
-        """
-        With a scoring view, in random order, a function of (seed, step): the first `low_resolution_fraction` are
-        trained on at that view, and the order of drawing is not random.
-        """
-        if self.scoring_view is None:
-            return sub_batch, teacher
-        args, ids = self.args, sub_batch["example_id"]
-        start = self.ranks.rank * args.per_device_train_batch_size
-        # A row of noise that no draw has used.
-        noise = gumbel_noise(
-            args.seed, self._step, args.n_chunks + 1, args.sub_batch_size, start=start, stop=start + len(ids)
-        )
-        order = noise[-1].argsort().to(ids.device)
-        shuffled = {name: value.index_select(0, order) for name, value in sub_batch.items()}
-        return shuffled, None if teacher is None else teacher.take(order)
+        super_batch, step = self._prepare_input(inputs), self.state.global_step + 1  # as in the names of checkpoints
+        sub_batch, pool = self.parts.step(model, super_batch, step)
+        self.plan.recorder.record(step, sub_batch, pool)
+        self.statistics.add(self.plan.companions.step(pool, sub_batch.rows))
+        batch = self.parts.update.prepare(model, sub_batch, step)
+        with self.parts.update.learning(batch):
+            return self.learn(model, batch.rows, num_items_in_batch)
 
     def learn(
         self, model: nn.Module, sub_batch: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Gradients of ONE loss over the whole sub-batch; the loss, detached."""
-        if self.args.gradient_cache_chunk_size is None:
+        chunk_size = self.args.gradient_cache_chunk_size
+        if chunk_size is None:
             return super().training_step(model, sub_batch, num_items_in_batch)
-        model.train()
-
-        def forward(rows: slice) -> DualEncoderOutput:
-            with self.compute_loss_context_manager():
-                return self.learner_view(model, sub_batch, rows, self.scoring_view, n_at_view)
-
-        n_rows = len(sub_batch["example_id"])
-        smallest = self._fewest_rows(n_rows)
-        n_chunks = min(-(-self.args.per_device_train_batch_size // self.args.gradient_cache_chunk_size), smallest)
-        fraction = 0.0 if self.scoring_view is None else self.args.low_resolution_fraction
-        n_at_view = rows_at_view(fraction, n_rows, smallest)
-        return backward_in_chunks(
-            forward,
-            n_rows,
-            chunks_by_view(fraction, n_rows, smallest, n_chunks),
-            loss=lambda *embedded: self.objective.loss(
-                DualEncoderOutput.of(*embedded), sub_batch, self.ranks, self._teacher
-            ),
-            backward=self.accelerator.backward,
-            no_sync=lambda: self.accelerator.no_sync(model),
-        )
+        return self.parts.update.backward_in_chunks(model, sub_batch, chunk_size, self.compute_loss_context_manager)
 
     def compute_loss(
         self,
@@ -387,7 +245,178 @@ class JESTTrainer(DataHooks, ReferenceHooks, OnlineHooks, RecordHooks, SafePushe
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """The objective's loss of the sub-batch of all ranks, an fp32 scalar, from this rank's rows."""
-        n_at_view = self._n_at_view(len(inputs["example_id"]))
-        output = self.learner_view(model, inputs, view=self.scoring_view, n_at_view=n_at_view)
-        loss = self.objective.loss(output, inputs, self.ranks, self._teacher)
+        loss, output = self.parts.update.loss(model, inputs)
         return (loss, output) if return_outputs else loss
+
+    # ---- Data and evaluation ----
+
+    def get_train_dataloader(self) -> DataLoader:
+        """
+        This rank's share of super-batches of `args.super_batch_size` rows.
+
+        The order of a map-style data set depends on (data_seed, epoch) alone: all ranks together see the same
+        super-batches whatever their number. The last, incomplete super-batch is dropped, on all ranks alike. A stream
+        is read as it comes, each rank its own part.
+        """
+        if self.train_dataset is None:
+            raise ValueError("train_dataset=None: pass the rows to train on to JESTTrainer.")
+        if is_stream(self.train_dataset):
+            return self.parts.loaders.stream(self.train_dataset)
+        reads_images = self.reference is not None and self.reference.reads_images
+        rows, sampler = self.parts.loaders.rows(self.train_dataset, reads_images)
+        self.pop_callback(EpochCallback)
+        self.add_callback(EpochCallback(sampler))
+        return self._get_dataloader(
+            dataset=rows,
+            description="Training",
+            batch_size=self.args.per_device_super_batch_size,
+            sampler_fn=lambda _: sampler,
+            is_training=True,
+        )
+
+    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
+        """The collator of the loader of training data."""
+        # Not set on the finished loader: accelerate hands out one that wraps it, and the inner one goes on as before.
+        return self.parts.loaders.training_collator()
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        """
+        This rank's share of the rows, in order, each image with all of its captions (see [`CaptionCollator`]).
+
+        Raises:
+            ValueError: for labels that are not the model's.
+        """
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        elif eval_dataset is None:
+            eval_dataset = self.eval_dataset
+        if eval_dataset is None:
+            raise ValueError("eval_dataset=None: pass the rows to evaluate on to JESTTrainer or to evaluate().")
+        return self.parts.loaders.evaluation(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        """As [`~JESTTrainer.get_eval_dataloader`], of rows to predict: they need no labels."""
+        return self.parts.loaders.prediction(test_dataset)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's, timed: a loader that cannot keep up shows as `loading_seconds`."""
+        with self.plan.recorder.timed("loading_seconds"):
+            return super().get_batch_samples(*args, **kwargs)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """
+        What the objective measures, over the whole data set, and `compute_metrics` of the rows with a label.
+
+        With `args.eval_at_view` once more at the scoring view, as `{prefix}_at_view_R@1` and so on. Predictions and
+        labels of examples that stand alone have a row for each of the data set, in its order: NaN where it cannot be
+        read, -100 where it has no label.
+        """
+        return self.parts.evaluator.evaluate(self.model_wrapped, dataloader, metric_key_prefix, self.compute_metrics)
+
+    # ---- Records and checkpoints ----
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As [`~transformers.Trainer.train`], after caching the reference if `args.cache_reference`."""
+        self.plan.cache_reference(self.train_dataset, self.data_collator)
+        return super().train(*args, **kwargs)
+
+    def floating_point_ops(self, inputs: dict[str, Tensor]) -> float:
+        """FLOPs of the step just taken, for `state.total_flos`: both towers, scoring, reference and selection."""
+        return self.plan.recorder.flops_of_last_step / self.args.world_size  # the Trainer adds up those of all ranks
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means over the steps since the last log, and the counts of the run, to a training log."""
+        self.plan.recorder.complete(logs)
+        super().log(logs, start_time)
+
+    def create_model_card(self, language: str | list[str] | None = None, **about: Any) -> None:
+        """Write the model card of this run to `output_dir/README.md`; the arguments are those of the Trainer's."""
+        if self.is_world_process_zero():
+            write_run_card(self.facts, language=language, **about)
+
+    @property
+    def facts(self) -> RunFacts:
+        """What the run knows about itself now, for its model card."""
+        return self.plan.facts(self.state, self.model, self.hub_model_id)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # First: a run killed in between resumes from the older checkpoint, whose ledger is a part of this one.
+        self.plan.recorder.on_checkpoint(self.state.global_step)
+        if self.args.push_to_hub:  # it goes up with the checkpoint
+            try:
+                self.create_model_card()
+            except ValueError as error:  # of a README.md that somebody has edited: no reason to end a run
+                logger.warning("The model card is left as it is: %s", error)
+        super()._save_checkpoint(model, trial)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        self.plan.companions.save(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self.plan.companions.resumed_from = checkpoint
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if model is not None or self.is_fsdp_enabled or not restore_renamed(self.model, resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        engine = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if engine or not restore_renamed(self.model, self.state.best_model_checkpoint):
+            super()._load_best_model()
+
+    # ---- The Hub: see `hub.publisher.Publisher` ----
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As the Trainer's, with more patience; raises `OSError` if the Hub refuses."""
+        self.plan.publisher.make_repository(self, partial(super().init_hf_repo, token, private))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the Trainer's, except that a failed push is a warning: the model has been saved."""
+        super().save_model(output_dir, _internal_call=True)
+        if self.args.push_to_hub and not _internal_call:
+            push = partial(self.push_to_hub, commit_message="Model save", revision=self.args.hub_revision)
+            self.plan.publisher.push_or_warn(self, push)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **about: Any,
+    ) -> Any:
+        """
+        As [`~transformers.Trainer.push_to_hub`], tried again where the Hub is busy.
+
+        Raises:
+            OSError: in one sentence, if the push failed. The model is in `output_dir` all the same.
+        """
+        return self.plan.publisher.push(
+            self,
+            partial(super().init_hf_repo, token, private),
+            partial(super().push_to_hub, commit_message, blocking, token, revision, private, **about),
+            commit_message=commit_message,
+            token=token,
+            revision=revision,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self.plan.publisher.push_checkpoint(
+            self, checkpoint_folder, super().init_hf_repo, super()._push_from_checkpoint
+        )
+
+    def _finish_current_push(self) -> None:
+        self.plan.publisher.finish(self, super()._finish_current_push, self._push_from_checkpoint)
+
+
+__all__ = ["JESTTrainer"]

@@ -13,9 +13,11 @@ from transformers import PreTrainedModel, ResNetConfig, ResNetForImageClassifica
 from transformers import ViTForImageClassification as ViT
 
 from jest_hf.distributed import Ranks
+from jest_hf.models import has_logit_bias
+from jest_hf.models.labelled import PointwiseReader
 from jest_hf.objectives import ContrastiveObjective
-from jest_hf.objectives.pointwise import PointwiseObjective, PointwiseReader
-from jest_hf.online import OnlineModel
+from jest_hf.objectives.pointwise import PointwiseObjective
+from jest_hf.training.online_model import OnlineModel
 from tests.helpers import TOWER, tiny_clip, tiny_clip_processor, tiny_siglip, tiny_siglip_processor
 from tests.trainers import arguments
 
@@ -57,7 +59,7 @@ def tiny_online(
     if kind not in PROCESSORS:
         objective, reader = PointwiseObjective("classification", model.config), PointwiseReader(causal=False)
     else:
-        objective = ContrastiveObjective(args, model.config)
+        objective = ContrastiveObjective("sigmoid" if has_logit_bias(model) else "softmax")
         reader = objective.reader(model, PROCESSORS[kind](), "proxy")
     online = OnlineModel(
         model,

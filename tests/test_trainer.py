@@ -14,11 +14,10 @@ from transformers import AutoModel, SiglipModel, Trainer, TrainingArguments
 
 from jest_hf import JESTDataCollator, JESTTrainer
 from jest_hf.data.rows import EpochSampler, Rows
-from jest_hf.distributed import Shares
 from jest_hf.losses import sigmoid_contrastive_loss
 from jest_hf.models import DualEncoder, expose_temperature
 from jest_hf.report import read_selections
-from jest_hf.selection import PairwiseScores, gumbel_noise
+from jest_hf.selection import DrawKey, PairwiseScores, gumbel_noise
 from tests.helpers import (
     random_rows,
     tiny_clip,
@@ -245,7 +244,7 @@ def test_learner_and_reference_of_any_two_families(tmp_path, learner, reference,
         options={"ref_processing_class": reference_processor(), "eval_dataset": random_rows(12, seed=1)},
         loss=None if learner == "clip" or loss == "sigmoid" else loss,
     )
-    assert trainer.objective.loss_kind == loss
+    assert trainer.learning_objective.loss_kind == loss
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     assert logged(trainer, "selected/learnability") and np.isfinite(logged(trainer, "loss")).all()
@@ -304,10 +303,11 @@ def test_logs_say_what_was_selected(tmp_path):
 def test_independent_selection_draws_by_each_examples_own_score(tmp_path):
     trainer = make_trainer(tmp_path, selection="independent", selection_gain=1e6)
     batch = trainer._prepare_input(next(iter(trainer.get_train_dataloader())))
-    embeddings = trainer.score(trainer.model, batch)
-    diagonal = PairwiseScores.from_embeddings(**embeddings).diagonal()
+    step = trainer.parts.step
+    scores = step.scorer.on(trainer.model, batch)
+    diagonal = PairwiseScores.from_embeddings(**scores(("learner", "reference")).by_model()).diagonal()
     # At so high a gain the noise no longer matters: the highest scores, highest first.
-    chosen = trainer.select(embeddings, batch, Shares.of(trainer.ranks, batch["valid"]))
+    chosen = step.select(step.pool(batch, 1), scores, DrawKey(0, 1)).indices
     assert chosen.tolist() == diagonal.argsort(descending=True)[:8].tolist()
 
 

@@ -26,11 +26,13 @@ FACES = (
     "jest_hf.objectives",
     "jest_hf.models",
     "jest_hf.data",
+    "jest_hf.curation",
     "jest_hf.reference",
     "jest_hf.evaluation",
     "jest_hf.report",
     "jest_hf.hub",
     "jest_hf.distributed",
+    "jest_hf.config",
 )
 
 # Pages of other projects, for cross references to their names.
@@ -107,7 +109,7 @@ def described(name: str, value: Any, module: str) -> str:
     """An exported function, class or constant as a directive of Sphinx's Python domain."""
     if inspect.isclass(value):
         return class_directive(name, value, module)
-    if callable(value) and hasattr(value, "__name__"):
+    if inspect.isroutine(value):
         return directive("function", name + signature_of(value), markdown(inspect.getdoc(value) or "", value), module)
     return directive("data", name, "", module, value=short(value))
 
@@ -255,7 +257,8 @@ def fields(kind: str, lines: list[str]) -> list[str]:
         if entry is None:
             out.append(f"    {line.strip()}" if not line.startswith("    ") else line)
         else:
-            names = entry["name"].replace("*", r"\*")
+            # Sphinx takes a word before a space for a type.
+            names = entry["name"].replace("*", r"\*").replace(", ", ",")
             kept = f" ({entry['type']})" if entry["type"] else ""
             out += [f":{kind} {names}:{kept} {entry['text'] or ''}".rstrip()]
     return out

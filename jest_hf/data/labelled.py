@@ -20,10 +20,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
-from jest_hf.collator import MAX_LOGGED_SKIPS, REF_PREFIX, TextEncoder, text_length
+from jest_hf.batch import REF_PREFIX
+from jest_hf.data.captions import TextEncoder, text_length
 from jest_hf.data.classes import BrokenExample, Classes
-from jest_hf.data.imagecheck import faithful_geometry
-from jest_hf.data.images import BrokenImage, Geometry, decode_image
+from jest_hf.data.collator import MAX_LOGGED_SKIPS
+from jest_hf.images.faithful import faithful_geometry
+from jest_hf.images.pixels import BrokenImage, Geometry, decode_image
 from jest_hf.losses.pointwise import IGNORED
 
 
@@ -162,7 +164,7 @@ class ImageLabelCollator(ClassCollator):
         label2id (`dict[str, int]`): The classes, as the model's configuration names them.
         ref_image_processor (`transformers.BaseImageProcessor`, *optional*): The reference's, where it has its own:
             there is `ref_pixel_values` then, if it gives other pixels.
-        image_column (`str`, *optional*, defaults to `"image"`): See [`~data.images.decode_image`].
+        image_column (`str`, *optional*, defaults to `"image"`): See [`~images.pixels.decode_image`].
         label_column (`str`, *optional*, defaults to `"label"`): Numbers or names of classes; -1 and `None` are none.
 
     Raises:

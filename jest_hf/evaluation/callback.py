@@ -15,23 +15,36 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import datasets
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback
 
-from jest_hf.collator import CAPTION_COLUMNS, JESTDataCollator
+from jest_hf.data.captions import CAPTION_COLUMNS
+from jest_hf.data.collator import JESTDataCollator
 from jest_hf.data.rows import Rows, share_batches
 from jest_hf.distributed import Ranks
 from jest_hf.evaluation.zero_shot import DEFAULT_TEMPLATES, zero_shot_accuracy, zero_shot_classifier
 from jest_hf.models import IMAGE_KEYS, DualEncoderOutput
 
 
-if TYPE_CHECKING:
-    from jest_hf.trainer import JESTTrainer
+class EvaluatingTrainer(Protocol):
+    """The part of a [`JESTTrainer`] that the callback uses."""
+
+    args: Any
+    accelerator: Any
+    data_collator: Any
+    eval_dataset: Any
+    model_wrapped: nn.Module
+
+    @property
+    def learner_view(self) -> Any:
+        """How the learner reads a batch."""
+
+    def log(self, logs: dict[str, float]) -> None: ...
 
 
 class ZeroShotCallback(TrainerCallback):
@@ -65,7 +78,7 @@ class ZeroShotCallback(TrainerCallback):
 
     def __init__(
         self,
-        trainer: JESTTrainer,
+        trainer: EvaluatingTrainer,
         dataset: datasets.Dataset | Dataset | Sequence[Mapping[str, Any]],
         class_names: Sequence[str],
         templates: Sequence[str] = DEFAULT_TEMPLATES,

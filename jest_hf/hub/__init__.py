@@ -5,17 +5,17 @@
 from __future__ import annotations
 
 from jest_hf.hub.card_file import merge_card, push_card, write_card
-from jest_hf.hub.card_summary import RunSummary
 from jest_hf.hub.dataset_cards import CuratedSummary, curated_card, reference_cache_card
 from jest_hf.hub.model_card import learner_card, reference_card, run_card
+from jest_hf.hub.publisher import Publisher
 from jest_hf.hub.pull import Snapshot, pull_model
-from jest_hf.hub.push import SafePushes
+from jest_hf.report.summary import RunSummary
 
 
 __all__ = [
     "CuratedSummary",
     "RunSummary",
-    "SafePushes",
+    "Publisher",
     "Snapshot",
     "curated_card",
     "learner_card",

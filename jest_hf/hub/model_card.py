@@ -16,23 +16,11 @@ from dataclasses import replace
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from jest_hf.hub.card_parts import about_table, at_revision, is_hub_id, percent, public_name, render_card
-from jest_hf.hub.card_summary import RunSummary
+from jest_hf.report.summary import RunSummary
 from jest_hf.report.table import format_table
+from jest_hf.selection import CRITERIA, SELECTIONS
 
 
-SELECTIONS = {
-    "joint": "joint example selection (JEST)",
-    "independent": "independent example selection",
-    "top_k": "selection of the examples with the highest scores",
-    "uniform": "IID training, without data selection",
-}
-CRITERIA = {
-    "learnability": "learnability (loss of the learner minus loss of the reference)",
-    "easy_reference": "easy reference (minus the loss of the reference)",
-    "hard_learner": "hard learner (loss of the learner)",
-}
-# By what is compared: learner, reference.
-COMPARED = {"learnability": (True, True), "easy_reference": (False, True), "hard_learner": (True, False)}
 # Of models of labels, by the end of the name of their class: the Hub's name of the task, and an input to try.
 TASKS = {
     "ForImageClassification": ("image-classification", 'Image.new("RGB", (256, 256), "red")'),
@@ -82,8 +70,12 @@ def run_card(summary: RunSummary) -> ModelCard:
     ):
         if (value := getattr(summary, name)) not in known:
             raise ValueError(f"{name}={value!r} is not known: choose one of {', '.join(filter(None, known))}.")
-    selects = summary.selection != "uniform"
-    by_learner, by_reference = COMPARED.get(summary.criterion, (False, False))
+    selector = SELECTIONS[summary.selection]
+    selects = selector.scores
+    criterion = CRITERIA.get(summary.criterion or "")
+    by_learner, by_reference = (
+        (False, False) if criterion is None else (bool(criterion.learner), bool(criterion.reference))
+    )
     task, sample = _task(summary)
     metrics = _quality(summary.metrics)
     name = summary.model_id if is_hub_id(summary.model_id) else None
@@ -96,7 +88,7 @@ def run_card(summary: RunSummary) -> ModelCard:
         model_id=name or ".",
         architecture=summary.architecture,
         adapter=summary.adapter,
-        method=SELECTIONS[summary.selection],
+        method=selector.title,
         selection=summary.selection,
         scorers=_scorers(summary, by_learner, by_reference),
         uses_reference=selects and by_reference,
@@ -134,9 +126,9 @@ def _scorers(summary: RunSummary, by_learner: bool, by_reference: bool) -> str:
 
 def _metadata(summary: RunSummary, metrics: Mapping[str, float]) -> ModelCardData:
     # The Hub finds by `jest` what was made in this way: a learner that selects, and a reference for it.
-    tags = ["jest"] if summary.selection == "joint" or summary.role == "reference" else []
+    tags = ["jest"] if SELECTIONS[summary.selection].needs_pairs or summary.role == "reference" else []
     tags += ["jest_hf"]
-    tags += ["data-curation"] if summary.selection != "uniform" else []
+    tags += ["data-curation"] if SELECTIONS[summary.selection].scores else []
     tags += ["jest-reference"] if summary.role == "reference" else []
     task, sample = _task(summary)
     tags += ["contrastive-learning"] if sample is None else []
@@ -167,15 +159,16 @@ def _metadata(summary: RunSummary, metrics: Mapping[str, float]) -> ModelCardDat
 
 
 def _curation(summary: RunSummary, selects: bool) -> list[tuple[str, object]]:
+    shown = SELECTIONS[summary.selection].shown
     method = [
         ("preset", summary.preset),
-        ("criterion", CRITERIA.get(summary.criterion)),
+        ("criterion", CRITERIA[summary.criterion].title if summary.criterion else None),
         ("score of a pair", summary.pair_score),
         ("reference", _reference(summary)),
         ("reference embeddings read from", at_revision(summary.reference_cache, summary.reference_cache_revision)),
         ("filter ratio", summary.filter_ratio),
-        ("chunks", summary.n_chunks if summary.selection == "joint" else None),
-        ("gain on the scores", summary.gain if summary.selection in ("joint", "independent") else None),
+        ("chunks", summary.n_chunks if "n_chunks" in shown else None),
+        ("gain on the scores", summary.gain if "gain" in shown else None),
         ("super-batch (examples scored a step)", summary.super_batch_size),
     ]
     flexible = [
@@ -197,7 +190,7 @@ def _curation(summary: RunSummary, selects: bool) -> list[tuple[str, object]]:
 
 
 def _reference(summary: RunSummary) -> str | None:
-    if summary.criterion == "hard_learner":
+    if summary.criterion is not None and not CRITERIA[summary.criterion].reference:
         return None
     name = at_revision(summary.reference, summary.reference_revision)
     if summary.reference_is_backbone:

@@ -15,21 +15,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from jest_hf.batch import ContrastiveEmbeddings
 from jest_hf.distributed import Ranks
 from jest_hf.losses.contrastive import choose_exchange, choose_tile_size, prepare
 from jest_hf.losses.over_ranks import Gathered, Ring
 from jest_hf.losses.tiled import contract, cosine_tiles, log_normalisers, sum_over_ranks, weighted
-
-
-if TYPE_CHECKING:  # selection is built on the losses
-    from jest_hf.selection import ContrastiveEmbeddings
 
 
 def sigmoid_distillation_loss(

@@ -13,7 +13,7 @@ hand out the logit scale and bias together with the embeddings.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,29 +22,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from jest_hf.models.normalisation import Normalisation
-from jest_hf.models.views import View
+from jest_hf.batch import IMAGE_KEYS, TEXT_KEYS, VIEW_PREFIX
+from jest_hf.images.normalise import Normalisation
+from jest_hf.images.views import View
+from jest_hf.models.families import family_of
 from jest_hf.selection import ContrastiveEmbeddings
-
-
-@dataclass(frozen=True)
-class Family:
-    """What sets one model type apart: the loss it was made for, and whether its text tower takes an attention mask."""
-
-    loss: str
-    attention_mask: bool
-
-
-# SigLIP and SigLIP 2 were trained without a text mask: they attend to the padding (arXiv 2303.15343, 2502.14786).
-FAMILIES = {
-    "siglip": Family(loss="sigmoid", attention_mask=False),
-    "siglip2": Family(loss="sigmoid", attention_mask=False),
-    "clip": Family(loss="softmax", attention_mask=True),
-}
-
-IMAGE_KEYS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
-TEXT_KEYS = ("input_ids", "attention_mask")
-VIEW_PREFIX = "view_"
 
 
 @dataclass
@@ -73,36 +55,6 @@ class DualEncoderOutput(ModelOutput):
     def of(cls, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None) -> DualEncoderOutput:
         """What a loss needs of an output, put together from its parts."""
         return cls(image_embeds=image, text_embeds=text, logit_scale=scale, logit_bias=bias)
-
-
-def is_dual_encoder(model: PreTrainedModel) -> bool:
-    """Whether this is a model of both towers, and no classifier that was made of one of them."""
-    return model.config.model_type in FAMILIES and hasattr(model, "logit_scale")
-
-
-def family_of(config: Any) -> Family:
-    """The [`Family`] of a model configuration; `ValueError` for a model type that is no supported dual encoder."""
-    if config.model_type not in FAMILIES:
-        raise ValueError(
-            f"model_type={config.model_type!r} is not a supported dual encoder; use one of {', '.join(FAMILIES)} "
-            "(SiglipModel, Siglip2Model, CLIPModel)."
-        )
-    return FAMILIES[config.model_type]
-
-
-def embedding_width(config: Any) -> int:
-    """Width D of the embeddings that image and text share."""
-    return config.projection_dim if config.model_type == "clip" else config.text_config.projection_size
-
-
-def has_logit_bias(model: nn.Module) -> bool:
-    """Whether the model has a logit bias (SigLIP) or none (CLIP)."""
-    return any(name.rpartition(".")[2] == "logit_bias" for name, _ in model.named_parameters())
-
-
-def without_temperature(names: Iterable[str]) -> list[str]:
-    """Names of parameters, less those of a dual encoder's `logit_scale`."""
-    return [name for name in names if name.rpartition(".")[2] != "logit_scale"]
 
 
 def expose_temperature(model: PreTrainedModel) -> None:

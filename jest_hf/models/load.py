@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from jest_hf.models.dual_encoder import FAMILIES
+from jest_hf.models.families import FAMILIES
 
 
 def load_model(name: str | Path, **options: Any) -> PreTrainedModel:

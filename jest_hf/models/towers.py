@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from jest_hf.models.resize import resize_positions
+from jest_hf.images.resize import resize_positions
+from jest_hf.models.families import family_of
 
 
 def accept_views(model: PreTrainedModel) -> None:
@@ -46,9 +47,13 @@ def accept_views(model: PreTrainedModel) -> None:
         model ([`~transformers.PreTrainedModel`]):
             A `SiglipModel`, `Siglip2Model` or `CLIPModel`, not what an engine or an adapter wraps it in.
     """
+    family = family_of(model.config)
+    if family.accept_views is not None:
+        family.accept_views(model)
+        return
     tower = model.vision_model
     tower.forward = MethodType(_forward_views, tower)
-    if model.config.model_type != "siglip2":  # NaFlex resizes positions to each image by itself
+    if not family.patches:  # with patches a model resizes positions to each image by itself
         tower.embeddings.interpolate_pos_encoding = MethodType(_positions, tower.embeddings)
 
 

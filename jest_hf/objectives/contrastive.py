@@ -5,16 +5,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from jest_hf.collator import JESTDataCollator
-from jest_hf.config import JESTConfig
+from jest_hf.data.collator import JESTDataCollator
 from jest_hf.distributed import Ranks
-from jest_hf.evaluation.tasks import CaptionCollator, Embedded, embed_dataset
+from jest_hf.evaluation.pairs import CaptionCollator, Embedded, embed_dataset
 from jest_hf.losses import DISTILLATION, LOSSES
 from jest_hf.models import (
     DualEncoder,
@@ -27,9 +26,11 @@ from jest_hf.models import (
     family_of,
     has_logit_bias,
 )
-from jest_hf.report.flops import flops_of_inputs
+from jest_hf.models.families import is_dual_encoder
+from jest_hf.models.fit import check_inputs, check_loss, check_vocabulary
+from jest_hf.objectives.objective import OBJECTIVES, ObjectiveOptions
+from jest_hf.report.flops import flops_of_inputs, forward_flops_of
 from jest_hf.selection import ContrastiveEmbeddings
-from jest_hf.validation import check_inputs, check_loss, check_vocabulary
 
 
 class ContrastiveObjective:
@@ -37,23 +38,59 @@ class ContrastiveObjective:
     See [`Objective`].
 
     Args:
-        args ([`JESTConfig`]): Names the loss, and how it is computed.
-        config ([`~transformers.PretrainedConfig`], *optional*): The learner's, for the loss that it was made for; not
-            needed to collate.
+        loss (`str`, *optional*): `"sigmoid"` or `"softmax"`; not needed to collate.
+        tile_size (`int`, *optional*): Rows of the logit matrix that the loss holds at a time.
+        exchange (`str`, *optional*, defaults to `"gather"`): How ranks share embeddings: `"gather"` or `"ring"`.
+        distillation_weight (`float`, *optional*, defaults to `0.0`): Weight of the distillation loss.
+        views (`bool`, *optional*, defaults to `False`): Whether models have to see images at cheaper views too.
+        group_column (`str`, *optional*): Column of evaluation data whose equal values are hits of each other.
     """
 
     name = "contrastive"
     pairs = True
+    collator_type: ClassVar[type] = JESTDataCollator
+    refused: ClassVar[Mapping[str, Any]] = {}
+    cached_as: ClassVar[str | None] = "embeddings"
 
-    def __init__(self, args: JESTConfig, config: PretrainedConfig | None = None) -> None:
-        self.args = args
-        self.loss_kind = args.loss or (None if config is None else family_of(config).loss)
+    def __init__(
+        self,
+        loss: str | None = None,
+        *,
+        tile_size: int | None = None,
+        exchange: str = "gather",
+        distillation_weight: float = 0.0,
+        views: bool = False,
+        group_column: str | None = None,
+    ) -> None:
+        self.loss_kind = loss
+        self.tile_size = tile_size
+        self.exchange = exchange
+        self.distillation_weight = distillation_weight
+        self.views = views
+        self.group_column = group_column
+        self._architectures: dict[type[PretrainedConfig], type[PreTrainedModel]] = {}
+
+    @classmethod
+    def fits(cls, model: PreTrainedModel) -> bool:
+        return is_dual_encoder(model)
+
+    @classmethod
+    def make(cls, model: PreTrainedModel | None, options: ObjectiveOptions) -> ContrastiveObjective:
+        return cls(
+            options.loss or (None if model is None else family_of(model.config).loss),
+            tile_size=options.loss_tile_size,
+            exchange=options.loss_exchange,
+            distillation_weight=options.distillation_weight,
+            views=options.views,
+            group_column=options.eval_group_column,
+        )
 
     def collator(self, processor: Any, ref_processor: Any | None, seed: int) -> JESTDataCollator:
         return JESTDataCollator(processor, ref_processor, seed=seed)
 
     def reader(self, model: PreTrainedModel, processor: Any, role: str, prefix: str = "") -> DualEncoder:
         reader = DualEncoder(model.config, processor, prefix)
+        self._architectures[type(model.config)] = type(base_model(model))
         check_loss(self.loss_kind, f"{role} ({type(model).__name__})", has_logit_bias(model))
         check_vocabulary(processor.tokenizer, model.config, role)
         self.open_up(model)
@@ -62,7 +99,7 @@ class ContrastiveObjective:
     def open_up(self, model: PreTrainedModel) -> None:
         """What a step needs through the forward of whatever wraps the model: its temperature, and views of images."""
         expose_temperature(base_model(model))
-        if self.args.scoring_view is not None:
+        if self.views:
             accept_views(base_model(model))
 
     def check_data(self, dataset: Any, collator: JESTDataCollator) -> None:
@@ -88,23 +125,28 @@ class ContrastiveObjective:
         teacher: ContrastiveEmbeddings | None = None,
     ) -> Tensor:
         embedded = (output.image_embeds, output.text_embeds, output.logit_scale, output.logit_bias)
-        how = {"tile_size": self.args.loss_tile_size, "ranks": ranks, "exchange": self.args.loss_exchange}
+        how = {"tile_size": self.tile_size, "ranks": ranks, "exchange": self.exchange}
         loss = LOSSES[self.loss_kind](*embedded, **how)
         if teacher is None:
             return loss
-        return loss + self.args.distillation_weight * DISTILLATION[self.loss_kind](*embedded, teacher=teacher, **how)
+        return loss + self.distillation_weight * DISTILLATION[self.loss_kind](*embedded, teacher=teacher, **how)
 
     def forward_flops(self, config: PretrainedConfig, inputs: Mapping[str, Any], view: View | None = None) -> float:
-        return sum(flops_of_inputs(config, inputs, view).values())
+        if family_of(config).towers:
+            return sum(flops_of_inputs(config, inputs, view).values())
+        return float(forward_flops_of(self._architectures[type(config)], config, inputs))
 
     def width(self, config: PretrainedConfig) -> int:
         return embedding_width(config)
+
+    def text_length(self, collator: JESTDataCollator) -> int | None:
+        return collator.texts[""].max_length
 
     def prediction_collator(self, collator: JESTDataCollator) -> JESTDataCollator:
         return collator  # without a caption there is no pair
 
     def eval_collator(self, collator: JESTDataCollator) -> CaptionCollator:
-        return CaptionCollator(collator, self.args.eval_group_column)
+        return CaptionCollator(collator, self.group_column)
 
     def evaluate(
         self,
@@ -116,6 +158,9 @@ class ContrastiveObjective:
     ) -> Embedded:
         """Retrieval in both directions; the predictions are the image and text embeddings."""
         return embed_dataset(read, model, batches, device, self.loss_kind, ranks=ranks)
+
+
+OBJECTIVES[ContrastiveObjective.name] = ContrastiveObjective
 
 
 __all__ = ["ContrastiveObjective"]

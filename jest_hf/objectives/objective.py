@@ -10,7 +10,8 @@ knows none of this, and an objective knows nothing of selection.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -19,35 +20,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from jest_hf.distributed import Ranks
 from jest_hf.models import View
+from jest_hf.models.reader import Reader
 from jest_hf.selection import Scored
-
-
-class Reader(Protocol):
-    """How one model (learner, proxy or reference) reads a super-batch."""
-
-    def inputs(
-        self,
-        batch: Mapping[str, Tensor],
-        rows: slice = slice(None),
-        view: View | None = None,
-        n_at_view: int | None = None,
-    ) -> dict[str, Any]:
-        """Arguments of the model's `forward` for some rows of a super-batch."""
-
-    def __call__(
-        self,
-        model: nn.Module,
-        batch: Mapping[str, Tensor],
-        rows: slice = slice(None),
-        view: View | None = None,
-        n_at_view: int | None = None,
-    ) -> Any:
-        """One forward of the model, wrapped or not, over these rows, with its graph."""
-
-    def score(
-        self, model: nn.Module, batch: Mapping[str, Tensor], batch_size: int, view: View | None = None
-    ) -> Scored:
-        """What the model has to say about a whole super-batch, without gradients and in eval mode."""
 
 
 class Evaluated(Protocol):
@@ -60,19 +34,70 @@ class Evaluated(Protocol):
     def metrics(self) -> dict[str, float]: ...
 
 
+@dataclass(frozen=True)
+class ObjectiveOptions:
+    """
+    The options of a run that an objective may use, as plain values: no training arguments are needed to score.
+
+    Args:
+        loss (`str`, *optional*): `"sigmoid"` or `"softmax"`, for pairs. Default: the loss that the learner was
+            made for.
+        loss_tile_size (`int`, *optional*): Rows of the logit matrix that the loss holds at a time.
+        loss_exchange (`str`, *optional*, defaults to `"gather"`): How ranks share embeddings in the loss.
+        distillation_weight (`float`, *optional*, defaults to `0.0`): Weight of the distillation loss.
+        label_smoothing (`float`, *optional*, defaults to `0.0`): Of the cross-entropy.
+        views (`bool`, *optional*, defaults to `False`): Whether models have to see images at cheaper views too.
+        eval_group_column (`str`, *optional*): Column whose equal values are hits of each other in retrieval.
+    """
+
+    loss: str | None = None
+    loss_tile_size: int | None = None
+    loss_exchange: str = "gather"
+    distillation_weight: float = 0.0
+    label_smoothing: float = 0.0
+    views: bool = False
+    eval_group_column: str | None = None
+
+
 class Objective(Protocol):
     """
-    What a run trains for.
+    What a run trains for. `OBJECTIVES` is the registry, by the value of `JESTConfig.objective`.
 
     Attributes:
-        loss_kind (`str`, *optional*): `"sigmoid"` or `"softmax"` where there are pairs.
         name (`str`): As in `JESTConfig.objective`.
-        pairs (`bool`): Whether examples make pairs, so that they can be selected jointly.
+        pairs (`bool`): Whether examples make pairs, so that they can be selected jointly. Otherwise the loss is a mean
+            over examples.
+        loss_kind (`str`, *optional*): `"sigmoid"` or `"softmax"` where there are pairs.
+        collator_type (`type`): The class of the data collators that make super-batches for this objective.
+        refused (`dict`): Options of `JESTConfig` that have no use with this objective, with the value that each must
+            keep.
+        cached_as (`str`, *optional*): What `cache_reference` writes: `"embeddings"`, `"losses"`, or `None` where a
+            reference cannot be cached.
     """
 
-    loss_kind: str | None
     name: str
     pairs: bool
+    loss_kind: str | None
+    collator_type: ClassVar[type]
+    refused: ClassVar[Mapping[str, Any]]
+    cached_as: ClassVar[str | None]
+
+    @classmethod
+    def fits(cls, model: PreTrainedModel) -> bool:
+        """Whether a learner is made for this objective, where `JESTConfig.objective` is not given."""
+
+    @classmethod
+    def make(cls, model: PreTrainedModel | None, options: ObjectiveOptions) -> Objective:
+        """
+        Make the objective of a run.
+
+        Args:
+            model ([`~transformers.PreTrainedModel`], *optional*): The learner, without adapters, if there is one yet.
+            options ([`ObjectiveOptions`]): Options of the run.
+
+        Raises:
+            ValueError: for a model or options that do not suit the objective.
+        """
 
     def collator(self, processor: Any, ref_processor: Any | None, seed: int) -> Callable[[list[dict]], dict]:
         """The data collator of a run that brings none."""
@@ -121,6 +146,9 @@ class Objective(Protocol):
     def width(self, config: PretrainedConfig) -> int:
         """Numbers that a joint draw compares of each example; 0 where there are no pairs."""
 
+    def text_length(self, collator: Any) -> int | None:
+        """Tokens that captions are padded to, for the model card; `None` where the processor says so itself."""
+
     def prediction_collator(self, collator: Any) -> Any:
         """The data collator, for rows that need not have what a model predicts."""
 
@@ -138,4 +166,22 @@ class Objective(Protocol):
         """The whole data set, whose batches the ranks share, on every rank: the same as of one process."""
 
 
-__all__ = ["Evaluated", "Objective", "Reader"]
+OBJECTIVES: dict[str, type[Objective]] = {}
+
+
+def find_objective(name: str | None, model: PreTrainedModel | None) -> type[Objective]:
+    """
+    Find the objective with a name, or the one that a learner is made for; the last one registered that fits.
+
+    Raises:
+        ValueError: for a name that is not registered.
+    """
+    if name is None:
+        fitting = [one for one in OBJECTIVES.values() if model is not None and one.fits(model)]
+        return fitting[-1] if fitting else OBJECTIVES["contrastive"]
+    if name not in OBJECTIVES:
+        raise ValueError(f"objective={name!r} is not known; choose one of {', '.join(OBJECTIVES)}.")
+    return OBJECTIVES[name]
+
+
+__all__ = ["OBJECTIVES", "Evaluated", "Objective", "ObjectiveOptions", "find_objective"]

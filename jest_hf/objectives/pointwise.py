@@ -10,7 +10,7 @@ wanted (ClassAct, arXiv 2312.05328; RHO-LOSS, arXiv 2206.07137).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,21 +18,17 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from jest_hf.collator import REF_PREFIX
 from jest_hf.data.classes import label2id_of
 from jest_hf.data.labelled import ImageLabelCollator, LabelledCollator, LanguageModelCollator, TextLabelCollator
 from jest_hf.distributed import Ranks
-from jest_hf.evaluation.pointwise import EvaluationCollator, LabelledResults, evaluate_labelled
+from jest_hf.evaluation.labelled import EvaluationCollator, LabelledResults, evaluate_labelled
+from jest_hf.images.normalise import Normalisation
 from jest_hf.losses.pointwise import mean_over_ranks, per_example_losses
 from jest_hf.models import View, base_model
-from jest_hf.models.normalisation import Normalisation
+from jest_hf.models.families import is_dual_encoder
+from jest_hf.models.labelled import KINDS, PointwiseReader
+from jest_hf.objectives.objective import OBJECTIVES, ObjectiveOptions
 from jest_hf.report.flops import forward_flops_of
-from jest_hf.selection import PointwiseLosses
-
-
-KINDS = ("classification", "language_model")
-NOT_INPUTS = ("labels", "example_id", "valid")  # of a super-batch
-IMAGES = "pixel_values"
 
 
 def kind_of(model: PreTrainedModel) -> str:
@@ -40,90 +36,6 @@ def kind_of(model: PreTrainedModel) -> str:
     names = {one.__name__ for one in type(base_model(model)).__mro__}
     causal = not names.isdisjoint(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     return "language_model" if causal else "classification"
-
-
-class PointwiseReader:
-    """
-    How one model reads a super-batch, and what it has to say about it; see [`~objectives.objective.Reader`].
-
-    Args:
-        causal (`bool`): Whether it is a causal language model.
-        normalisation ([`Normalisation`], *optional*): Of a model of images.
-        label_smoothing (`float`, *optional*, defaults to `0.0`): In the scores, as in the training loss.
-        prefix (`str`, *optional*, defaults to `""`): Of this model's own keys in the super-batch (`"ref_"` for a
-            reference). Where there is none it reads what the learner reads.
-    """
-
-    def __init__(
-        self,
-        causal: bool,
-        normalisation: Normalisation | None = None,
-        label_smoothing: float = 0.0,
-        prefix: str = "",
-    ) -> None:
-        self.causal = causal
-        self.normalisation = normalisation
-        self.label_smoothing = label_smoothing
-        self.prefix = prefix
-
-    def inputs(
-        self,
-        batch: Mapping[str, Tensor],
-        rows: slice = slice(None),
-        view: View | None = None,
-        n_at_view: int | None = None,
-    ) -> dict[str, Any]:
-        """
-        Arguments of the model's `forward` for some rows of a super-batch: everything in it but the labels and what is
-        not the model's, images normalised on their device.
-
-        Raises:
-            ValueError: for a view, which dual encoders alone have.
-        """
-        if view is not None:
-            raise ValueError(f"scoring_view='{view}' is for dual encoders, and this model has no views; leave it out.")
-        shared = {name: value for name, value in batch.items() if not name.startswith(REF_PREFIX)}
-        # A model with keys of its own must take all of them from there: never half from the learner's.
-        own = {name.removeprefix(self.prefix): batch[name] for name in batch if name.startswith(self.prefix)}
-        chosen = own if self.prefix and own else shared
-        inputs = {name: value[rows] for name, value in chosen.items() if name not in NOT_INPUTS}
-        if self.normalisation is not None:
-            inputs[IMAGES] = self.normalisation(inputs[IMAGES])
-        # Keys and values of past tokens serve generation, and would stay in memory as long as the output does.
-        return inputs | ({"use_cache": False} if self.causal else {})
-
-    def __call__(
-        self,
-        model: nn.Module,
-        batch: Mapping[str, Tensor],
-        rows: slice = slice(None),
-        view: View | None = None,
-        n_at_view: int | None = None,
-    ) -> Any:
-        """One forward of `model`, wrapped or not, over these rows, with its graph; its output has `logits`."""
-        return model(**self.inputs(batch, rows, view, n_at_view))
-
-    @torch.no_grad()
-    def score(
-        self, model: nn.Module, batch: Mapping[str, Tensor], batch_size: int, view: View | None = None
-    ) -> PointwiseLosses:
-        """
-        The losses of a whole super-batch without gradients, in eval mode, `batch_size` rows at a time; 0 for a row
-        without a label.
-
-        The model is left in eval mode: `Trainer.training_step` puts it back into train mode before it learns.
-        """
-        model.eval()
-        parts = []
-        for start in range(0, len(batch["labels"]), batch_size):
-            rows = slice(start, start + batch_size)
-            logits = self(model, batch, rows, view).logits
-            parts.append(self.losses(logits, batch["labels"][rows]))
-        return PointwiseLosses(torch.cat(parts).float())
-
-    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss of each example, `[b]`, of logits that this reader's forward gave; see [`per_example_losses`]."""
-        return per_example_losses(logits, labels, label_smoothing=self.label_smoothing, causal=self.causal)
 
 
 class PointwiseObjective:
@@ -142,8 +54,19 @@ class PointwiseObjective:
             labels at a time.
     """
 
+    name: str
     pairs = False
     loss_kind = None
+    collator_type: ClassVar[type] = LabelledCollator
+    refused: ClassVar[Mapping[str, Any]] = {
+        "scoring_view": None,
+        "gradient_cache_chunk_size": None,
+        "reference_cache": None,
+        "loss": None,
+        "distillation_weight": 0.0,
+        "pair_score": "loss",
+    }
+    cached_as: ClassVar[str | None] = "losses"
 
     def __init__(self, kind: str, config: PretrainedConfig, label_smoothing: float = 0.0) -> None:
         if kind not in KINDS:
@@ -162,6 +85,18 @@ class PointwiseObjective:
             )
         self.label2id = label2id_of(config)
         self._architectures: dict[type[PretrainedConfig], type[PreTrainedModel]] = {}
+
+    @classmethod
+    def fits(cls, model: PreTrainedModel) -> bool:
+        return not is_dual_encoder(model) and kind_of(model) == cls.name
+
+    @classmethod
+    def make(cls, model: PreTrainedModel | None, options: ObjectiveOptions) -> PointwiseObjective:
+        if model is None:
+            raise ValueError(
+                f"objective={cls.name!r} needs the learner's classes from the start; pass model or model_init."
+            )
+        return cls(cls.name, model.config, options.label_smoothing)
 
     def collator(self, processor: Any, ref_processor: Any | None, seed: int) -> LabelledCollator:
         """By what the processor reads: images or texts; `seed` is for captions, of which there are none."""
@@ -263,6 +198,9 @@ class PointwiseObjective:
     def width(self, config: PretrainedConfig) -> int:
         return 0
 
+    def text_length(self, collator: LabelledCollator) -> int | None:
+        return None
+
     def prediction_collator(self, collator: LabelledCollator) -> LabelledCollator:
         return collator.without_labels()
 
@@ -280,6 +218,21 @@ class PointwiseObjective:
         """Loss with accuracy or perplexity; the predictions are logits, or the losses of a language model."""
         return evaluate_labelled(read, model, batches, device, causal=self.causal, ranks=ranks)
 
+
+class Classification(PointwiseObjective):
+    """A label for each image or text, or one for each token: any model with `num_labels` that is not causal."""
+
+    name = "classification"
+
+
+class LanguageModel(PointwiseObjective):
+    """The next token of each text: a class of `AutoModelForCausalLM`."""
+
+    name = "language_model"
+
+
+for _objective in (Classification, LanguageModel):
+    OBJECTIVES[_objective.name] = _objective
 
 _OTHER_PROBLEMS = ("regression", "multi_label_classification")
 
@@ -329,4 +282,4 @@ def _some(label2id: Mapping[str, int]) -> str:
     return f"{{{shown}{', ...' if len(label2id) > 3 else ''}}} ({len(label2id)})"
 
 
-__all__ = ["KINDS", "PointwiseObjective", "PointwiseReader", "kind_of"]
+__all__ = ["Classification", "LanguageModel", "PointwiseObjective", "kind_of"]

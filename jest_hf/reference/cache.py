@@ -25,10 +25,10 @@ from torch.utils.data import DataLoader
 from transformers import PretrainedConfig
 from transformers.utils import logging
 
-from jest_hf.collator import JESTDataCollator
+from jest_hf.data.collator import JESTDataCollator
 from jest_hf.data.rows import Rows
 from jest_hf.distributed import Ranks, gather_objects
-from jest_hf.evaluation.tasks import CaptionCollator
+from jest_hf.evaluation.pairs import CaptionCollator
 from jest_hf.models import DualEncoder, family_of
 from jest_hf.reference.fingerprint import describe_data, describe_reading, difference, own_keys
 from jest_hf.reference.store import (

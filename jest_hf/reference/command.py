@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from jest_hf.collator import JESTDataCollator
 from jest_hf.data import load_source
+from jest_hf.data.collator import JESTDataCollator
 from jest_hf.data.rows import Rows
 from jest_hf.distributed import Ranks
 from jest_hf.models import DualEncoder, expose_temperature

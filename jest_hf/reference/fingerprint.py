@@ -30,16 +30,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor, PretrainedConfig, PreTrainedModel
 
-from jest_hf.collator import (
-    CAPTION_COLUMNS,
-    BrokenCaption,
-    JESTDataCollator,
-    tokenizer_definition,
-    usable_captions,
-)
-from jest_hf.data.images import BrokenImage, decode_image
+from jest_hf.data.captions import CAPTION_COLUMNS, BrokenCaption, tokenizer_definition, usable_captions
+from jest_hf.data.collator import JESTDataCollator
 from jest_hf.data.rows import Rows
 from jest_hf.hub.pull import Snapshot
+from jest_hf.images.pixels import BrokenImage, decode_image
 from jest_hf.models import base_model, has_adapter
 from jest_hf.reference.load import ADAPTER_CONFIG, locate_base, locate_reference
 

@@ -15,8 +15,8 @@ from huggingface_hub import HfApi
 
 from jest_hf.distributed import Ranks, ask_first_rank
 from jest_hf.hub import push_card, reference_cache_card
+from jest_hf.hub.publisher import try_repeatedly
 from jest_hf.hub.pull import pull, reason
-from jest_hf.hub.push import try_repeatedly
 from jest_hf.reference.store import MANIFEST, ReferenceCache, open_folder
 
 

@@ -27,13 +27,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import PretrainedConfig
 from transformers.utils import logging
 
 from jest_hf.data.labelled import LabelledCollator
 from jest_hf.data.rows import Rows, share_batches
 from jest_hf.distributed import Ranks, ask_first_rank, gather_to_cpu
-from jest_hf.evaluation.pointwise import EvaluationCollator
-from jest_hf.objectives.pointwise import PointwiseReader
+from jest_hf.evaluation.labelled import EvaluationCollator
+from jest_hf.models.labelled import PointwiseReader
 from jest_hf.reference.fingerprint import difference
 from jest_hf.reference.store import write_atomically
 from jest_hf.selection import PointwiseLosses
@@ -53,10 +54,15 @@ class IrreducibleLosses:
         about (`dict`): What they are of; see [`IrreducibleLosses.compute`].
     """
 
+    reads_images = False
+    reader: PointwiseReader | None = None
+    config: PretrainedConfig | None = None
+    width: int | None = None
+
     def __init__(self, losses: Tensor, valid: Tensor, about: Mapping[str, Any]) -> None:
         self.losses = losses
         self.valid = valid
-        self.about = about
+        self.origin = about
 
     @classmethod
     @torch.no_grad()
@@ -151,12 +157,12 @@ class IrreducibleLosses:
     @property
     def name(self) -> str | None:
         """Hub id of the reference."""
-        return self.about["reference"].get("repo")
+        return self.origin["reference"].get("repo")
 
     @property
     def commit(self) -> str | None:
         """Commit of a reference from the Hub."""
-        return self.about["reference"].get("commit")
+        return self.origin["reference"].get("commit")
 
     @property
     def n_readable(self) -> int:
@@ -186,6 +192,10 @@ class IrreducibleLosses:
                 "read now; compute them anew, or leave such rows out of the selection with IrreducibleLosses.readable."
             )
         return PointwiseLosses(self.losses[rows].to(batch["example_id"].device))
+
+    def about(self) -> dict[str, Any]:
+        """Return what a model card says about the reference, by the names of `RunSummary`."""
+        return {"reference": self.name, "reference_revision": self.commit}
 
     def _rows(self, batch: Mapping[str, Tensor]) -> Tensor:
         rows = batch["example_id"].cpu()
@@ -220,7 +230,7 @@ class IrreducibleLosses:
     def _write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {"losses": self.losses, "valid": self.valid}
-        write_atomically(path, save(tensors, metadata={"about": json.dumps(self.about)}))
+        write_atomically(path, save(tensors, metadata={"about": json.dumps(self.origin)}))
 
     def __repr__(self) -> str:
         return f"IrreducibleLosses(n_rows={len(self.losses)}, name={self.name!r})"

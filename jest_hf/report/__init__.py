@@ -4,24 +4,33 @@
 
 from __future__ import annotations
 
+from jest_hf.report.compare import batch_loss, compare_selected, compare_selectors, source_shares
 from jest_hf.report.flops import StepFlops, forward_flops, step_flops
 from jest_hf.report.ledger import SelectionLedger, read_selections
-from jest_hf.report.metrics import RunStatistics, compare_selected
 from jest_hf.report.plots import QualityPoint, first_reaching, plot_quality, plot_selection
+from jest_hf.report.report import Report, StepRecord
+from jest_hf.report.statistics import RunStatistics
+from jest_hf.report.summary import RunSummary
 from jest_hf.report.table import format_table
 
 
 __all__ = [
     "QualityPoint",
+    "Report",
     "RunStatistics",
+    "RunSummary",
     "SelectionLedger",
     "StepFlops",
+    "StepRecord",
+    "batch_loss",
     "compare_selected",
+    "compare_selectors",
     "first_reaching",
     "format_table",
     "forward_flops",
     "plot_quality",
     "plot_selection",
     "read_selections",
+    "source_shares",
     "step_flops",
 ]

@@ -26,7 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 
 from jest_hf.models import View, accept_views
+from jest_hf.models.families import check_view, family_of
 from jest_hf.models.sharding import built_whole
+from jest_hf.selection import SELECTIONS
 
 
 def forward_flops(
@@ -62,14 +64,14 @@ def forward_flops(
     config = copy.deepcopy(model.config if isinstance(model, PreTrainedModel) else model)
     config._attn_implementation = "eager"  # plain matrix products: fused kernels are not counted on every platform
     vision = config.vision_config
-    takes_patches = config.model_type == "siglip2"
+    takes_patches = family_of(config).patches
     if takes_patches and image_size is not None:
         raise ValueError(f"image_size={image_size} has no meaning for a NaFlex model: pass num_patches.")
     if num_patches is not None and not takes_patches:
         raise ValueError(f"num_patches={num_patches} has a meaning for NaFlex models only: pass image_size.")
 
     if view is not None:
-        view.check(config)
+        check_view(view, config)
         if image_size is not None or num_patches is not None:
             raise ValueError(f"view '{view}' is one of the model's own size: leave out image_size and num_patches.")
         if takes_patches:
@@ -295,7 +297,7 @@ def flops_of_step(
         low_resolution_forward=at_view,
         low_resolution_fraction=args.low_resolution_fraction if at_view is not None else 0.0,
         reference_forward=asked if "reference" in scores else 0.0,
-        selection_widths=[widths[name] for name in scores] if args.selection == "joint" else [],
+        selection_widths=[widths[name] for name in scores] if SELECTIONS[args.selection].needs_pairs else [],
     )
     # A teacher that has not scored the super-batch is asked about the sub-batch alone.
     taught = trained if args.distillation_weight and "reference" not in scores else 0

@@ -13,14 +13,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from transformers import TrainerCallback
 
 
 SCHEMA = pa.schema([("step", pa.int32()), ("rank", pa.int16()), ("order", pa.int32()), ("example_id", pa.int64())])
@@ -113,19 +111,6 @@ class SelectionLedger:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.path)
-
-
-class LedgerCallback(TrainerCallback):
-    """Cuts a ledger back to the step that training starts from, and completes it at the end."""
-
-    def __init__(self, ledger: SelectionLedger) -> None:
-        self.ledger = ledger
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.ledger.truncate(state.global_step)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.ledger.flush()
 
 
 def read_selections(path: str | os.PathLike[str]) -> pa.Table:

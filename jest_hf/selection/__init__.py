@@ -2,44 +2,55 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choosing a sub-batch from a super-batch: pure functions on tensors, on CPU or GPU, usable without any trainer.
 
-Models speak of pairs ([`ContrastiveEmbeddings`]) or of single examples ([`PointwiseLosses`]); scores say how learnable
-examples are, together ([`PairwiseScores`]) or alone (any `[B]` tensor); a selector draws from them; the noise of the
-draw is a function of (seed, step), so a selection can be repeated anywhere.
+A model computes embeddings of pairs ([`ContrastiveEmbeddings`]) or one loss for each example ([`PointwiseLosses`]). A
+criterion makes scores of them, of examples together ([`PairwiseScores`]) or of each by itself (any `[B]` tensor). A
+selector draws from the scores. The noise of the draw is a function of (seed, step), so that a selection can be
+repeated anywhere.
 """
 
-from jest_hf.selection.compare import Selector, batch_loss, compare_selectors, source_shares
-from jest_hf.selection.embeddings import ContrastiveEmbeddings
-from jest_hf.selection.independent import select_independently, select_uniformly
+from __future__ import annotations
+
+from jest_hf.batch import ContrastiveEmbeddings, PointwiseLosses, Scored, Scores
+from jest_hf.moved import moved
+from jest_hf.selection.criteria import CRITERIA, Criterion
+from jest_hf.selection.draw import select_independently, select_uniformly
 from jest_hf.selection.joint import Chunk, chunk_sizes, draw_chunks, select_jointly
-from jest_hf.selection.noise import gumbel_noise
-from jest_hf.selection.pairwise import CRITERIA, LOSSES, PairwiseScores, RunningScores
-from jest_hf.selection.pointwise import PointwiseLosses, Scored
+from jest_hf.selection.noise import gumbel_noise, noise_at
+from jest_hf.selection.pool import Ask, DrawKey, Pool, Selection
 from jest_hf.selection.schedule import SelectionSchedule
-from jest_hf.selection.sub_batch import SELECTIONS, draw_sub_batch, take_readable, take_sub_batch
+from jest_hf.selection.scores import LOSSES, PairwiseScores, RunningScores
+from jest_hf.selection.selectors import SELECTIONS, Selector, draw_sub_batch
+from jest_hf.selection.sub_batch import take_readable, take_sub_batch
 
 
 __all__ = [
     "CRITERIA",
     "LOSSES",
+    "SELECTIONS",
+    "Ask",
     "Chunk",
     "ContrastiveEmbeddings",
+    "Criterion",
+    "DrawKey",
     "PairwiseScores",
     "PointwiseLosses",
+    "Pool",
     "RunningScores",
-    "SELECTIONS",
     "Scored",
+    "Scores",
+    "Selection",
     "SelectionSchedule",
     "Selector",
-    "batch_loss",
     "chunk_sizes",
-    "compare_selectors",
     "draw_chunks",
     "draw_sub_batch",
     "gumbel_noise",
+    "noise_at",
     "select_independently",
     "select_jointly",
     "select_uniformly",
-    "source_shares",
     "take_readable",
     "take_sub_batch",
 ]
+
+__getattr__ = moved(__name__, dict.fromkeys(("batch_loss", "compare_selectors", "source_shares"), "jest_hf.report"))

@@ -25,7 +25,7 @@ from torch import Tensor
 from jest_hf.distributed import Ranks
 from jest_hf.selection.draw import Candidates, check_draw, check_eligible, check_noise, raised_on_all
 from jest_hf.selection.noise import gumbel_noise
-from jest_hf.selection.pairwise import PairwiseScores
+from jest_hf.selection.scores import PairwiseScores
 
 
 class Chunk(NamedTuple):

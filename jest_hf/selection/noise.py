@@ -45,17 +45,22 @@ def gumbel_noise(
     Raises:
         ValueError: if the seed or the step is out of range, `n_chunks` is below 1, or the slice is not within `size`.
     """
+    stop = size if stop is None else stop
+    if not 0 <= start <= stop <= size:
+        raise ValueError(f"start and stop must satisfy 0 <= start <= stop <= {size}, got {start} and {stop}.")
+
+    return noise_at(seed, step, n_chunks, torch.arange(start, stop, device=device), first_chunk=first_chunk)
+
+
+def noise_at(seed: int, step: int, n_chunks: int, positions: Tensor, *, first_chunk: int = 0) -> Tensor:
+    """Return the noise of [`gumbel_noise`] at any positions (int64 `[n]`, in any order): float32 `[n_chunks, n]`."""
     for name, value in (("seed", seed), ("step", step)):
         if not 0 <= value < 2**63:
             raise ValueError(f"{name} must be at least 0 and below 2**63, got {value}.")
     if n_chunks < 1:
         raise ValueError(f"n_chunks must be at least 1, got {n_chunks}.")
-    stop = size if stop is None else stop
-    if not 0 <= start <= stop <= size:
-        raise ValueError(f"start and stop must satisfy 0 <= start <= stop <= {size}, got {start} and {stop}.")
-
+    device = positions.device
     chunks = torch.arange(first_chunk, first_chunk + n_chunks, device=device)[:, None]
-    positions = torch.arange(start, stop, device=device)
     state = torch.zeros((), dtype=torch.int64, device=device)
     for word in (seed, step, chunks, positions):
         state = _mix(state + word)
@@ -82,4 +87,4 @@ def _signed(word: int) -> int:
     return word - 2**64 if word >= 2**63 else word
 
 
-__all__ = ["gumbel_noise"]
+__all__ = ["gumbel_noise", "noise_at"]

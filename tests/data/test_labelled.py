@@ -16,8 +16,8 @@ from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileV
 from jest_hf.data.classes import Classes
 from jest_hf.data.labelled import ImageLabelCollator, LanguageModelCollator, TextLabelCollator
 from jest_hf.data.rows import Rows
+from jest_hf.images.normalise import Normalisation
 from jest_hf.losses.pointwise import IGNORED
-from jest_hf.models.normalisation import Normalisation
 from tests.helpers import encode, random_image, tiny_tokenizer
 from tests.objectives.labelled import CLASSES, image_rows, text_rows, tiny_vit_processor
 

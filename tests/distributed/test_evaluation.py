@@ -15,7 +15,7 @@ from jest_hf import JESTDataCollator
 from jest_hf.data.rows import Rows, share_batches
 from jest_hf.distributed import Ranks
 from jest_hf.evaluation import ZeroShotCallback
-from jest_hf.evaluation.tasks import CaptionCollator, embed_dataset
+from jest_hf.evaluation.pairs import CaptionCollator, embed_dataset
 from jest_hf.models import DualEncoder, expose_temperature
 from tests.distributed.processes import run
 from tests.helpers import (

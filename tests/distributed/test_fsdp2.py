@@ -14,9 +14,9 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from jest_hf.distributed import Ranks
 from jest_hf.losses import backward_in_chunks, sigmoid_contrastive_loss
 from jest_hf.models import DualEncoder, View, accept_views, expose_temperature
-from jest_hf.models.mixture import chunks_by_view, rows_at_view
 from jest_hf.models.sharding import prepare_for_fsdp2
 from jest_hf.reference import place_reference
+from jest_hf.training.update import chunks_by_view, rows_at_view
 from tests.distributed.processes import run
 from tests.helpers import tiny_siglip, tiny_siglip_processor
 

@@ -14,7 +14,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from jest_hf.distributed import Ranks, Shares
 from jest_hf.models import expose_temperature
-from jest_hf.online import OnlineReference, fresh_like
+from jest_hf.training.online_model import OnlineReference, fresh_like
 from tests.distributed.launching import without_compiled_operators
 from tests.distributed.processes import run
 from tests.helpers import tiny_siglip

@@ -26,7 +26,7 @@ from jest_hf.selection import (
     select_jointly,
 )
 from jest_hf.selection.draw import Candidates
-from jest_hf.selection.parts import PAIR_LOSSES
+from jest_hf.selection.pair_terms import PAIR_LOSSES
 from tests.distributed.processes import run
 from tests.selection.models import learner_and_reference
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from jest_hf.distributed import Ranks, Shares, owners_of
-from jest_hf.report import compare_selected
-from jest_hf.selection import SELECTIONS, PointwiseLosses, Selector, compare_selectors, take_sub_batch
+from jest_hf.report import compare_selected, compare_selectors
+from jest_hf.selection import SELECTIONS, PointwiseLosses, Selector, take_sub_batch
 from tests.distributed.processes import run
-from tests.selection.test_compare import NAMES, draw_of, losses, pairs
+from tests.report.test_compare import NAMES, draw_of, losses, pairs
 
 
 MAKERS: dict[str, Callable[[int], dict]] = {"pairs": pairs, "losses": losses}

@@ -18,10 +18,6 @@ TOP = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", 
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [*TOP, *GUIDES, *sorted((ROOT / ".github").rglob("*.md"))]
 
-# Named on the pages, and made by the moves of the rebuild that are still under way.
-NOT_YET = {"same", "jest_hf/selection/criteria.py", "jest_hf/selection/selectors.py", "jest_hf/models/families.py"}
-NOT_YET |= {"jest_hf/curation/"}
-
 FENCE = re.compile(r"^ *(`{3,})(\S*)[^\n]*\n(.*?)^ *\1 *$", re.MULTILINE | re.DOTALL)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import NOT_YET, PAGES, ROOT, anchors, links, name_of, spans
+from tests.docs.pages import PAGES, ROOT, anchors, links, name_of, spans
 
 
 FOLDERS = "|".join(sorted(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")))
@@ -52,11 +52,21 @@ def test_links_that_lead_nowhere_are_seen():
     assert broken(page, text) == [*wanted, "http://insecure.org"]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+# The changelog names what has gone.
+CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
+
+
+# To be removed when the page describes the layers.
+STALE = pytest.mark.xfail(reason="the page describes the package before its layers", strict=True)
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=STALE if page.stem == "architecture" else ()) for page in CURRENT], ids=name_of
+)
 def test_paths_and_modules_in_inline_code_exist(page):
     for span in spans(page):
         if PATH.fullmatch(span):
-            assert (ROOT / span).exists() or span in NOT_YET, span
+            assert (ROOT / span).exists(), span
         if DOTTED.fullmatch(span):
             assert resolves(span), span
 

@@ -35,7 +35,7 @@ RUN = {"README.md": 2, "docs/distributed.md": 1, "docs/family.md": 2}
 NOT_RUN = {"docs/architecture.md", "CONTRIBUTING.md"}
 
 FACES = ("", ".selection", ".losses", ".objectives", ".models", ".data", ".reference", ".evaluation", ".report")
-FACES += (".hub", ".distributed")
+FACES += (".hub", ".distributed", ".curation", ".config")
 
 
 # What a block says

@@ -13,14 +13,15 @@ import pytest
 from transformers import Trainer
 
 from jest_hf import JESTConfig, JESTTrainer
+from jest_hf.curation import CurationFilters
 from tests.docs.pages import PAGES, ROOT, name_of, spans
 
 
 OPTIONS = {field.name for field in fields(JESTConfig)}
 ARGUMENTS = {*inspect.signature(JESTTrainer).parameters, *inspect.signature(Trainer).parameters}
 
-# Of other libraries, and of the environment.
-OTHERS = {"DS_ACCELERATOR", "trust_remote_code", "weights_only"}
+# Of other libraries, of the environment, and of `Criterion`.
+OTHERS = {"DS_ACCELERATOR", "joint", "trust_remote_code", "weights_only"}
 
 # What README's table says in words.
 IN_WORDS = {"the model's own": None, "off": False, "-": None, "full": None, "the sub-batch": None}
@@ -78,3 +79,18 @@ def test_the_table_of_settings_has_the_defaults(tmp_path):
     for name, default in table.items():
         value = getattr(config, name)
         assert value == IN_WORDS[default] if default in IN_WORDS else str(value) == default, name
+
+
+def test_the_table_of_layers_is_the_contract():
+    rows = re.findall(r"^\| \d+ \| (.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    documented = [set(re.findall(r"`(\w+)(?:/|\.py)`", row)) - {"__init__"} for row in rows]
+    contract = re.search(r"^layers = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)[1]
+    assert documented == [set(line.split(" | ")) for line in re.findall(r'"(.*)"', contract)]
+
+
+def test_the_recipe_and_the_filters_have_the_documented_names():
+    rows = re.findall(r"^\| (`.*?`) .*\|", (ROOT / "docs" / "bootstrap.md").read_text(), re.MULTILINE)
+    names = {name for row in rows for name in re.findall(r"`([a-z_]+)", row.partition(" | ")[0])}
+    recipe = (ROOT / "examples" / "bootstrap_reference.py").read_text()
+    known = set(re.findall(r"^    (\w+): ", recipe, re.MULTILINE)) | {field.name for field in fields(CurationFilters)}
+    assert len(names) > 15 and names <= known

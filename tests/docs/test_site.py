@@ -85,6 +85,7 @@ def test_sections_become_fields():
 
         Args:
             image (`torch.Tensor` of shape `[b, D]`): Embeddings.
+            ranks, device: As elsewhere.
             *parts (`str`, *optional*, defaults to `"a"`):
                 Two lines
                 of text: with a colon.
@@ -100,6 +101,7 @@ def test_sections_become_fields():
     assert [line for line in api_pages.sections(docstring).splitlines() if line] == [
         "Do something.",
         ":param image: (`torch.Tensor` of shape `[b, D]`) Embeddings.",
+        ":param ranks,device: As elsewhere.",
         r':param \*parts: (`str`, *optional*, defaults to `"a"`)',
         "    Two lines",
         "    of text: with a colon.",

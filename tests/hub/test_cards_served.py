@@ -15,7 +15,7 @@ from jest_hf.hub import curated_card, learner_card, push_card, reference_cache_c
 from jest_hf.reference import push_reference_cache
 from tests.hub.test_cards_datasets import CURATED, python_of, run
 from tests.hub.test_model_card import JOINT
-from tests.hub.test_push import make
+from tests.hub.test_publisher import make
 from tests.hub_server import Failed
 from tests.reference.caching import make_cache
 

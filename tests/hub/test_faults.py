@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import tiny_siglip_processor
+from tests.hub.test_publisher import make, same, state_of, train
 from tests.hub.test_pull import files_of, has_weights_of, pull, push_folder, refused
-from tests.hub.test_push import make, same, state_of, train
 from tests.hub_server import Failed
 from tests.hub_server.faults import GATED
 

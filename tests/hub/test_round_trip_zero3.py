@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from tests.distributed import launching
 from tests.helpers import tiny_siglip, tiny_siglip_processor
 from tests.hub.moving import Moving
+from tests.hub.test_publisher import use_elsewhere
 from tests.hub.test_pull import files_of
-from tests.hub.test_push import use_elsewhere
 
 
 pytest.importorskip("deepspeed")

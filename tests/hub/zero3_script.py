@@ -17,7 +17,7 @@ from jest_hf import JESTConfig, JESTTrainer
 from jest_hf.cli import CONFIGS
 from tests.distributed.launching import without_compiled_operators
 from tests.helpers import random_rows
-from tests.hub.test_push import EVALUATION_ROWS, metrics
+from tests.hub.test_publisher import EVALUATION_ROWS, metrics
 
 
 def main(folder: Path) -> None:

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModel
 
+from jest_hf.images.resize import resize_positions
 from jest_hf.losses import sigmoid_contrastive_loss
 from jest_hf.models import (
     View,
@@ -23,7 +24,6 @@ from jest_hf.models import (
     expose_temperature,
     resize_patch_kernel,
 )
-from jest_hf.models.resize import resize_positions
 from jest_hf.models.sharding import prepare_for_fsdp2
 from tests.distributed.processes import run
 from tests.helpers import tiny_siglip2

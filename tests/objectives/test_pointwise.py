@@ -25,10 +25,10 @@ from transformers import (
     SiglipForImageClassification,
 )
 
-from jest_hf.data.images import decode_image
 from jest_hf.data.labelled import ImageLabelCollator, LanguageModelCollator, TextLabelCollator
 from jest_hf.data.rows import Rows
 from jest_hf.distributed import Ranks
+from jest_hf.images.pixels import decode_image
 from jest_hf.losses.pointwise import IGNORED
 from jest_hf.models import View
 from jest_hf.objectives.pointwise import PointwiseObjective, kind_of

@@ -183,5 +183,5 @@ def test_wrong_arguments(path):
 def test_a_reference_from_the_hub_has_a_name(path):
     losses, _ = computed(path)
     assert losses.name is None and losses.commit is None
-    losses.about = {"reference": {"repo": "a/b", "commit": "c0ffee"}}
+    losses.origin = {"reference": {"repo": "a/b", "commit": "c0ffee"}}
     assert (losses.name, losses.commit) == ("a/b", "c0ffee")

@@ -68,8 +68,8 @@ def test_sizes_that_do_not_divide(loss, size, n_chunks):
 
 
 def test_more_drawn_at_once_than_a_tile_has_columns(monkeypatch):
-    monkeypatch.setattr("jest_hf.selection.parts._TILE_COLUMNS", 7)
-    monkeypatch.setattr("jest_hf.selection.parts._TILE_ROWS_CPU", 10)
+    monkeypatch.setattr("jest_hf.selection.pair_terms._TILE_COLUMNS", 7)
+    monkeypatch.setattr("jest_hf.selection.pair_terms._TILE_ROWS_CPU", 10)
     learner, reference = learner_and_reference("clusters", 97)
     for loss in LOSSES:
         assert_draws_the_same(learner, reference, "learnability", loss, 50, 3)

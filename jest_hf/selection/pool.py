@@ -1,0 +1,85 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a selector gets and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from jest_hf.batch import Scores
+from jest_hf.distributed import Ranks, Shares
+from jest_hf.selection.joint import Chunk
+
+
+class DrawKey(NamedTuple):
+    """
+    What the noise of a draw depends on, besides the positions of the candidates.
+
+    Attributes:
+        seed (`int`): Seed of the run.
+        step (`int`): Number of the step, from 1.
+    """
+
+    seed: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Pool:
+    """
+    The candidates of one step, as one rank sees them.
+
+    Args:
+        rows (`dict`): This rank's n rows of the super-batch. `valid`, bool `[n]`, marks the rows that can be selected;
+            `example_id`, int64 `[n]`, names them.
+        positions (`torch.Tensor`): Their positions in the super-batch of all ranks, int64 `[n]`. The noise of a row
+            depends on its position, and not on the rank that holds the row.
+        shares ([`~jest_hf.distributed.Shares`]): How the super-batch is spread over the ranks that select together.
+        size (`int`): Number of examples to select, over these ranks (b).
+    """
+
+    rows: Mapping[str, Tensor]
+    positions: Tensor
+    shares: Shares
+    size: int
+
+    @property
+    def ranks(self) -> Ranks:
+        """The ranks that select together."""
+        return self.shares.ranks
+
+
+@dataclass(frozen=True)
+class Selection:
+    """
+    A sub-batch, the same on every rank that selects with this one.
+
+    Args:
+        indices (`torch.Tensor`): Positions in the super-batch of the ranks that select together, int64 `[b]`, in order
+            of drawing.
+        chunks (tuple of [`Chunk`], *optional*): The chunks in which the sub-batch was drawn.
+        metrics (`dict`, *optional*): What there is to log about the draw.
+    """
+
+    indices: Tensor
+    chunks: tuple[Chunk, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, chunks: Iterable[Chunk], metrics: Mapping[str, float] | None = None) -> Selection:
+        """Put together the selection that was drawn in these chunks."""
+        chunks = tuple(chunks)
+        return cls(torch.cat([chunk.indices for chunk in chunks]), chunks, metrics or {})
+
+
+# `ask(("learner", "reference"))`: the scores of this rank's rows under these models. Each model is computed once in a
+# step, however often a selector asks.
+Ask = Callable[[tuple[str, ...]], Scores]
+
+
+__all__ = ["Ask", "DrawKey", "Pool", "Selection"]

@@ -1,0 +1,126 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The data of a run: super-batches to train on, and whole data sets, in order, to evaluate on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from jest_hf.config import JESTConfig
+from jest_hf.data.late import LateImages
+from jest_hf.data.rows import EpochSampler, Rows, share_batches
+from jest_hf.data.stream import StreamedRows, load_stream
+from jest_hf.distributed import Ranks
+from jest_hf.images.views import View
+from jest_hf.objectives import Objective
+
+
+class Loaders:
+    """
+    Makes what reads the rows of a run.
+
+    Args:
+        args ([`JESTConfig`]): Options of the run.
+        objective ([`Objective`]): Checks the rows, and makes the collators of an evaluation.
+        collator: The data collator.
+        view ([`~jest_hf.models.View`], *optional*): The scoring view.
+        ranks ([`~jest_hf.distributed.Ranks`]): All processes of the run.
+
+    Attributes:
+        late_images ([`~data.late.LateImages`], *optional*): Brings the full images of a sub-batch, where the loader
+            makes the images of the view alone.
+    """
+
+    def __init__(self, args: JESTConfig, objective: Objective, collator: Any, view: View | None, ranks: Ranks) -> None:
+        self.args = args
+        self.objective = objective
+        self.collator = collator
+        self.view = view
+        self.ranks = ranks
+        self.late_images: LateImages | None = None
+
+    def stream(self, dataset: Any) -> Any:
+        """The loader of a stream, which is read as it comes, each rank its own part."""
+        args = self.args
+        return load_stream(
+            dataset,
+            self._at_view(),
+            args.per_device_super_batch_size,
+            image_column=self.collator.image_column,
+            ranks=self.ranks,
+            device=args.device,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+
+    def rows(self, dataset: Any, reference_reads_images: bool) -> tuple[Rows, EpochSampler]:
+        """
+        The rows of a map-style data set, and their order, which depends on (data_seed, epoch) alone.
+
+        Args:
+            dataset: The data set.
+            reference_reads_images (`bool`): Whether the reference needs the images of the super-batch.
+        """
+        args, view = self.args, self.view
+        rows = Rows(dataset, self.collator.image_column)
+        self.late_images = None
+        if view is not None and args.selects and not reference_reads_images:
+            settings = args.settings
+            in_full = (1 - settings.filter_ratio) * (1 - settings.low_resolution_fraction)
+            n_threads = max(1, args.dataloader_num_workers)
+            self.late_images = LateImages.where_it_serves(rows, self._at_view(), in_full, n_threads)
+        return rows, EpochSampler(len(rows), seed=args.seed if args.data_seed is None else args.data_seed)
+
+    def training_collator(self) -> Any:
+        """The collator of super-batches: with images at the scoring view too, or with these alone."""
+        return self._at_view() if self.late_images is None else self.late_images.collator
+
+    def _at_view(self) -> Any:
+        return self.collator if self.view is None else self.collator.at_view(self.view)
+
+    def evaluation(self, dataset: Any) -> DataLoader[Any]:
+        """
+        This rank's share of the rows to evaluate on, in order.
+
+        Raises:
+            ValueError: for labels that are not the model's.
+        """
+        return self._whole(dataset, self.collator)
+
+    def prediction(self, dataset: Any) -> DataLoader[Any]:
+        """As [`~Loaders.evaluation`], of rows that need no labels."""
+        return self._whole(dataset, self.objective.prediction_collator(self.collator))
+
+    def _whole(self, dataset: Any, collator: Any) -> DataLoader[Any]:
+        self.objective.check_data(dataset, collator)
+        if self.args.eval_at_view:
+            collator = collator.at_view(self.view)
+        rows = Rows(dataset, collator.image_column)
+        return DataLoader(
+            rows,
+            batch_sampler=share_batches(len(rows), self.args.eval_batch_size, self.ranks),
+            collate_fn=self.objective.eval_collator(collator),
+            num_workers=self.args.dataloader_num_workers,
+        )
+
+
+def first_row(dataset: Any, image_column: str | None, is_stream: bool) -> dict[str, Any]:
+    """
+    The first row of a data set, to see what the rows are like.
+
+    Raises:
+        ValueError: for a stream without rows.
+    """
+    if not is_stream:
+        return Rows(dataset, image_column)[0]
+    row = next(iter(StreamedRows(dataset, image_column)), None)
+    if row is None:
+        raise ValueError("train_dataset is a stream without a single row; check what it reads.")
+    return row
+
+
+__all__ = ["Loaders", "first_row"]

@@ -1,0 +1,374 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""The construction of a run, in its order.
+
+Before `Trainer.__init__`, in [`plan_run`]:
+
+1. arguments and launch are checked;
+2. processor and learner are loaded, or `model_init` is called for the first time;
+3. the objective is found;
+4. the adapter is put on the learner;
+5. the ranks are known;
+6. the reference is found, and the collator completed with its processor;
+7. the data are checked; statistics, ledger and schedule are made;
+8. the publisher is made.
+
+After it, in [`build_parts`]:
+
+9. the learner is prepared for FSDP2, and its precision checked;
+10. the progress bar is replaced;
+11. the learner's reader is made, which opens the model for views and its temperature;
+12. the proxy is made;
+13. the reference is identified for a cache, and then placed;
+14. one row is read and checked against every model: the dry run.
+
+Until (14) the Trainer may call `call_model_init`, `init_hf_repo` and callbacks: what they use is in the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoProcessor, PreTrainedModel, TrainerCallback, TrainerState
+
+from jest_hf.config import JESTConfig
+from jest_hf.data.stream import is_stream
+from jest_hf.distributed import Ranks
+from jest_hf.hub.publisher import Publisher
+from jest_hf.images.views import View
+from jest_hf.models import Reader, add_adapter, base_model, check_view, load_model
+from jest_hf.models.sharding import check_shardable, prepare_for_fsdp2
+from jest_hf.objectives import Objective, ObjectiveOptions, find_objective
+from jest_hf.report.ledger import SelectionLedger
+from jest_hf.report.report import Report
+from jest_hf.report.sources import Sources
+from jest_hf.report.statistics import RunStatistics
+from jest_hf.scoring import Scorer
+from jest_hf.selection import SelectionSchedule
+from jest_hf.training.callbacks import CompanionsCallback, LedgerCallback
+from jest_hf.training.card import RunFacts
+from jest_hf.training.checks import (
+    check_arguments,
+    check_distinct,
+    check_functions,
+    check_gradient_cache,
+    check_launch,
+    check_objective,
+    check_options,
+    check_train_size,
+    number_of_rows,
+    warn_of_low_precision,
+)
+from jest_hf.training.companions import Companions
+from jest_hf.training.costs import RunCosts, dry_run
+from jest_hf.training.engine import Engine
+from jest_hf.training.evaluator import Evaluator
+from jest_hf.training.loaders import Loaders, first_row
+from jest_hf.training.recorder import RunRecorder
+from jest_hf.training.reference import ReferencePlan
+from jest_hf.training.step import SelectionStep
+from jest_hf.training.update import Update
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What is decided before `Trainer.__init__`."""
+
+    args: JESTConfig
+    model: PreTrainedModel | nn.Module | None
+    processor: Any
+    collator: Any
+    train_dataset: Any
+    objective: Objective
+    view: View | None
+    ranks: Ranks
+    group: Ranks
+    reference: ReferencePlan
+    recorder: RunRecorder
+    companions: Companions
+    publisher: Publisher
+    engine: Engine
+
+    @property
+    def callbacks(self) -> list[TrainerCallback]:
+        """The callbacks that come before the user's."""
+        ledger = self.recorder.ledger
+        return [self.recorder.statistics] + ([LedgerCallback(ledger)] if ledger is not None else [])
+
+    def cache_reference(self, dataset: Any, collator: Any) -> None:
+        """Cache the reference's scores of the training data, with `args.cache_reference`. A collective."""
+        flops = self.reference.cache_now(self.objective, dataset, collator, self.engine)
+        if flops is not None:
+            self.recorder.costs.of_cache = flops
+
+    def facts(self, state: TrainerState, model: nn.Module, hub_model_id: str | None) -> RunFacts:
+        """What the run knows about itself, for its model card."""
+        return RunFacts(
+            args=self.args,
+            state=state,
+            model=model,
+            objective=self.objective,
+            collator=self.collator,
+            statistics=self.recorder.statistics,
+            flops=self.recorder.run_flops,
+            reference=self.reference.about(),
+            hub_model_id=hub_model_id,
+        )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a run that need the Trainer's model."""
+
+    reader: Reader
+    step: SelectionStep
+    update: Update
+    loaders: Loaders
+    evaluator: Evaluator
+    callbacks: list[TrainerCallback] = field(default_factory=list)
+
+
+def plan_run(
+    model: PreTrainedModel | str | None,
+    args: JESTConfig,
+    data_collator: Any,
+    train_dataset: Any,
+    processing_class: Any,
+    engine: Engine,
+    *,
+    first_learner: Callable[[], PreTrainedModel] | None,
+    ref_model: PreTrainedModel | str | None,
+    ref_processing_class: Any,
+    proxy_model: PreTrainedModel | str | None,
+    peft_config: Any,
+    reports: Sequence[Report],
+    functions: Mapping[str, Any],
+) -> RunPlan:
+    """
+    Decide what can be decided before `Trainer.__init__`: lines 1 to 8 of this module.
+
+    Args:
+        first_learner (`Callable`, *optional*): Calls `model_init`, to see what the learner is made for.
+        engine ([`Engine`]): The accelerator that the Trainer will make.
+        functions (mapping): Further arguments of the Trainer, some of which are functions of the user.
+        model, args, data_collator, train_dataset, processing_class, ref_model, ref_processing_class, proxy_model:
+            As in [`JESTTrainer`]; so are `peft_config` and `reports`.
+
+    Raises:
+        ValueError: for settings, models, processors and data that do not fit together.
+    """
+    check_arguments(args, data_collator, ref_model)  # 1
+    check_distinct(model=model, ref_model=ref_model, proxy_model=proxy_model)
+    check_launch(args)
+    check_gradient_cache(args)
+
+    if processing_class is None and data_collator is not None:  # 2
+        processing_class = data_collator.processor
+    if isinstance(model, str):
+        processing_class = processing_class or AutoProcessor.from_pretrained(model)
+        model = load_model(model, dtype=torch.float32)  # to train: in less, small steps round away
+    if processing_class is None:
+        raise ValueError("processing_class=None: pass the learner's processor, or a data_collator made from it.")
+    learner = first_learner() if model is None and first_learner is not None else model
+
+    objective = objective_of(args, learner)  # 3
+    check_objective(args, objective, data_collator)
+    check_functions(objective, args, functions)
+
+    if peft_config is not None:  # 4
+        model = add_adapter(model, peft_config)
+
+    ranks = Ranks.world()  # 5
+
+    reference = ReferencePlan(args, ranks)  # 6
+    collator = data_collator or objective.collator(processing_class, None, args.seed)
+    ref_processing_class = reference.find(model, ref_model, ref_processing_class, collator)
+    if data_collator is None:
+        collator = objective.collator(processing_class, ref_processing_class, args.seed)
+    elif ref_processing_class is not None and collator.ref_processor is None:
+        collator = collator.with_reference(ref_processing_class)
+    elif reference.cache is not None and args.scoring == "learner":  # no model reads the reference's images
+        collator = collator.with_reference(None)
+
+    group = ranks if args.selection_scope == "global" else Ranks()  # 7
+    recorder = _recorder(args, objective, collator, train_dataset, ranks, group, reports)
+
+    return RunPlan(
+        args=args,
+        model=model,
+        processor=processing_class,
+        collator=collator,
+        train_dataset=train_dataset,
+        objective=objective,
+        view=View.parse(args.scoring_view) if args.scoring_view else None,
+        ranks=ranks,
+        group=group,
+        reference=reference,
+        recorder=recorder,
+        companions=Companions(args, objective, ranks, engine, collator.ref_processor or processing_class),
+        publisher=Publisher(args),  # 8
+        engine=engine,
+    )
+
+
+def _recorder(
+    args: JESTConfig,
+    objective: Objective,
+    collator: Any,
+    train_dataset: Any,
+    ranks: Ranks,
+    group: Ranks,
+    reports: Sequence[Report],
+) -> RunRecorder:
+    """Check the training data, and make what counts them."""
+    if train_dataset is not None:
+        objective.check_data(train_dataset, collator)
+    n_rows = number_of_rows(train_dataset, collator.image_column, ranks)
+    if train_dataset is not None:
+        check_train_size(n_rows, args)
+    sources = None if args.source_column is None else Sources.read(train_dataset, args.source_column)
+    statistics = RunStatistics(n_rows, args.selection_settings, [] if sources is None else sources.names)
+    ledger = None
+    if args.record_selection and args.process_index == 0:
+        ledger = SelectionLedger(Path(args.output_dir) / "selections.parquet")
+    return RunRecorder(args, ranks, group, statistics, sources, ledger, reports)
+
+
+def build_parts(
+    plan: RunPlan,
+    learner: nn.Module,
+    proxy_model: PreTrainedModel | str | None,
+) -> Parts:
+    """
+    Make the parts of a run once the Trainer is there: lines 9 and 11 to 14 of this module.
+
+    Args:
+        plan ([`RunPlan`]): What was decided before.
+        learner ([`~transformers.PreTrainedModel`]): The Trainer's model, not wrapped yet.
+        proxy_model (*optional*): As in [`JESTTrainer`].
+
+    Raises:
+        ValueError: for models, processors and data that do not fit together.
+    """
+    args, objective, ranks, view = plan.args, plan.objective, plan.ranks, plan.view
+    reference, recorder, collator, engine = plan.reference, plan.recorder, plan.collator, plan.engine
+    reader = objective.reader(learner, plan.processor, "learner")  # 11
+    companions = plan.companions
+    companions.make_proxy(proxy_model, reference.ref_model)  # 12
+    companions.make_reference(reference.ref_model, learner)  # 13
+    reference.place(objective, learner, reader, collator, plan.processor, plan.train_dataset, engine)
+    if companions.reference is not None:
+        reference.source = companions.reference
+    scorer = Scorer(
+        reader,
+        lambda: reference.source,
+        batch_size=args.scoring_batch_size or args.per_device_train_batch_size,
+        view=view,
+        proxy=None if companions.proxy is None else companions.proxy.score,
+        autocast=engine.autocast,
+    )
+    loaders = Loaders(args, objective, collator, view, ranks)
+    step = SelectionStep(
+        args,
+        objective.loss_kind,
+        schedule=SelectionSchedule(
+            args.settings.filter_ratio, args.selection_warmup_steps, args.filter_ratio_ramp_steps
+        ),
+        ranks=ranks,
+        group=plan.group,
+        scorer=scorer,
+        reference=lambda: reference.source,
+        metrics=recorder,
+        sources=recorder.sources,
+    )
+    update = Update(
+        args,
+        objective,
+        reader,
+        view,
+        ranks=ranks,
+        engine=engine,
+        reference=lambda: reference.source,
+        late_images=lambda: loaders.late_images,
+    )
+    if plan.train_dataset is not None:  # 14
+        recorder.costs = _costs(plan, reader, learner)
+    return Parts(
+        reader=reader,
+        step=step,
+        update=update,
+        loaders=loaders,
+        evaluator=Evaluator(args, objective, reader, view, ranks, engine),
+        callbacks=[CompanionsCallback(companions)] if companions.models else [],
+    )
+
+
+def prepare_learner(learner: nn.Module, view: View | None, *, fsdp: bool, deepspeed: bool) -> None:
+    """
+    Prepare the learner for its engine: line 9 of this module.
+
+    Raises:
+        ValueError: for a model that the engine cannot shard, or a view that does not suit it.
+    """
+    if fsdp:
+        prepare_for_fsdp2(base_model(learner))
+    if deepspeed:
+        check_shardable(base_model(learner))
+    else:  # its engine keeps float32 weights itself
+        warn_of_low_precision(learner)
+    if view is not None:
+        check_view(view, base_model(learner).config)
+
+
+def _costs(plan: RunPlan, reader: Reader, learner: nn.Module) -> RunCosts:
+    """Collate the first row: a missing column or a foreign processor shows here and not in a worker."""
+    row = first_row(plan.train_dataset, plan.collator.image_column, is_stream(plan.train_dataset))
+    batch = plan.collator([row])
+    companions = plan.companions
+    readers = {"learner": (reader, base_model(learner).config)}
+    if companions.proxy is not None:
+        readers["proxy"] = (companions.proxy.reader, companions.proxy.model.config)
+    source = plan.reference.source
+    if source is not None and source.reader is not None and source.config is not None:
+        readers["reference"] = (source.reader, source.config)
+    forward, widths = dry_run(batch, plan.objective, readers, plan.view)
+    if source is not None and source.width is not None:
+        widths["reference"] = source.width
+    return RunCosts(plan.args, forward, widths, plan.recorder.statistics.n_examples)
+
+
+def objective_of(args: JESTConfig, model: nn.Module | None) -> Objective:
+    """
+    Make the objective that the run names, or the one that its learner is made for.
+
+    Args:
+        args ([`JESTConfig`]): `args.objective` and the options that belong to one.
+        model ([`~transformers.PreTrainedModel`], *optional*): The learner, where one was passed.
+
+    Raises:
+        ValueError: for an unknown objective, and for options without use with this one.
+    """
+    base = None if model is None else base_model(model)
+    objective = find_objective(args.objective, base)
+    check_options(args, objective)
+    settings = args.settings
+    return objective.make(
+        base,
+        ObjectiveOptions(
+            loss=args.loss,
+            loss_tile_size=args.loss_tile_size,
+            loss_exchange=args.loss_exchange,
+            distillation_weight=settings.distillation_weight,
+            label_smoothing=settings.label_smoothing_factor,
+            views=args.scoring_view is not None,
+            eval_group_column=args.eval_group_column,
+        ),
+    )
+
+
+__all__ = ["Parts", "RunPlan", "build_parts", "objective_of", "plan_run", "prepare_learner"]

@@ -1,0 +1,206 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""From the super-batch of a step to its sub-batch: schedule, score, select, take (arXiv 2406.17711, Algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from jest_hf.batch import Scored
+from jest_hf.config import JESTConfig
+from jest_hf.distributed import Exchanged, Ranks, Shares
+from jest_hf.reference import ReferenceSource
+from jest_hf.report.compare import compare_selected, compare_selectors
+from jest_hf.report.sources import Sources
+from jest_hf.scoring import ScoredRows, Scorer
+from jest_hf.selection import (
+    DrawKey,
+    Pool,
+    Selection,
+    SelectionSchedule,
+    Selector,
+    take_readable,
+    take_sub_batch,
+)
+
+
+@dataclass(frozen=True)
+class SubBatch:
+    """
+    What this rank trains on in one step.
+
+    Args:
+        rows (`dict`): Its m rows.
+        order (`torch.Tensor`): The place of each in the order of drawing, int64 `[m]`.
+        moved (`int`): Rows that came from other ranks.
+        bytes_moved (`int`): Their bytes.
+        is_selected (`bool`): Whether the super-batch was scored, and these rows selected from it.
+        selected (mapping of `str` to scores, *optional*): By model, the scores of these rows.
+    """
+
+    rows: dict[str, Tensor]
+    order: Tensor
+    moved: int
+    bytes_moved: int
+    is_selected: bool
+    selected: Mapping[str, Scored] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, exchanged: Exchanged, is_selected: bool, selected: Mapping[str, Scored] | None = None) -> SubBatch:
+        """Put together what the exchange between ranks has brought."""
+        return cls(
+            exchanged.batch, exchanged.order, exchanged.moved, exchanged.bytes_moved, is_selected, selected or {}
+        )
+
+
+class Metrics(Protocol):
+    """Where the metrics and times of a step go."""
+
+    def add(self, metrics: Mapping[str, float]) -> None: ...
+
+    def timed(self, name: str) -> AbstractContextManager[None]: ...
+
+
+class SelectionStep:
+    """
+    Scores a super-batch, selects the sub-batch and brings each rank its rows.
+
+    Args:
+        args ([`JESTConfig`]): Options of the run.
+        loss (`str`, *optional*): `"sigmoid"` or `"softmax"`, for pairs.
+        schedule ([`~jest_hf.selection.SelectionSchedule`]): How much is filtered at which step.
+        ranks ([`~jest_hf.distributed.Ranks`]): All processes of the run.
+        group ([`~jest_hf.distributed.Ranks`]): The processes that select together.
+        scorer ([`~jest_hf.scoring.Scorer`]): Computes scores.
+        reference (`Callable`): Returns the reference in use, or `None`.
+        metrics ([`Metrics`]): Takes the metrics of a step.
+        sources ([`~report.sources.Sources`], *optional*): Where each training row comes from.
+    """
+
+    def __init__(
+        self,
+        args: JESTConfig,
+        loss: str | None,
+        *,
+        schedule: SelectionSchedule,
+        ranks: Ranks,
+        group: Ranks,
+        scorer: Scorer,
+        reference: Callable[[], ReferenceSource | None],
+        metrics: Metrics,
+        sources: Sources | None = None,
+    ) -> None:
+        self.args = args
+        self.loss = loss
+        self.schedule = schedule
+        self.ranks = ranks
+        self.group = group
+        self.scorer = scorer
+        self.reference = reference
+        self.metrics = metrics
+        self.sources = sources
+        self.selector = args.selector(loss)
+        self.others = compared_selectors(args, loss)
+
+    def __call__(self, model: nn.Module, super_batch: Mapping[str, Tensor], step: int) -> tuple[SubBatch, Pool]:
+        """
+        Take one step from super-batch to sub-batch. A collective.
+
+        Args:
+            model (`torch.nn.Module`): The wrapped learner.
+            super_batch (mapping of `str` to `torch.Tensor`): This rank's rows, on its device.
+            step (`int`): Number of the step, from 1.
+
+        Raises:
+            ValueError: on all ranks, if fewer rows than ranks can be read.
+        """
+        pool = self.pool(super_batch, step)
+        if not self.selects(step):
+            return SubBatch.of(take_readable(pool.rows, pool.shares), is_selected=False), pool
+        scores = self.scorer.on(model, pool.rows)
+        with self.metrics.timed("scoring_seconds"):
+            by_model = scores(self.args.scored_models).by_model()
+        with self.metrics.timed("selection_seconds"):
+            selection = self.select(pool, scores, DrawKey(self.args.seed, step))
+        exchanged, parts = take_sub_batch(pool.shares, pool.rows, by_model, selection.indices)
+        self.metrics.add(compare_selected(parts, self.loss, self.group))
+        return SubBatch.of(exchanged, True, parts["selected"]), pool
+
+    def selects(self, step: int) -> bool:
+        """Whether a step scores and selects."""
+        return self.args.selects and self.schedule.selects(step)
+
+    def pool(self, super_batch: Mapping[str, Tensor], step: int) -> Pool:
+        """
+        The candidates of a step: rows that the schedule lets it see, marked by whether learner and reference can read
+        them. A collective.
+        """
+        rows = dict(super_batch)
+        source = self.reference()
+        if source is not None:
+            rows["valid"] = source.readable(rows)
+        rows = self._scheduled(rows, step)
+        n_rows = len(rows["valid"])
+        shares = Shares.of(self.group, rows["valid"])
+        readable = sum(shares.readable)
+        if readable < self.group.size:
+            raise ValueError(
+                f"step {step}: only {readable} of the {sum(shares.rows)} rows of the super-batch can be read, and "
+                f"{self.group.size} are needed; check that they have their images, texts and labels."
+            )
+        start = self.ranks.rank * n_rows
+        return Pool(
+            rows=rows,
+            positions=torch.arange(start, start + n_rows, device=rows["valid"].device),
+            shares=shares,
+            size=min(self.args.per_device_train_batch_size * self.group.size, readable),
+        )
+
+    def _scheduled(self, rows: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        """
+        The part of this rank's rows that the schedule lets a step see: all of them once the ramp is over, and always
+        enough for a sub-batch of rows that can be read.
+        """
+        args, n_rows = self.args, len(rows["valid"])
+        if not args.selects:
+            return rows
+        n_scored = self.schedule.scored(step, n_rows, args.per_device_train_batch_size)
+        if n_scored == n_rows:
+            return rows
+        n_needed = 1 + int((rows["valid"].cumsum(0) < args.per_device_train_batch_size).sum())
+        if self.selects(step):  # an engine makes each forward that scores a collective
+            n_needed = max(self.ranks.gather_counts(n_needed, args.device))
+        return {name: value[: max(n_scored, n_needed)] for name, value in rows.items()}
+
+    def select(self, pool: Pool, scores: ScoredRows, key: DrawKey) -> Selection:
+        """Select the sub-batch, and compare it with what `args.compare_selectors` would have selected."""
+        selection = self.selector.select(pool, scores, key)
+        self.metrics.add(selection.metrics)
+        if self.others:
+            of_rows = {}
+            if self.sources is not None:
+                sources = self.sources.of(pool.rows["example_id"]).to(selection.indices.device)
+                of_rows = {"sources": sources, "source_names": self.sources.names}
+            known = scores(self.args.scored_models)
+            self.metrics.add(compare_selectors(self.others, pool, known, key, selection.indices, self.loss, **of_rows))
+        return selection
+
+
+def compared_selectors(args: JESTConfig, loss: str | None) -> Sequence[Selector]:
+    """The selectors in `args.compare_selectors`, with the settings of the run."""
+    selectors = []
+    for name in args.compare_selectors or ():
+        needs_pairs = Selector.parse(name).needs_pairs
+        # Joint scores are always made of losses: similarities are no scores of different examples.
+        kind = "similarity" if args.pair_score == "similarity" and not needs_pairs else loss
+        selectors.append(Selector.parse(name, loss=kind, n_chunks=args.n_chunks, gain=args.selection_gain))
+    return selectors
+
+
+__all__ = ["Metrics", "SelectionStep", "SubBatch", "compared_selectors"]
