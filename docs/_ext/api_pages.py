@@ -173,12 +173,15 @@ def signature_of(function: Any, without_self: bool = False) -> str:
 
 
 def written(signature: inspect.Signature) -> str:
-    """A signature with its annotations as they are in the source."""
+    """A signature with its annotations as they are in the source, and defaults that are functions by their names."""
     empty = inspect.Signature.empty
-    parameters = [
-        parameter.replace(annotation=empty if parameter.annotation is empty else _As(annotation(parameter.annotation)))
-        for parameter in signature.parameters.values()
-    ]
+    parameters = []
+    for parameter in signature.parameters.values():
+        if parameter.annotation is not empty:
+            parameter = parameter.replace(annotation=_As(annotation(parameter.annotation)))
+        if inspect.isroutine(parameter.default):
+            parameter = parameter.replace(default=_As(parameter.default.__qualname__))
+        parameters.append(parameter)
     returns = "" if signature.return_annotation is empty else f" -> {annotation(signature.return_annotation)}"
     return str(inspect.Signature(parameters)) + returns
 
@@ -190,7 +193,7 @@ def annotation(value: Any) -> str:
 
 
 class _As:
-    """An annotation that is written without quotes."""
+    """A text that is written without quotes."""
 
     def __init__(self, text: str) -> None:
         self.text = text

@@ -53,7 +53,7 @@ def test_a_module_that_is_not_public_has_no_page():
 class Sample:
     """A class for the tests."""
 
-    def method(self, width: int, name: str | None = "a", *rest: float) -> list[str]:
+    def method(self, width: int, name: str | None = "a", *rest: float, size=inspect.getdoc) -> list[str]:
         """Do something."""
 
     def without(self):
