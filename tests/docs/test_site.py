@@ -71,9 +71,8 @@ class Sample:
 def test_a_class_is_described_with_its_documented_members():
     text = api_pages.described("Sample", Sample, "jest_hf")
     assert text.startswith("````{py:class} Sample()\n:module: jest_hf\n\nA class for the tests.\n")
-    assert (
-        "```{py:method} method(width: int, name: str | None = 'a', *rest: float) -> list[str]\n\nDo something." in text
-    )
+    signature = "method(width: int, name: str | None = 'a', *rest: float, size=getdoc) -> list[str]"
+    assert f"```{{py:method}} {signature}\n\nDo something." in text
     assert "```{py:method} made() -> Sample\n:classmethod:\n\nMake one." in text
     assert "```{py:property} size\n:type: int\n\nHow large." in text
     assert "without" not in text and text.endswith("\n````")
