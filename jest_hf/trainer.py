@@ -103,11 +103,7 @@ class JESTTrainer(Trainer):
         self.model_init = model_init
         # Before `Trainer.__init__`, which calls some of the methods below: these use the plan, and not the parts.
         self.plan: RunPlan = plan_run(
-            model,
-            args,
-            data_collator,
-            train_dataset,
-            processing_class,
+            *(model, args, data_collator, train_dataset, processing_class),
             Engine(lambda: self.accelerator),
             first_learner=None if model_init is None else super().call_model_init,
             ref_model=ref_model,
@@ -144,8 +140,7 @@ class JESTTrainer(Trainer):
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         """As the Trainer's: each trial of a hyperparameter search starts from a new learner, and new companions."""
         self.plan.companions.start_over()
-        model = super().call_model_init(trial)
-        self.plan.objective.open_up(model)
+        self.plan.objective.open_up(model := super().call_model_init(trial))
         return model
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -214,6 +209,11 @@ class JESTTrainer(Trainer):
         """FLOPs of what the steps so far did, and of caching the reference, plain convention."""
         return self.plan.recorder.run_flops
 
+    @property
+    def facts(self) -> RunFacts:
+        """What the run knows about itself now, for its model card."""
+        return self.plan.facts(self.state, self.model, self.hub_model_id)
+
     # ---- The step ----
 
     def training_step(
@@ -252,18 +252,16 @@ class JESTTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """
-        This rank's share of super-batches of `args.super_batch_size` rows.
-
-        The order of a map-style data set depends on (data_seed, epoch) alone: all ranks together see the same
-        super-batches whatever their number. The last, incomplete super-batch is dropped, on all ranks alike. A stream
-        is read as it comes, each rank its own part.
+        This rank's share of super-batches of `args.super_batch_size` rows, whose order depends on (data_seed, epoch)
+        alone: the same super-batches for any number of ranks. The last, incomplete one is dropped. Of a stream each
+        rank reads its own part, as it comes.
         """
         if self.train_dataset is None:
             raise ValueError("train_dataset=None: pass the rows to train on to JESTTrainer.")
         if is_stream(self.train_dataset):
-            return self.parts.loaders.stream(self.train_dataset)
+            return self.parts.loaders.stream(self.train_dataset, self.data_collator)
         reads_images = self.reference is not None and self.reference.reads_images
-        rows, sampler = self.parts.loaders.rows(self.train_dataset, reads_images)
+        rows, sampler = self.parts.loaders.rows(self.train_dataset, self.data_collator, reads_images)
         self.pop_callback(EpochCallback)
         self.add_callback(EpochCallback(sampler))
         return self._get_dataloader(
@@ -277,26 +275,21 @@ class JESTTrainer(Trainer):
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         """The collator of the loader of training data."""
         # Not set on the finished loader: accelerate hands out one that wraps it, and the inner one goes on as before.
-        return self.parts.loaders.training_collator()
+        return self.parts.loaders.training_collator(self.data_collator)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        """
-        This rank's share of the rows, in order, each image with all of its captions (see [`CaptionCollator`]).
-
-        Raises:
-            ValueError: for labels that are not the model's.
-        """
+        """This rank's share of the rows, in order, each image with all of its captions ([`CaptionCollator`])."""
         if isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset]
         elif eval_dataset is None:
             eval_dataset = self.eval_dataset
         if eval_dataset is None:
             raise ValueError("eval_dataset=None: pass the rows to evaluate on to JESTTrainer or to evaluate().")
-        return self.parts.loaders.evaluation(eval_dataset)
+        return self.parts.loaders.evaluation(eval_dataset, self.data_collator)
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
         """As [`~JESTTrainer.get_eval_dataloader`], of rows to predict: they need no labels."""
-        return self.parts.loaders.prediction(test_dataset)
+        return self.parts.loaders.prediction(test_dataset, self.data_collator)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, timed: a loader that cannot keep up shows as `loading_seconds`."""
@@ -312,11 +305,10 @@ class JESTTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """
-        What the objective measures, over the whole data set, and `compute_metrics` of the rows with a label.
+        The objective's metrics over the whole data set, and `compute_metrics` over the rows with a label.
 
-        With `args.eval_at_view` once more at the scoring view, as `{prefix}_at_view_R@1` and so on. Predictions and
-        labels of examples that stand alone have a row for each of the data set, in its order: NaN where it cannot be
-        read, -100 where it has no label.
+        With `args.eval_at_view` also at the scoring view, as `{prefix}_at_view_R@1` and so on. Without pairs, each row
+        has a prediction and a label, in order: NaN for a row that cannot be read, -100 for a row without a label.
         """
         return self.parts.evaluator.evaluate(self.model_wrapped, dataloader, metric_key_prefix, self.compute_metrics)
 
@@ -341,13 +333,8 @@ class JESTTrainer(Trainer):
         if self.is_world_process_zero():
             write_run_card(self.facts, language=language, **about)
 
-    @property
-    def facts(self) -> RunFacts:
-        """What the run knows about itself now, for its model card."""
-        return self.plan.facts(self.state, self.model, self.hub_model_id)
-
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # First: a run killed in between resumes from the older checkpoint, whose ledger is a part of this one.
+        # First: a run killed in between resumes from the older checkpoint, whose ledger is part of this one.
         self.plan.recorder.on_checkpoint(self.state.global_step)
         if self.args.push_to_hub:  # it goes up with the checkpoint
             try:
@@ -395,12 +382,7 @@ class JESTTrainer(Trainer):
         private: bool | None = None,
         **about: Any,
     ) -> Any:
-        """
-        As [`~transformers.Trainer.push_to_hub`], tried again where the Hub is busy.
-
-        Raises:
-            OSError: in one sentence, if the push failed. The model is in `output_dir` all the same.
-        """
+        """As [`~transformers.Trainer.push_to_hub`], tried again if the Hub is busy; `OSError` if the push failed."""
         return self.plan.publisher.push(
             self,
             partial(super().init_hf_repo, token, private),
@@ -411,12 +393,8 @@ class JESTTrainer(Trainer):
         )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        self.plan.publisher.push_checkpoint(
-            self, checkpoint_folder, super().init_hf_repo, super()._push_from_checkpoint
-        )
+        own = super()
+        self.plan.publisher.push_checkpoint(self, checkpoint_folder, own.init_hf_repo, own._push_from_checkpoint)
 
     def _finish_current_push(self) -> None:
         self.plan.publisher.finish(self, super()._finish_current_push, self._push_from_checkpoint)
-
-
-__all__ = ["JESTTrainer"]

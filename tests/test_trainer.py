@@ -32,6 +32,9 @@ from tests.selection import literal
 from tests.trainers import arguments, logged, make_trainer
 
 
+pytestmark = pytest.mark.long
+
+
 def test_a_step_trains_on_the_selected_sub_batch_alone(tmp_path):
     trainer = make_trainer(tmp_path, record_selection=True)
     batches = []

@@ -24,7 +24,6 @@ class Loaders:
     Args:
         args ([`JESTConfig`]): Options of the run.
         objective ([`Objective`]): Checks the rows, and makes the collators of an evaluation.
-        collator: The data collator.
         view ([`~jest_hf.models.View`], *optional*): The scoring view.
         ranks ([`~jest_hf.distributed.Ranks`]): All processes of the run.
 
@@ -33,22 +32,21 @@ class Loaders:
             makes the images of the view alone.
     """
 
-    def __init__(self, args: JESTConfig, objective: Objective, collator: Any, view: View | None, ranks: Ranks) -> None:
+    def __init__(self, args: JESTConfig, objective: Objective, view: View | None, ranks: Ranks) -> None:
         self.args = args
         self.objective = objective
-        self.collator = collator
         self.view = view
         self.ranks = ranks
         self.late_images: LateImages | None = None
 
-    def stream(self, dataset: Any) -> Any:
+    def stream(self, dataset: Any, collator: Any) -> Any:
         """The loader of a stream, which is read as it comes, each rank its own part."""
         args = self.args
         return load_stream(
             dataset,
-            self._at_view(),
+            self._at_view(collator),
             args.per_device_super_batch_size,
-            image_column=self.collator.image_column,
+            image_column=collator.image_column,
             ranks=self.ranks,
             device=args.device,
             num_workers=args.dataloader_num_workers,
@@ -57,43 +55,44 @@ class Loaders:
             prefetch_factor=args.dataloader_prefetch_factor,
         )
 
-    def rows(self, dataset: Any, reference_reads_images: bool) -> tuple[Rows, EpochSampler]:
+    def rows(self, dataset: Any, collator: Any, reference_reads_images: bool) -> tuple[Rows, EpochSampler]:
         """
         The rows of a map-style data set, and their order, which depends on (data_seed, epoch) alone.
 
         Args:
             dataset: The data set.
+            collator: The data collator of the run.
             reference_reads_images (`bool`): Whether the reference needs the images of the super-batch.
         """
         args, view = self.args, self.view
-        rows = Rows(dataset, self.collator.image_column)
+        rows = Rows(dataset, collator.image_column)
         self.late_images = None
         if view is not None and args.selects and not reference_reads_images:
             settings = args.settings
             in_full = (1 - settings.filter_ratio) * (1 - settings.low_resolution_fraction)
             n_threads = max(1, args.dataloader_num_workers)
-            self.late_images = LateImages.where_it_serves(rows, self._at_view(), in_full, n_threads)
+            self.late_images = LateImages.where_it_serves(rows, self._at_view(collator), in_full, n_threads)
         return rows, EpochSampler(len(rows), seed=args.seed if args.data_seed is None else args.data_seed)
 
-    def training_collator(self) -> Any:
+    def training_collator(self, collator: Any) -> Any:
         """The collator of super-batches: with images at the scoring view too, or with these alone."""
-        return self._at_view() if self.late_images is None else self.late_images.collator
+        return self._at_view(collator) if self.late_images is None else self.late_images.collator
 
-    def _at_view(self) -> Any:
-        return self.collator if self.view is None else self.collator.at_view(self.view)
+    def _at_view(self, collator: Any) -> Any:
+        return collator if self.view is None else collator.at_view(self.view)
 
-    def evaluation(self, dataset: Any) -> DataLoader[Any]:
+    def evaluation(self, dataset: Any, collator: Any) -> DataLoader[Any]:
         """
         This rank's share of the rows to evaluate on, in order.
 
         Raises:
             ValueError: for labels that are not the model's.
         """
-        return self._whole(dataset, self.collator)
+        return self._whole(dataset, collator)
 
-    def prediction(self, dataset: Any) -> DataLoader[Any]:
+    def prediction(self, dataset: Any, collator: Any) -> DataLoader[Any]:
         """As [`~Loaders.evaluation`], of rows that need no labels."""
-        return self._whole(dataset, self.objective.prediction_collator(self.collator))
+        return self._whole(dataset, self.objective.prediction_collator(collator))
 
     def _whole(self, dataset: Any, collator: Any) -> DataLoader[Any]:
         self.objective.check_data(dataset, collator)

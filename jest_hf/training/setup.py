@@ -272,7 +272,7 @@ def build_parts(
         proxy=None if companions.proxy is None else companions.proxy.score,
         autocast=engine.autocast,
     )
-    loaders = Loaders(args, objective, collator, view, ranks)
+    loaders = Loaders(args, objective, view, ranks)
     step = SelectionStep(
         args,
         objective.loss_kind,

@@ -26,13 +26,15 @@ import torch.distributed as dist
 TIMEOUT = 120  # seconds: a rank that waits longer than this for the others has been deserted
 
 
-def run(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+def run(world_size: int, function: Callable[..., Any], *args: Any, start_method: str = "forkserver") -> list[Any]:
     """
     Call `function(*args)` on each of `world_size` ranks, inside a default process group.
 
     Args:
         world_size (`int`): Number of processes.
         function (`Callable`): A module-level function; it and its arguments and result are pickled.
+        start_method (`str`, *optional*, defaults to `"forkserver"`): That of multiprocessing. `"fork"` needs no
+            server, and is for a process that has imported everything and has started no thread.
 
     Returns:
         What each rank returned, in the order of ranks.
@@ -40,21 +42,21 @@ def run(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     Raises:
         AssertionError: with the traces of the ranks that raised or died.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "jest_hf.trainer", "tests.helpers"])
+    context = multiprocessing.get_context(start_method)
+    if start_method == "forkserver":
+        context.set_forkserver_preload(["tests.distributed.preloaded"])
     # As bytes both ways: torch would have multiprocessing share tensors, which die with the process that made them.
     call = pickle.dumps((function, args))
     with tempfile.TemporaryDirectory() as folder:
-        pipes = [context.Pipe(duplex=False) for _ in range(world_size)]
-        processes = [
-            context.Process(target=_work, args=(rank, world_size, folder, sender, call), daemon=True)
-            for rank, (_, sender) in enumerate(pipes)
-        ]
-        for process, (_, sender) in zip(processes, pipes, strict=True):
-            process.start()
+        processes, receivers = [], []
+        for rank in range(world_size):
+            receiver, sender = context.Pipe(duplex=False)
+            processes.append(context.Process(target=_work, args=(rank, world_size, folder, sender, call), daemon=True))
+            receivers.append(receiver)
+            processes[-1].start()
             sender.close()  # so that a dead process is an EOFError here and not a wait for ever
         try:
-            outcomes = [_outcome(receiver) for receiver, _ in pipes]
+            outcomes = [_outcome(receiver) for receiver in receivers]
         finally:
             for process in processes:
                 process.join(timeout=5)

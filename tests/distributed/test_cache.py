@@ -26,6 +26,9 @@ from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
 from tests.reference.caching import contents, make_cache, reference_model
 
 
+pytestmark = pytest.mark.long
+
+
 class Collective(nn.Module):
     """A model whose every forward waits for all ranks, as an engine's does."""
 

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """DDP and DeepSpeed ZeRO-1, 2 and 3 for real, on CPUs: the same selections and the same weights everywhere.
 
-Starting processes is what takes time, so each launch trains several times, and many tests look at one launch.
+Starting processes is what takes time, so each launch trains several times, and many tests look at one launch. What a
+killed job has left is resumed in the launch of the same preset.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from transformers import AutoModel
 from jest_hf import JESTConfig, JESTTrainer
 from jest_hf.report.ledger import read_selections
 from tests.distributed.launching import launch, preset_of, start, tail
-from tests.distributed.train_script import sums_of_weights
+from tests.distributed.train_script import sums_of_weights, train
 from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
 
 
+pytestmark = pytest.mark.long
 WORLD_SIZE = 2
 STEPS = 6
 # Sums over ranks are taken in another order under each engine; six steps of Adam at 1e-3 carry that on.
@@ -39,6 +41,8 @@ ENGINES = {
 VIEWS = {"scoring_view": "image:8", "low_resolution_fraction": 0.5}
 # A proxy scores, and the reference learns: two models beside the engine's own.
 BESIDE = {"scoring": "proxy", "reference": "online", "max_steps": 4}
+# preset -> (steps after which the last rank of a job is killed, step of the last checkpoint)
+KILLED = {"ddp": (3, 2), "zero2": (5, 4)}
 STAGES = {"ddp": None, "zero1": 1, "zero2": 2, "zero3": 3, "zero3_offload": 3}
 
 
@@ -48,6 +52,7 @@ class Runs:
     def __init__(self, folder):
         self.folder = folder
         self.reports = {}  # name of a run -> what each rank reports of it
+        self.killed = {}  # preset -> the job of which a rank was killed
         for name, seed in (("learner", 0), ("reference", 1)):
             tiny_siglip(seed).save_pretrained(folder / name)
             tiny_siglip_processor().save_pretrained(folder / name)
@@ -104,7 +109,14 @@ class Runs:
     def launch(self, preset):
         """One launch, with all the runs that need this preset."""
         engines = [name for name, (launched_by, _) in ENGINES.items() if launched_by == preset]
-        runs = {name: self.run(name, ENGINES[name][1]) for name in engines}
+        runs = {}
+        if preset in KILLED:
+            name, (dies_after, last_checkpoint) = f"{preset}_killed", KILLED[preset]
+            folder = self.folder / f"{name}_reports"
+            self.killed[preset] = start(preset_of(preset), folder, [self.run(name, dies_after=dies_after)])
+            checkpoint = str(self.folder / name / f"checkpoint-{last_checkpoint}")
+            runs[name] = self.run(name, resume_from=checkpoint)
+        runs |= {name: self.run(name, ENGINES[name][1]) for name in engines}
         if preset == "zero3":
             runs["zero3_sharded"] = self.run("zero3_sharded", "zero3", ref_placement="sharded")
         for name in {"zero1", "zero3"} & set(engines):
@@ -304,19 +316,15 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(runs, engine):
     assert_resumed(runs, engine, f"{engine}_resumed", runs.reports[f"{engine}_resumed"], checkpoint=2)
 
 
-@pytest.mark.parametrize(("preset", "dies_after", "last_checkpoint"), [("ddp", 3, 2), ("zero2", 5, 4)])
+@pytest.mark.parametrize(("preset", "dies_after", "last_checkpoint"), [(key, *steps) for key, steps in KILLED.items()])
 def test_a_killed_rank_ends_the_job_and_the_job_can_go_on(runs, request, preset, dies_after, last_checkpoint):
     request.getfixturevalue(preset)
-    name = f"{preset}_killed"
-    folder = runs.folder / f"{name}_reports"
-    output = start(preset_of(preset), folder, [runs.run(name, dies_after=dies_after)])
+    name, output = f"{preset}_killed", runs.killed[preset]
     assert output.returncode != 0
     assert "Signal 9 (SIGKILL) received" in tail(output)
-    assert not list(folder.glob("rank*.json"))  # the other rank did not go on by itself
-
-    checkpoint = str(runs.folder / name / f"checkpoint-{last_checkpoint}")
-    (resumed,) = launch(preset, folder, [runs.run(name, resume_from=checkpoint)])
-    assert_resumed(runs, preset, name, resumed, last_checkpoint)
+    # The other rank did not go on by itself.
+    assert not list((runs.folder / f"{name}_reports").glob("rank*.json"))
+    assert_resumed(runs, preset, name, runs.reports[name], last_checkpoint)
     assert runs.selections(name) == runs.selections(preset)
 
 
@@ -326,8 +334,7 @@ def test_a_killed_process_alone_goes_on_as_if_nothing_had_happened(runs):
     killed = start(preset_of("single", 1), folder, [runs.run("single", dies_after=5, **settings)])
     assert killed.returncode != 0 and "SIGKILL" in tail(killed)
     assert not list(folder.glob("rank*.json"))
-    checkpoint = str(runs.folder / "single" / "checkpoint-4")
-    launch("single", folder, [runs.run("single", resume_from=checkpoint, **settings)], world_size=1)
+    train(**runs.run("single", resume_from=str(runs.folder / "single" / "checkpoint-4"), **settings))
     expected = runs.alone.model.state_dict()
     assert runs.selections("single") == runs.selections("alone")
     for name, weight in runs.checkpoint("single").state_dict().items():

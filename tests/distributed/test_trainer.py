@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tests.distributed.processes import run
 from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
 
 
+pytestmark = pytest.mark.long
 STEPS = 20
 SUB_BATCH = 16  # over all ranks
 
@@ -115,6 +117,23 @@ TOLERANCE = 2e-3
 def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("alone")
     return folder, _train(str(folder), {})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run whose learning rate does not depend on the number of steps."""
+    folder = tmp_path_factory.mktemp("whole")
+    _train(str(folder), {"lr_scheduler_type": "constant"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run on two processes that stop after step 10."""
+    folder = tmp_path_factory.mktemp("stopped")
+    save = {"save_strategy": "steps", "save_steps": 10}
+    run(2, _train, str(folder), {**save, "max_steps": 10, "lr_scheduler_type": "constant"})
+    return folder
 
 
 def test_early_steps_fill_the_sub_batch_on_every_rank(tmp_path: Path) -> None:
@@ -242,18 +261,16 @@ def test_lora_with_the_backbone_as_reference(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_a_run_resumed_on_two_processes_or_others_goes_on_as_if_nothing_had_happened(
-    alone: tuple[Path, dict], tmp_path: Path, world_size: int
+    whole: Path, stopped: Path, tmp_path: Path, world_size: int
 ) -> None:
     """Two processes stop after step 10, in the middle of an epoch; others take over."""
-    save = {"save_strategy": "steps", "save_steps": 10}
-    run(2, _train, str(tmp_path), {**save, "max_steps": 10, "lr_scheduler_type": "constant"})
-    resume = {**save, "resume_from_checkpoint": str(tmp_path / "checkpoint-10"), "lr_scheduler_type": "constant"}
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    resume = {"save_strategy": "steps", "save_steps": 10, "lr_scheduler_type": "constant"}
+    resume |= {"resume_from_checkpoint": str(tmp_path / "checkpoint-10")}
     if world_size == 1:
         _train(str(tmp_path), resume)
     else:
         run(world_size, _train, str(tmp_path), resume)
-    whole = tmp_path / "whole"
-    _train(str(whole), {"lr_scheduler_type": "constant"})
     assert len(_selected(tmp_path)) == STEPS
     for step, ids in _selected(whole).items():
         assert set(_selected(tmp_path)[step]) == set(ids), f"step {step}"

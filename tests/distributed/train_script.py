@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -127,6 +128,7 @@ if __name__ == "__main__":
         without_compiled_operators()
         # DeepSpeed computes in bfloat16 on CPUs as well, but transformers asks for a GPU first.
         training_args.is_torch_bf16_gpu_available = lambda: True
+    gc.freeze()  # or each run would look through all that is imported for garbage, several times
     runs = Path(sys.argv[1])
     reports = []
     for run in json.loads(runs.read_text()):

@@ -25,6 +25,7 @@ from jest_hf.report import read_selections
 from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
 
 
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
 RECIPES = [path for path in RECIPES if "run_jest.py" in path.read_text()]
@@ -78,6 +79,7 @@ def launch(*words: str) -> subprocess.CompletedProcess:
 
 def test_flags_on_the_built_in_data_with_the_iid_comparison(tmp_path):
     settings = {"max_train_rows": 64, "reference_steps": 2, "compare_uniform_steps": 3, "record_selection": True}
+    settings["image_size"] = 16  # of the models; the data are evaluated whole, several times
     done = launch(*flags({**TINY, **settings, "output_dir": tmp_path}))
     assert done.returncode == 0, done.stderr[-3000:]
     for expected in ("Training the reference on scenes:curated", "Training IID for 3 steps", "Training JEST"):

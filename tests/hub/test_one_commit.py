@@ -74,7 +74,7 @@ def ask_for(name: str) -> str:
 
 def on_all_ranks(function, *args):
     """To be called in a process whose Hub is the served one, which its children inherit."""
-    return run(WORLD_SIZE, function, *args)
+    return run(WORLD_SIZE, function, *args, start_method="fork")  # that process has imported everything
 
 
 @pytest.mark.parametrize("hosts", ["one", "several"])

@@ -17,6 +17,7 @@ from tests.hub.test_publisher import use_elsewhere
 from tests.hub.test_pull import files_of
 
 
+pytestmark = pytest.mark.long
 pytest.importorskip("deepspeed")
 
 SETTINGS = {

@@ -25,7 +25,7 @@ class CompanionsLast:
             return super().training_step(*args, **kwargs)
         step, self.waiting = getattr(owner, name), []
         # A frozen dataclass takes no ordinary assignment.
-        object.__setattr__(owner, name, lambda *late, **more: self.waiting.append((step, late, more)))
+        object.__setattr__(owner, name, lambda *late, **more: self.waiting.append((step, late, more)) or {})
         try:
             return super().training_step(*args, **kwargs)
         finally:
@@ -34,7 +34,7 @@ class CompanionsLast:
     def learn(self, *args: Any, **kwargs: Any) -> Any:
         loss = super().learn(*args, **kwargs)
         for step, late, more in getattr(self, "waiting", ()):
-            step(*late, **more)
+            self.statistics.add(step(*late, **more) or {})  # their losses, where the trainer is to log them
         return loss
 
 
@@ -58,7 +58,7 @@ def stepped_by(trainer: Any) -> tuple[Any, str]:
     """
     if not trainer.online_models:
         return None, ""
-    companions = getattr(getattr(trainer, "parts", trainer), "companions", None)
+    companions = getattr(getattr(trainer, "plan", trainer), "companions", None)
     for owner, name in ((companions, "step"), (trainer, "train_beside")):
         if owner is not None and hasattr(owner, name):
             return owner, name

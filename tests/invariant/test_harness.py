@@ -19,7 +19,7 @@ import torch
 from transformers import TrainingArguments
 
 from jest_hf import JESTConfig
-from jest_hf.presets import PRESETS
+from jest_hf.config import PRESETS
 from tests.invariant import __main__ as command
 from tests.invariant import runner, trees
 from tests.invariant.comparison import compare, format_table, items_of, lacking, walk
@@ -325,6 +325,7 @@ def test_companions_are_stepped_behind_the_learner():
 
     class Old:
         online_models = ["proxy"]
+        statistics = types.SimpleNamespace(add=lambda metrics: None)
 
         def training_step(self):
             self.train_beside("rows")
@@ -342,10 +343,10 @@ def test_companions_are_stepped_behind_the_learner():
 
     class New(Old):
         def __init__(self):
-            self.parts = types.SimpleNamespace(companions=Companions())
+            self.plan = types.SimpleNamespace(companions=Companions())
 
         def training_step(self):
-            self.parts.companions.step("rows")
+            self.plan.companions.step("rows")
             return self.learn()
 
     for kind in (Old, New):

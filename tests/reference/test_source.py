@@ -38,7 +38,7 @@ def trained(folder, rows, cache=None, *, dataset=None, collator=None, **changes)
         trainer.data_collator = collator
     if cache is not None:
         trainer.reference.model = CalledReference()
-        trainer.reference = CachedReference.of(cache, trainer.train_dataset, trainer.data_collator)
+        trainer.plan.reference.source = CachedReference.of(cache, trainer.train_dataset, trainer.data_collator)
     trainer.train()
     steps = defaultdict(list)
     for row in read_selections(folder / "selections.parquet").to_pylist():
@@ -51,17 +51,26 @@ def overlap(a, b):
     return sum(len(set(a[step]) & set(b[step])) / len(a[step]) for step in a) / len(a)
 
 
+@pytest.fixture(scope="module")
+def rows():
+    return random_rows(200)
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory, rows):
+    """The selections of a run with the reference alive."""
+    return trained(tmp_path_factory.mktemp("live"), rows)
+
+
 @pytest.mark.parametrize("changes", [{}, {"selection": "independent"}, {"criterion": "easy_reference"}])
-def test_with_an_fp32_cache_the_selections_are_those_of_the_live_reference(tmp_path, changes):
-    rows = random_rows(200)
+def test_with_an_fp32_cache_the_selections_are_those_of_the_live_reference(tmp_path, rows, live, changes):
     cache = make_cache(tmp_path / "cache", rows, shard_rows=64, batch_size=7)
-    live = trained(tmp_path / "live", rows, **changes)
+    if changes:
+        live = trained(tmp_path / "live", rows, **changes)
     assert trained(tmp_path / "cached", rows, open_cache(cache.folder), **changes) == live
 
 
-def test_with_an_fp16_cache_the_selections_are_nearly_those(tmp_path):
-    rows = random_rows(200)
-    live = trained(tmp_path / "live", rows)
+def test_with_an_fp16_cache_the_selections_are_nearly_those(tmp_path, rows, live):
     cache = make_cache(tmp_path / "half", rows, dtype="float16", shard_rows=64)
     assert overlap(live, trained(tmp_path / "cached", rows, cache)) > 0.95
     other = make_cache(tmp_path / "other", rows, model=reference_model(2), shard_rows=64)
