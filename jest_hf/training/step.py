@@ -105,8 +105,6 @@ class SelectionStep:
         self.reference = reference
         self.metrics = metrics
         self.sources = sources
-        self.selector = args.selector(loss)
-        self.others = compared_selectors(args, loss)
 
     def __call__(self, model: nn.Module, super_batch: Mapping[str, Tensor], step: int) -> tuple[SubBatch, Pool]:
         """
@@ -180,15 +178,17 @@ class SelectionStep:
 
     def select(self, pool: Pool, scores: ScoredRows, key: DrawKey) -> Selection:
         """Select the sub-batch, and compare it with what `args.compare_selectors` would have selected."""
-        selection = self.selector.select(pool, scores, key)
+        # The options are read here, and not once: a hyperparameter search changes them between its trials.
+        selection = self.args.selector(self.loss).select(pool, scores, key)
         self.metrics.add(selection.metrics)
-        if self.others:
-            of_rows = {}
+        others = compared_selectors(self.args, self.loss)
+        if others:
+            known, indices = scores(self.args.scored_models), selection.indices
+            source_of, names = None, []
             if self.sources is not None:
-                sources = self.sources.of(pool.rows["example_id"]).to(selection.indices.device)
-                of_rows = {"sources": sources, "source_names": self.sources.names}
-            known = scores(self.args.scored_models)
-            self.metrics.add(compare_selectors(self.others, pool, known, key, selection.indices, self.loss, **of_rows))
+                source_of = self.sources.of(pool.rows["example_id"]).to(indices.device)
+                names = self.sources.names
+            self.metrics.add(compare_selectors(others, pool, known, key, indices, self.loss, source_of, names))
         return selection
 
 

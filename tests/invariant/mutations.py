@@ -24,8 +24,12 @@ class CompanionsLast:
         if owner is None:
             return super().training_step(*args, **kwargs)
         step, self.waiting = getattr(owner, name), []
-        # A frozen dataclass takes no ordinary assignment.
-        object.__setattr__(owner, name, lambda *late, **more: self.waiting.append((step, late, more)) or {})
+
+        def later(*late: Any, **more: Any) -> dict[str, float]:
+            self.waiting.append((step, late, more))
+            return {}  # no losses yet
+
+        object.__setattr__(owner, name, later)  # a frozen dataclass takes no ordinary assignment
         try:
             return super().training_step(*args, **kwargs)
         finally:
@@ -34,7 +38,8 @@ class CompanionsLast:
     def learn(self, *args: Any, **kwargs: Any) -> Any:
         loss = super().learn(*args, **kwargs)
         for step, late, more in getattr(self, "waiting", ()):
-            self.statistics.add(step(*late, **more) or {})  # their losses, where the trainer is to log them
+            # A step returns its losses for the log, or has logged them itself and returns nothing.
+            self.statistics.add(step(*late, **more) or {})
         return loss
 
 
@@ -58,8 +63,9 @@ def stepped_by(trainer: Any) -> tuple[Any, str]:
     """
     if not trainer.online_models:
         return None, ""
-    companions = getattr(getattr(trainer, "plan", trainer), "companions", None)
-    for owner, name in ((companions, "step"), (trainer, "train_beside")):
-        if owner is not None and hasattr(owner, name):
+    holders = (getattr(trainer, name, None) for name in ("parts", "plan"))
+    companions = [holder.companions for holder in holders if hasattr(holder, "companions")]
+    for owner, name in (*((one, "step") for one in companions), (trainer, "train_beside")):
+        if hasattr(owner, name):
             return owner, name
     raise AttributeError("the trainer steps its companions by no method that `stepped_by` knows; add the method.")

@@ -323,37 +323,40 @@ def test_a_package_from_elsewhere_is_refused(tmp_path, monkeypatch):
 def test_companions_are_stepped_behind_the_learner():
     calls = []
 
-    class Old:
+    class Companions:
+        def step(self, rows):
+            calls.append(f"companions {rows}")
+            return {"proxy_loss": 0.5}
+
+    class Trainer:
+        """With companions that `place` holds, or with a method of its own."""
+
         online_models = ["proxy"]
-        statistics = types.SimpleNamespace(add=lambda metrics: None)
+
+        def __init__(self, place):
+            self.statistics = types.SimpleNamespace(add=lambda losses: calls.append(losses) if losses else None)
+            setattr(self, place, types.SimpleNamespace(companions=Companions()))
 
         def training_step(self):
-            self.train_beside("rows")
+            holder = getattr(self, "parts", None) or getattr(self, "plan", None)
+            self.statistics.add(holder.companions.step("rows") if holder else self.train_beside("rows"))
             return self.learn()
 
         def train_beside(self, rows):
-            calls.append(f"companions {rows}")
+            self.statistics.add(Companions().step(rows))
 
         def learn(self):
             calls.append("learner")
             return "loss"
 
-    class Companions:
-        step = Old.train_beside
-
-    class New(Old):
-        def __init__(self):
-            self.plan = types.SimpleNamespace(companions=Companions())
-
-        def training_step(self):
-            self.plan.companions.step("rows")
-            return self.learn()
-
-    for kind in (Old, New):
+    for place in ("parts", "plan", "nowhere"):
         calls.clear()
-        trainer = type("Mutated", (CompanionsLast, kind), {})()
-        assert [trainer.training_step() for _ in range(2)] == ["loss", "loss"]
-        assert calls == ["learner", "companions rows"] * 2
+        plain_trainer, mutated = Trainer(place), type("Mutated", (CompanionsLast, Trainer), {})(place)
+        assert [mutated.training_step() for _ in range(2)] == ["loss", "loss"]
+        assert calls == ["learner", "companions rows", {"proxy_loss": 0.5}] * 2
+        calls.clear()
+        assert plain_trainer.training_step() == "loss"
+        assert calls == ["companions rows", {"proxy_loss": 0.5}, "learner"]
     with pytest.raises(AttributeError, match="add the method"):
         stepped_by(types.SimpleNamespace(online_models=["proxy"]))
 
