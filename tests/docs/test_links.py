@@ -56,13 +56,7 @@ def test_links_that_lead_nowhere_are_seen():
 CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
 
 
-# To be removed when the page describes the layers.
-STALE = pytest.mark.xfail(reason="the page describes the package before its layers", strict=True)
-
-
-@pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=STALE if page.stem == "architecture" else ()) for page in CURRENT], ids=name_of
-)
+@pytest.mark.parametrize("page", CURRENT, ids=name_of)
 def test_paths_and_modules_in_inline_code_exist(page):
     for span in spans(page):
         if PATH.fullmatch(span):

@@ -30,9 +30,10 @@ from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
 ON_PAGES = blocks("python")
 IN_DOCSTRINGS = docstring_blocks("python")
 
-# How many blocks of a page are run below. Pages that show no more than the form of internal code are named last.
+# How many blocks of a page are run below. docs/extending.md has tests of its own (tests/extensions); the other pages that
+# are named last show no more than the form of internal code.
 RUN = {"README.md": 2, "docs/distributed.md": 1, "docs/family.md": 2}
-NOT_RUN = {"docs/architecture.md", "CONTRIBUTING.md"}
+NOT_RUN = {"docs/extending.md", "docs/architecture.md", "CONTRIBUTING.md"}
 
 FACES = ("", ".selection", ".losses", ".objectives", ".models", ".data", ".reference", ".evaluation", ".report")
 FACES += (".hub", ".distributed", ".curation", ".config")
