@@ -25,10 +25,18 @@ class Fenced(doctest.DocTestParser):
         return super().parse(re.sub(r"^ *```.*$", "", string, flags=re.MULTILINE), name)
 
 
+class Finder(doctest.DocTestFinder):
+    """Finds a class in the file that defines it also where the class names a package above as its module."""
+
+    def _from_module(self, module: types.ModuleType, item: object) -> bool:
+        named = getattr(item, "__module__", None) or ""
+        return super()._from_module(module, item) or module.__name__.startswith(f"{named}.")
+
+
 def outcome(module: types.ModuleType) -> doctest.TestResults:
     """How many examples of a module failed, and how many ran."""
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
-    for test in doctest.DocTestFinder(parser=Fenced()).find(module):
+    for test in Finder(parser=Fenced()).find(module):
         runner.run(test)
     return runner.summarize()
 

@@ -30,8 +30,8 @@ from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
 ON_PAGES = blocks("python")
 IN_DOCSTRINGS = docstring_blocks("python")
 
-# How many blocks of a page are run below. docs/extending.md has tests of its own (tests/extensions); the other pages that
-# are named last show no more than the form of internal code.
+# How many blocks of a page are run below. Of the pages that are named last, docs/extending.md has tests of its own
+# (tests/extensions), and the others show no more than the form of internal code.
 RUN = {"README.md": 2, "docs/distributed.md": 1, "docs/family.md": 2}
 NOT_RUN = {"docs/extending.md", "docs/architecture.md", "CONTRIBUTING.md"}
 
