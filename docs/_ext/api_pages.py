@@ -14,6 +14,7 @@ import importlib
 import inspect
 import re
 import textwrap
+import types
 import warnings
 from typing import Any
 
@@ -107,11 +108,16 @@ def links() -> dict[str, str]:
 
 def described(name: str, value: Any, module: str) -> str:
     """An exported function, class or constant as a directive of Sphinx's Python domain."""
-    if inspect.isclass(value):
+    if is_class(value):
         return class_directive(name, value, module)
     if inspect.isroutine(value):
         return directive("function", name + signature_of(value), markdown(inspect.getdoc(value) or "", value), module)
     return directive("data", name, "", module, value=short(value))
+
+
+def is_class(value: Any) -> bool:
+    """Whether a value is a class; Python 3.10 takes `list[int]` for one, too."""
+    return inspect.isclass(value) and not isinstance(value, types.GenericAlias)
 
 
 def class_directive(name: str, value: type, module: str) -> str:
