@@ -9,6 +9,8 @@ import io
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from PIL import ExifTags, Image
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -165,10 +167,12 @@ def test_transparency_becomes_white_as_in_transformers(mode):
     image = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
     image.paste((200, 100, 50, 128), (0, 0, 4, 4))
     image = image.convert("P").convert("PA") if mode == "PA" else image.convert(mode)
-    expected = PROCESSORS["siglip"](image, do_resize=False, **RAW)["pixel_values"][0]
     got = np.asarray(decode_image(image))
-    assert np.array_equal(got.transpose(2, 0, 1), expected.numpy())
     assert np.all(got[6, 6] == 255)
+    # Earlier versions drop the alpha channel; Python 3.10 has 5.20 at most.
+    if Version(transformers.__version__) >= Version("5.23"):
+        expected = PROCESSORS["siglip"](image, do_resize=False, **RAW)["pixel_values"][0]
+        assert np.array_equal(got.transpose(2, 0, 1), expected.numpy())
 
 
 def test_a_palette_with_transparency_in_a_file():
