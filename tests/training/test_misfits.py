@@ -57,7 +57,7 @@ def test_a_missing_reference_arguments_or_processor(tmp_path):
         JESTTrainer(model=tiny_siglip(0), args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True), **common)
     with pytest.raises(ValueError, match="processing_class=None"):
         JESTTrainer(model=tiny_siglip(0), args=arguments(tmp_path, selection="uniform"))
-    with pytest.raises(ValueError, match="data_collator must be a JESTDataCollator, or one .* got function"):
+    with pytest.raises(ValueError, match="data_collator must be a JESTDataCollator, or a collator .* got function"):
         JESTTrainer(model=tiny_siglip(0), args=arguments(tmp_path), data_collator=lambda rows: rows, **common)
     comparison = {"criterion": "hard_learner", "compare_selectors": ["uniform", "top_k/easy_reference"]}
     with pytest.raises(
@@ -78,11 +78,13 @@ def test_one_model_in_two_roles(tmp_path):
     model = tiny_siglip(0)
     with pytest.raises(ValueError, match="ref_model and model are the same model, and .* would .* pass a copy"):
         make_trainer(tmp_path, model=model, reference=model)
-    with pytest.raises(ValueError, match="ref_model is model"):
+    with pytest.raises(ValueError, match="ref_model and model are the same model"):
         adapted = add_adapter(model, LoraConfig(target_modules=["q_proj"]))
         make_trainer(tmp_path, model=adapted, reference=model)
     for other in ("model", "reference"):
-        with pytest.raises(ValueError, match=f"proxy_model is {other.replace('erence', '_model')}, and training"):
+        with pytest.raises(
+            ValueError, match=f"proxy_model and {other.replace('erence', '_model')} are the same model, and training"
+        ):
             make_trainer(tmp_path, options={"proxy_model": model}, scoring="proxy", **{other: model})
 
 
