@@ -1,15 +1,16 @@
-# make demo | test | same | lint | bench: each sets up .venv first, where pyproject.toml or constraints.txt changed.
+# make demo | test | same | lint | docs | bench: each sets up .venv first, where pyproject.toml or constraints.txt changed.
 # PYTHON=python3.12 picks another interpreter, OMP_NUM_THREADS=4 another number of CPU threads.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.docs
 
 # accelerate launches a script with one thread unless this is set.
 OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS
 
-.PHONY: help setup demo test same same-mutations lint bench clean
+.PHONY: help setup demo test same same-mutations lint docs bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +19,7 @@ help:
 	@echo "make same BASE=<commit>  train a matrix of tiny runs with that commit and with this tree: equal bit by bit?"
 	@echo "make same-mutations      try whether that matrix sees a change in the order of random numbers"
 	@echo "make lint   check style, format, the layers of imports, and types"
+	@echo "make docs   build the documentation as a site into docs/_build/html; a warning is an error"
 	@echo "make bench  run the short benchmarks, results in benchmarks/results (the long one: docs/results.md)"
 	@echo "make setup  only build $(VENV)"
 
@@ -56,8 +58,16 @@ lint: $(STAMP)
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $(DOCS_STAMP)
+
+docs: $(DOCS_STAMP)
+	$(BIN)/python -m sphinx -b html -E -q -W --keep-going docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 bench: $(STAMP)
 	@set -e; for name in selection overhead chunks; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist docs/_build *.egg-info

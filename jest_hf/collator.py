@@ -7,7 +7,14 @@ from __future__ import annotations
 from jest_hf.moved import moved
 
 
-_CAPTIONS = ("CAPTION_COLUMNS", "BrokenCaption", "TextEncoder", "choose_caption", "draw_caption", "text_length")
+_CAPTIONS: tuple[str, ...] = (
+    "CAPTION_COLUMNS",
+    "BrokenCaption",
+    "TextEncoder",
+    "choose_caption",
+    "draw_caption",
+    "text_length",
+)
 _CAPTIONS += ("tokenizer_definition", "usable_captions")
 
 __getattr__ = moved(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -44,51 +44,53 @@ class JESTTrainer(Trainer):
     """
     Train on selected examples: a dual encoder (JEST, arXiv 2406.17711), or any model whose examples have labels.
 
-    Takes what [`~transformers.Trainer`] takes, in the same order, with these meanings:
+    Takes the arguments of [`~transformers.Trainer`], in the same order, and these in addition or with these meanings:
 
     Args:
         model ([`~transformers.PreTrainedModel`] or `str`):
-            The learner, or its Hub id or local path: a SigLIP, SigLIP 2 or CLIP model; or one such as
-            `...ForImageClassification`, `...ForSequenceClassification` or `...ForCausalLM`, for which what is said of
-            captions below holds for labels.
+            The learner, or its Hub id or local path: a SigLIP, SigLIP 2 or CLIP model, which learns from images with
+            captions; or a `...ForImageClassification`, `...ForSequenceClassification` or `...ForCausalLM`, which
+            learns from examples with labels.
         args ([`JESTConfig`]):
-            All settings.
-        data_collator ([`JESTDataCollator`] or one of `jest_hf.data.labelled`, *optional*):
-            Turns rows into a super-batch. Default: one made from `processing_class`.
+            All options.
+        data_collator ([`JESTDataCollator`] or a collator of `jest_hf.data.labelled`, *optional*):
+            Makes a super-batch of rows. Default: a collator made from `processing_class`.
         train_dataset ([`~datasets.Dataset`] or a sequence of dicts, *optional*):
             Rows with an image and one or more captions. Broken rows are skipped and counted (`examples_skipped`).
         eval_dataset (*optional*):
-            The same, or a dict of several; evaluation is retrieval in both directions ([`retrieval_recall`]).
+            Rows of the same form, or a dict of several data sets; pairs are evaluated by [`retrieval_recall`].
         processing_class (*optional*):
             The learner's processor. Default: that of the collator, or the one stored with a model named by id or path.
         ref_model ([`~transformers.PreTrainedModel`] or `str`, *optional*):
-            The frozen reference, or its Hub id or local path (`args.ref_model_revision` pins it). Needed by the
-            criteria `learnability` and `easy_reference`; otherwise it is left alone. With `args.reference="adapter"`
-            it is the id or path of an adapter for the learner's backbone, or `None` for the backbone itself.
+            The frozen reference, or its Hub id or local path (`args.ref_model_revision` pins the revision), for
+            criteria that use a reference. With `args.reference="adapter"`: the id or path of an adapter for the
+            learner's backbone, or `None` for the backbone itself.
         ref_processing_class (*optional*):
             The reference's processor. Default: the one stored with a reference named by id or path; a reference given
-            as a model reads what the learner reads.
+            as a model gets the learner's inputs.
         proxy_model ([`~transformers.PreTrainedModel`] or `str`, *optional*):
-            With `args.scoring="proxy"`, the small model that scores in the learner's place and is trained beside it;
-            it reads what the reference reads. Default: a fresh model of the reference's architecture.
+            With `args.scoring="proxy"`, the small model that scores in the learner's place and is trained beside it,
+            on the reference's inputs. Default: a new model of the reference's architecture.
         peft_config (`peft.PeftConfig`, *optional*):
-            Train this adapter (LoRA and so on) on the frozen model instead of all weights.
+            Train this adapter (such as LoRA) on the frozen model instead of all weights.
         reports (sequence of [`~jest_hf.report.Report`], *optional*):
-            What else writes down each step; see [`~jest_hf.report.StepRecord`].
+            Further records of each step, such as an exporter of your own.
 
     Raises:
         ValueError: for settings, models, processors and data that do not fit together, before anything is trained.
     """
 
     args: JESTConfig
+    model: PreTrainedModel
+    eval_dataset: Any
 
     def __init__(
         self,
         model: PreTrainedModel | str | None = None,
         args: JESTConfig | None = None,
         data_collator: JESTDataCollator | None = None,
-        train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        train_dataset: Dataset[Any] | None = None,
+        eval_dataset: Dataset[Any] | dict[str, Dataset[Any]] | None = None,
         processing_class: Any | None = None,
         model_init: Callable[..., PreTrainedModel] | None = None,
         *,
@@ -100,12 +102,12 @@ class JESTTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         **trainer_arguments: Any,
     ) -> None:
-        self.model_init = model_init
+        self.model_init = cast(Any, model_init)
         # Before `Trainer.__init__`, which calls some of the methods below: these use the plan, and not the parts.
         self.plan: RunPlan = plan_run(
-            *(model, args, data_collator, train_dataset, processing_class),
+            *(model, cast(JESTConfig, args), data_collator, train_dataset, processing_class),
             Engine(lambda: self.accelerator),
-            first_learner=None if model_init is None else super().call_model_init,
+            first_learner=None if model_init is None else cast(Any, super().call_model_init),
             ref_model=ref_model,
             ref_processing_class=ref_processing_class,
             proxy_model=proxy_model,
@@ -125,8 +127,7 @@ class JESTTrainer(Trainer):
             callbacks=plan.callbacks + (callbacks or []),
             **trainer_arguments,
         )
-        # The loss is this trainer's, a mean over the batch: the Trainer must not rescale it.
-        self.model_accepts_loss_kwargs = False
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch: the Trainer must not rescale it
         prepare_learner(self.model, plan.view, fsdp=self.is_fsdp_enabled, deepspeed=self.is_deepspeed_enabled)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(JESTProgress)
@@ -140,7 +141,8 @@ class JESTTrainer(Trainer):
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         """As the Trainer's: each trial of a hyperparameter search starts from a new learner, and new companions."""
         self.plan.companions.start_over()
-        self.plan.objective.open_up(model := super().call_model_init(trial))
+        model = cast(PreTrainedModel, super().call_model_init(trial))
+        self.plan.objective.open_up(model)
         return model
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -220,7 +222,7 @@ class JESTTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """One step on one super-batch: score, select, take, record, learn."""
-        super_batch, step = self._prepare_input(inputs), self.state.global_step + 1  # as in the names of checkpoints
+        super_batch, step = cast(dict[str, Tensor], self._prepare_input(inputs)), self.state.global_step + 1
         sub_batch, pool = self.parts.step(model, super_batch, step)
         self.plan.recorder.record(step, sub_batch, pool)
         self.statistics.add(self.plan.companions.step(pool, sub_batch.rows))
@@ -250,7 +252,7 @@ class JESTTrainer(Trainer):
 
     # ---- Data and evaluation ----
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """
         This rank's share of super-batches of `args.super_batch_size` rows, whose order depends on (data_seed, epoch)
         alone: the same super-batches for any number of ranks. The last, incomplete one is dropped. Of a stream each
@@ -273,11 +275,10 @@ class JESTTrainer(Trainer):
         )
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
-        """The collator of the loader of training data."""
-        # Not set on the finished loader: accelerate hands out one that wraps it, and the inner one goes on as before.
+        """The training collator. It cannot be set on the finished loader, which accelerate wraps in another one."""
         return self.parts.loaders.training_collator(self.data_collator)
 
-    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """This rank's share of the rows, in order, each image with all of its captions ([`CaptionCollator`])."""
         if isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset]
@@ -287,7 +288,7 @@ class JESTTrainer(Trainer):
             raise ValueError("eval_dataset=None: pass the rows to evaluate on to JESTTrainer or to evaluate().")
         return self.parts.loaders.evaluation(eval_dataset, self.data_collator)
 
-    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
         """As [`~JESTTrainer.get_eval_dataloader`], of rows to predict: they need no labels."""
         return self.parts.loaders.prediction(test_dataset, self.data_collator)
 
@@ -298,7 +299,7 @@ class JESTTrainer(Trainer):
 
     def evaluation_loop(
         self,
-        dataloader: DataLoader,
+        dataloader: DataLoader[Any],
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
@@ -319,7 +320,7 @@ class JESTTrainer(Trainer):
         self.plan.cache_reference(self.train_dataset, self.data_collator)
         return super().train(*args, **kwargs)
 
-    def floating_point_ops(self, inputs: dict[str, Tensor]) -> float:
+    def floating_point_ops(self, inputs: dict[str, Tensor]) -> float:  # type: ignore[override]  # the Trainer adds floats
         """FLOPs of the step just taken, for `state.total_flos`: both towers, scoring, reference and selection."""
         return self.plan.recorder.flops_of_last_step / self.args.world_size  # the Trainer adds up those of all ranks
 
@@ -328,14 +329,13 @@ class JESTTrainer(Trainer):
         self.plan.recorder.complete(logs)
         super().log(logs, start_time)
 
-    def create_model_card(self, language: str | list[str] | None = None, **about: Any) -> None:
-        """Write the model card of this run to `output_dir/README.md`; the arguments are those of the Trainer's."""
+    def create_model_card(self, language: Any = None, **about: Any) -> None:  # type: ignore[override]  # more arguments
+        """Write the model card of this run to `output_dir/README.md`; see [`~training.card.summarise_run`]."""
         if self.is_world_process_zero():
             write_run_card(self.facts, language=language, **about)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # First: a run killed in between resumes from the older checkpoint, whose ledger is part of this one.
-        self.plan.recorder.on_checkpoint(self.state.global_step)
+        self.plan.recorder.on_checkpoint(self.state.global_step)  # first: a run may be killed while it saves
         if self.args.push_to_hub:  # it goes up with the checkpoint
             try:
                 self.create_model_card()
@@ -356,8 +356,8 @@ class JESTTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        engine = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if engine or not restore_renamed(self.model, self.state.best_model_checkpoint):
+        best, engine = self.state.best_model_checkpoint, self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if engine or best is None or not restore_renamed(self.model, best):
             super()._load_best_model()
 
     # ---- The Hub: see `hub.publisher.Publisher` ----
@@ -393,8 +393,8 @@ class JESTTrainer(Trainer):
         )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        own = super()
-        self.plan.publisher.push_checkpoint(self, checkpoint_folder, own.init_hf_repo, own._push_from_checkpoint)
+        make, push = super().init_hf_repo, super()._push_from_checkpoint
+        self.plan.publisher.push_checkpoint(self, checkpoint_folder, make, push)
 
     def _finish_current_push(self) -> None:
         self.plan.publisher.finish(self, super()._finish_current_push, self._push_from_checkpoint)

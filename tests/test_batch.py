@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of single examples: what they are, and the scores made of them."""
+"""What a model computes of a super-batch: its columns, its checks, and scores of examples without pairs."""
 
 from __future__ import annotations
 

@@ -115,6 +115,17 @@ def exchange(
     Raises:
         ValueError: on all ranks, if there are fewer examples than ranks, or if the rows of the ranks differ in keys,
             dtypes or shapes.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from jest_hf.distributed import Ranks, exchange
+    >>> taken = exchange(Ranks(), {"example_id": torch.arange(100, 105)}, indices=torch.tensor([3, 0]))
+    >>> taken.batch["example_id"], taken.moved
+    (tensor([103, 100]), 0)
+
+    ```
     """
     n = len(indices)
     if n < ranks.size:

@@ -164,7 +164,7 @@ def embed_dataset(
     if not losses:
         raise ValueError(f"not one of the {skipped} evaluation rows can be read; check the image and caption columns.")
     common = _common_numbers(ranks, list(number_of), device)
-    own = {name: torch.cat(parts) for name, parts in columns.items()}
+    own = {name: torch.cat(columns.pop(name)) for name in list(columns)}  # pop: without a second copy of all rows
     own |= {name: common[own[name]] for name in ("image_groups", "text_groups")}
     gathered = {name: gather_to_cpu(ranks, values, device) for name, values in own.items()}
     return Embedded(**gathered, loss=sum(losses) / len(losses), skipped=skipped)

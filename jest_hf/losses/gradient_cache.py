@@ -72,6 +72,22 @@ def backward_in_chunks(
 
     Raises:
         ValueError: if there are no chunks, or more than `n_rows`, or if `loss` does not use all of its arguments.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from jest_hf.losses import backward_in_chunks, sigmoid_contrastive_loss
+    >>> from jest_hf.models import DualEncoderOutput
+    >>> layer, images, texts = torch.nn.Linear(8, 4), torch.randn(6, 8), torch.eye(6)[:, :4]
+    >>> scale, bias = torch.tensor([10.0], requires_grad=True), torch.tensor([-10.0], requires_grad=True)
+    >>> def forward(rows):
+    ...     return DualEncoderOutput.of(layer(images[rows]), texts[rows], 1 * scale, 1 * bias)
+    >>> loss = backward_in_chunks(forward, n_rows=6, chunks=3, loss=sigmoid_contrastive_loss)
+    >>> layer.weight.grad.shape, scale.grad.shape
+    (torch.Size([4, 8]), torch.Size([1]))
+
+    ```
     """
     n_chunks = chunks if isinstance(chunks, int) else len(chunks)
     if not 1 <= n_chunks <= n_rows:

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.utils.import_utils import is_peft_available
 
 
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 REFERENCE_ADAPTER = "reference"
 
 
-def base_model(model: nn.Module) -> nn.Module:
+def base_model(model: nn.Module) -> PreTrainedModel:
     """Return the model without its adapters; a model without adapters is returned as it is."""
-    return model.get_base_model() if has_adapter(model) else model
+    return cast(PreTrainedModel, model.get_base_model() if has_adapter(model) else model)
 
 
 def has_adapter(model: nn.Module) -> TypeGuard[PeftModel]:

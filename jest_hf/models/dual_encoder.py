@@ -66,6 +66,22 @@ def expose_temperature(model: PreTrainedModel) -> None:
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A model of one of the [`~jest_hf.models.families.FAMILIES`].
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from jest_hf.data import train_tokenizer
+    >>> from jest_hf.models import build_siglip, expose_temperature
+    >>> tokenizer = train_tokenizer(["a red square"], max_length=16)
+    >>> model = build_siglip("micro", tokenizer, image_size=32, patch_size=8)
+    >>> expose_temperature(model)
+    >>> ids = tokenizer(["a red square"], padding="max_length", return_tensors="pt").input_ids
+    >>> output = model(input_ids=ids, pixel_values=torch.zeros(1, 3, 32, 32))
+    >>> output.image_embeds.shape, round(output.logit_scale.item()), output.logit_bias.item()
+    (torch.Size([1, 48]), 10, -10.0)
+
+    ```
     """
     if _add_temperature not in model._forward_hooks.values():
         model.register_forward_hook(_add_temperature)

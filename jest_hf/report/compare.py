@@ -23,14 +23,14 @@ from jest_hf.selection.sub_batch import take_scored
 
 @torch.no_grad()
 def compare_selected(
-    parts: Mapping[str, Mapping[str, Scored]], loss: str, ranks: Ranks | None = None
+    parts: Mapping[str, Mapping[str, Scored]], loss: str | None, ranks: Ranks | None = None
 ) -> dict[str, float]:
     """Compute the losses of the sub-batch and of as many rejected examples, each as one batch. A collective.
 
     Args:
         parts (`dict`): Scored rows of this rank, by `"selected"` and `"rejected"` and then by model: `"learner"`,
             `"reference"` or both.
-        loss (`str`): `"sigmoid"` or `"softmax"`, for embeddings. [`PointwiseLosses`] are averaged.
+        loss (`str`, *optional*): `"sigmoid"` or `"softmax"`, for embeddings. [`PointwiseLosses`] are averaged.
         ranks ([`~jest_hf.distributed.Ranks`], *optional*): The processes that share the batches; by default this
             process alone.
 

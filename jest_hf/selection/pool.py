@@ -41,7 +41,7 @@ class Pool:
         size (`int`): Number of examples to select, over all ranks that select together (b).
     """
 
-    rows: Mapping[str, Tensor]
+    rows: dict[str, Tensor]
     positions: Tensor
     shares: Shares
     size: int

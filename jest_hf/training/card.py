@@ -74,7 +74,7 @@ def write_run_card(facts: RunFacts, **about: Any) -> None:
     Raises:
         ValueError: if the file begins with metadata that cannot be read.
     """
-    folder = Path(facts.args.output_dir)
+    folder = Path(str(facts.args.output_dir))
     summary = summarise_run(facts, **about)
     points = _selected_and_rejected(facts)
     if any(len(line) > 1 for line in points.values()):
@@ -117,7 +117,7 @@ def summarise_run(
     times = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
     return RunSummary(
         architecture=type(learner).__name__,
-        selection=args.selection,
+        selection=args.settings.selection,
         loss=facts.objective.loss_name,
         role=role,
         criterion=args.criterion,
@@ -173,7 +173,7 @@ def _latest_metrics(facts: RunFacts) -> tuple[dict[str, float], int | None]:
     for entry in history:
         measured = {name: value for name, value in entry.items() if name.startswith("eval_")}
         if measured:
-            metrics, step = metrics | measured, entry["step"]
+            metrics, step = metrics | measured, int(entry["step"])
     return metrics, step
 
 
@@ -182,7 +182,7 @@ def _selected_and_rejected(facts: RunFacts) -> dict[str, list[tuple[int, float]]
     shown = _shown(facts.args)
     return {
         part: [
-            (entry["step"], entry[f"{part}/{shown}"])
+            (int(entry["step"]), entry[f"{part}/{shown}"])
             for entry in facts.state.log_history
             if f"{part}/{shown}" in entry
         ]

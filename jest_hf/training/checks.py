@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import DistributedType
 from torch import nn
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
 from transformers.utils.generic import strtobool
 
@@ -206,8 +207,9 @@ def check_train_size(n_rows: int | None, args: JESTConfig) -> None:
         )
     if n_rows is None and "epoch" in (args.eval_strategy, args.save_strategy):
         raise ValueError(
-            f"eval_strategy={args.eval_strategy.value!r}, save_strategy={args.save_strategy.value!r}: a stream has no "
-            "epochs; set them to 'steps' or 'no'."
+            f"eval_strategy={IntervalStrategy(args.eval_strategy).value!r}, "
+            f"save_strategy={SaveStrategy(args.save_strategy).value!r}: a stream has no epochs; set them to 'steps' "
+            "or 'no'."
         )
     if n_rows is not None and n_rows < args.super_batch_size:
         raise ValueError(

@@ -27,7 +27,7 @@ class Engine:
         """The accelerator in use."""
         return self._accelerator()
 
-    def autocast(self) -> AbstractContextManager[object]:
+    def autocast(self) -> AbstractContextManager[None]:
         """Make the context in which forwards run in mixed precision."""
         return self.accelerator.autocast()
 
@@ -35,7 +35,7 @@ class Engine:
         """Backpropagate a loss, as the engine does it."""
         self.accelerator.backward(loss)
 
-    def no_sync(self, model: nn.Module) -> AbstractContextManager[object]:
+    def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
         """Make a context in which backward does not average gradients over the ranks."""
         return self.accelerator.no_sync(model)
 

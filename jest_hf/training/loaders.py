@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch.utils.data import DataLoader
 
@@ -101,7 +101,7 @@ class Loaders:
         rows = Rows(dataset, collator.image_column)
         return DataLoader(
             rows,
-            batch_sampler=share_batches(len(rows), self.args.eval_batch_size, self.ranks),
+            batch_sampler=cast(Any, share_batches(len(rows), self.args.eval_batch_size, self.ranks)),
             collate_fn=self.objective.eval_collator(collator),
             num_workers=self.args.dataloader_num_workers,
         )

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -17,6 +17,7 @@ from jest_hf.distributed import Ranks, ask_first_rank
 from jest_hf.hub.pull import Snapshot
 from jest_hf.models import Reader, add_reference_adapter
 from jest_hf.models.fit import check_loss
+from jest_hf.models.labelled import PointwiseReader
 from jest_hf.objectives import Objective
 from jest_hf.reference import (
     CachedReference,
@@ -96,9 +97,16 @@ class ReferencePlan:
                 )
                 self.cache.check(**described)
         elif args.reference == "adapter":
+            if ref_model is not None and not isinstance(ref_model, str):
+                raise ValueError(
+                    f"reference='adapter' takes the Hub id or the path of an adapter as ref_model, got a "
+                    f"{type(ref_model).__name__}; pass the id or path, or set reference='model'."
+                )
             if ref_model is not None:
                 self._adapter = locate_adapter(ref_model, revision, ranks=self.ranks, device=device)
-            add_reference_adapter(learner, self._adapter and self._adapter.folder)
+            if learner is None:
+                raise ValueError("reference='adapter' needs the learner from the start; pass model, not model_init.")
+            add_reference_adapter(learner, None if self._adapter is None else self._adapter.folder)
         elif ref_model is not None:
             self.ref_model, processor = load_reference(ref_model, revision, processor, ranks=self.ranks, device=device)
             return processor
@@ -123,14 +131,15 @@ class ReferencePlan:
         if not args.uses_reference or args.reference == "online":
             return
         if self.cache is not None:
-            check_loss(objective.loss_kind, "reference cache", self.cache.logit_bias is not None)
+            if objective.loss_kind is not None:
+                check_loss(objective.loss_kind, "reference cache", self.cache.logit_bias is not None)
             self.source = CachedReference.of(self.cache, train_dataset, collator)
             return
         if args.cache_reference:
             self._identity = identify_reference(self.ref_model or learner)
         if args.reference == "adapter":
             self._live = Reference(learner_reader, learner, shared=True, adapter=self._adapter)
-        else:
+        elif self.ref_model is not None:
             processor = collator.ref_processor or processor
             view = objective.reader(self.ref_model, processor, "reference", prefix="ref_")
             model = place_reference(self.ref_model, engine.accelerator, args.ref_placement)
@@ -159,7 +168,7 @@ class ReferencePlan:
                 "it is random, the reference will have seen another draw than the learner; then set "
                 "cache_reference=False."
             )
-        args, folder = self.args, Path(self.args.output_dir)
+        args, folder = self.args, Path(str(self.args.output_dir))
         data = Rows(dataset, collator.image_column), collator
         options = {
             "reference": self._identity,
@@ -175,7 +184,8 @@ class ReferencePlan:
         if objective.cached_as == "losses":
             file = folder / "irreducible_losses.safetensors"
             with live.switched_on():
-                self.source = IrreducibleLosses.compute(file, live.view, live.model, *data, **options)
+                reader = cast(PointwiseReader, live.view)  # as `Objective.cached_as` requires
+                self.source = IrreducibleLosses.compute(file, reader, live.model, *data, **options)
         else:
             cached = live.write_cache(folder / "reference_cache", live.config, *data, dtype="float32", **options)
             self.source, flops = cached, cached.cache.flops

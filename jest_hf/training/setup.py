@@ -30,11 +30,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoProcessor, PreTrainedModel, TrainerCallback, TrainerState
+from transformers import AutoProcessor, PretrainedConfig, PreTrainedModel, TrainerCallback, TrainerState
 
 from jest_hf.config import JESTConfig
 from jest_hf.data.stream import is_stream
@@ -80,7 +80,7 @@ class RunPlan:
     """What is decided before `Trainer.__init__`."""
 
     args: JESTConfig
-    model: PreTrainedModel | nn.Module | None
+    model: PreTrainedModel | None
     processor: Any
     collator: Any
     train_dataset: Any
@@ -181,7 +181,7 @@ def plan_run(
     check_functions(objective, args, functions)
 
     if peft_config is not None:  # 4
-        model = add_adapter(model, peft_config)
+        model = cast(PreTrainedModel, add_adapter(model, peft_config))
 
     ranks = Ranks.world()  # 5
 
@@ -235,13 +235,13 @@ def _recorder(
     statistics = RunStatistics(n_rows, args.selection_settings, [] if sources is None else sources.names)
     ledger = None
     if args.record_selection and args.process_index == 0:
-        ledger = SelectionLedger(Path(args.output_dir) / "selections.parquet")
+        ledger = SelectionLedger(Path(str(args.output_dir)) / "selections.parquet")
     return RunRecorder(args, ranks, group, statistics, sources, ledger, reports)
 
 
 def build_parts(
     plan: RunPlan,
-    learner: nn.Module,
+    learner: PreTrainedModel,
     proxy_model: PreTrainedModel | str | None,
 ) -> Parts:
     """
@@ -325,12 +325,12 @@ def prepare_learner(learner: nn.Module, view: View | None, *, fsdp: bool, deepsp
         check_view(view, base_model(learner).config)
 
 
-def _costs(plan: RunPlan, reader: Reader, learner: nn.Module) -> RunCosts:
+def _costs(plan: RunPlan, reader: Reader, learner: PreTrainedModel) -> RunCosts:
     """Collate the first row: a missing column or a foreign processor shows here and not in a worker."""
     row = first_row(plan.train_dataset, plan.collator.image_column, is_stream(plan.train_dataset))
     batch = plan.collator([row])
     companions = plan.companions
-    readers = {"learner": (reader, base_model(learner).config)}
+    readers: dict[str, tuple[Reader, PretrainedConfig]] = {"learner": (reader, base_model(learner).config)}
     if companions.proxy is not None:
         readers["proxy"] = (companions.proxy.reader, companions.proxy.model.config)
     source = plan.reference.source

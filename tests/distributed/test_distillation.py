@@ -23,7 +23,7 @@ SCALE_AND_BIAS = torch.tensor(14.0, dtype=torch.float64), torch.tensor(-4.0, dty
 
 
 def _own_parts(shares: list[int]) -> dict[tuple, list[Tensor]]:
-    """This rank's value and gradients; the latter without the factor that engines take out by averaging."""
+    """Return this rank's loss, and its gradients divided by the number of ranks, as by the average of engines."""
     ranks, results = Ranks.world(), {}
     end = list(accumulate(shares))[ranks.rank]
     rows = torch.arange(end - shares[ranks.rank], end)

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The balanced exchange: every selected row arrives once, bit for bit, and nothing but the surplus travels."""
+"""The balanced exchange: every selected row arrives once, bit-equal, and only the surplus moves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.distributed.processes import run
 
 
 def literal_plan(owners: list[int], world_size: int) -> list[int]:
-    """One example at a time, as the docstring says it."""
+    """Plan one example at a time, as in the docstring."""
     room = [len(owners) // world_size + (rank < len(owners) % world_size) for rank in range(world_size)]
     plan: list[int | None] = []
     for owner in owners:
@@ -99,8 +99,8 @@ def test_every_row_arrives_once_and_only_the_surplus_travels(counts: list[int], 
             assert value.dtype == expected.dtype and torch.equal(value, expected), name
         assert (got["moved"], got["bytes_moved"]) == (surplus, surplus * ROW_BYTES)
         arrivals = sum(owners[place] != rank for place in places)
-        asked = (size - 1) * 8 * (1 if known else 2)  # what the rows look like and, where not known, their number
-        assert got["received"] == asked + arrivals * ROW_BYTES
+        counts = (size - 1) * 8 * (1 if known else 2)  # hash of the layout and, if not known, the number of rows
+        assert got["received"] == counts + arrivals * ROW_BYTES
     assert sorted(place for got in results for place in got["order"].tolist()) == list(range(len(indices)))
 
 
@@ -124,7 +124,7 @@ def _refused(kind: str) -> str:
     try:
         exchange(ranks, batch, torch.tensor([1, 6] if kind != "few" else [1]))
     except ValueError as error:
-        # Nobody waits for anybody after an error that all have seen.
+        # No rank waits for another after an error on all ranks.
         ranks.sum(torch.ones(1))
         return str(error)
     return "not refused"

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients in chunks and over ranks against those of one process that sees everything at once."""
+"""Gradients in chunks and over ranks against those of one process with the whole batch."""
 
 from __future__ import annotations
 

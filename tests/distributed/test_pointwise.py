@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Examples without pairs over several processes: one process's losses, gradients, weights, metrics and files."""
+"""Examples without pairs over several processes: losses, gradients, weights, metrics and files of one process."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _evaluate(name: str, n_rows: int) -> tuple[dict[str, float], Tensor]:
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_evaluation_is_that_of_one_process(name: str, world_size: int) -> None:
-    """Of four batches, so that one of three ranks has empty ones."""
+    """Four batches, so that one of three ranks has empty ones."""
     metrics, predictions = _evaluate(name, 10)
     for other_metrics, other_predictions in run(world_size, _evaluate, name, 10):
         assert other_metrics == metrics and other_predictions.allclose(predictions, rtol=0, atol=0, equal_nan=True)

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Several ranks draw what one process draws from the whole super-batch, learn little of each other, and fail alike."""
+"""Several ranks draw as one process with the whole super-batch, receive few bytes, and raise the same errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CANDIDATE_BYTES = 16  # a key and a position
 
 
 class Case(NamedTuple):
-    """A super-batch, how it is shared out, and what to draw from it."""
+    """A super-batch, the shares of the ranks, and the arguments of the draw."""
 
     kind: str
     criterion: str
@@ -59,7 +59,7 @@ def make_cases(world_size: int) -> list[Case]:
         eligible = None
         if rng.random() < 0.5:
             eligible = torch.tensor([rng.random() < 0.7 for _ in range(total)])
-            # All that one rank holds, sometimes.
+            # Sometimes all examples of one rank.
             eligible[: shares[0]] &= rng.random() < 0.7
             eligible[-1] = True
         n_eligible = total if eligible is None else int(eligible.sum())
@@ -80,7 +80,7 @@ def make_cases(world_size: int) -> list[Case]:
 
 
 def share_of(case: Case, ranks: Ranks) -> tuple[PairwiseScores, torch.Tensor, torch.Tensor | None]:
-    """Scores, noise and eligible of one rank; those of the whole super-batch for one rank alone."""
+    """Return scores, noise and eligible of one rank; with one rank, those of the whole super-batch."""
     total = sum(case.shares)
     start, stop = 0, total
     if ranks.size > 1:
@@ -149,14 +149,14 @@ def collect_positions() -> tuple[list[int], list[int]]:
 
 
 def test_embeddings_arrive_in_the_order_of_drawing() -> None:
-    """Or the sums of float32 losses would depend on how the examples are shared out."""
+    """Otherwise the sums of float32 losses would depend on the shares."""
     for indices, collected in run(3, collect_positions):
         assert collected == indices
         assert len({index // 40 for index in indices}) == 3
 
 
 class LargestTensor(TorchDispatchMode):
-    """Records the most elements of any tensor that an operation returns."""
+    """Record the number of elements of the largest tensor that an operation returns."""
 
     numel = 0
 
@@ -191,15 +191,15 @@ def test_little_is_received_and_less_is_held(shares: tuple[int, ...], loss: str)
         assert chunks.pop() == 0
         assert len(chunks) == 8
         candidates = 4 * m * CANDIDATE_BYTES
-        assert 0 < chunks[0] <= candidates  # nobody's embeddings yet
+        assert 0 < chunks[0] <= candidates  # no embeddings yet
         for chunk in chunks[1:]:
             assert candidates / 2 < chunk <= candidates + m * embedding_bytes
-        # The chunk's logits, or its embeddings: nothing like [B, B], nor a share's embeddings, even one's own.
+        # The logits or the embeddings of the chunk: no [B, B] matrix and no copy of the embeddings of a share.
         assert largest <= max(m * shares[rank], m * embedding_numbers * len(shares)) < sum(shares) * embedding_numbers
 
 
 def complain(calls: list[str]) -> list[str]:
-    """What each faulty call raises, all in one group: a rank that were a collective ahead would spoil the next."""
+    """Return the errors of faulty calls, all in one group, so that a rank that misses a collective breaks the next."""
     ranks, words = Ranks.world(), []
     case = Case("random", "learnability", "sigmoid", (30,) * 3, 20, 4, 1.0, None)
     good, noise, _ = share_of(case, ranks)

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The selection of a step over ranks is that of one process: what is drawn, taken, and compared with it."""
+"""The selection of a step over ranks is that of one process: draw, rows, and scores of rejected examples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from jest_hf.distributed import Ranks, Shares, owners_of
 from jest_hf.report import compare_selected, compare_selectors
-from jest_hf.selection import SELECTIONS, PointwiseLosses, Selector, take_sub_batch
+from jest_hf.selection import SELECTIONS, DrawKey, PointwiseLosses, Pool, Scores, Selector, take_sub_batch
 from tests.distributed.processes import run
 from tests.report.test_compare import NAMES, draw_of, losses, pairs
 
@@ -24,7 +24,7 @@ MAKERS: dict[str, Callable[[int], dict]] = {"pairs": pairs, "losses": losses}
 
 
 class Case(NamedTuple):
-    """A super-batch, how it is shared out, and how to select from it."""
+    """A super-batch, the shares of the ranks, and the settings of the selection."""
 
     kind: str
     selection: str
@@ -35,7 +35,7 @@ class Case(NamedTuple):
 
 
 def make_cases(world_size: int) -> list[Case]:
-    """Every selection of either kind; shares, sizes and the loss at random."""
+    """Yield every selection, for embeddings and for losses; shares, sizes and the loss are random."""
     rng, cases = random.Random(world_size), []
     for kind, selection, uniform in product(MAKERS, SELECTIONS, (False, True)):
         shares = tuple(rng.choice([0, 1, 17, 40, 60]) for _ in range(world_size - 1)) + (20,)
@@ -46,7 +46,7 @@ def make_cases(world_size: int) -> list[Case]:
 
 
 def select_take_and_compare(cases: list[Case]) -> list[tuple[list[int], list[int], dict[str, float]]]:
-    """Of each case: positions drawn, ids of the rows that this rank then holds, and all figures."""
+    """Return for each case the drawn positions, the ids of this rank's rows, and all figures."""
     ranks, results = Ranks.world(), []
     for case in cases:
         total = sum(case.shares)
@@ -55,9 +55,10 @@ def select_take_and_compare(cases: list[Case]) -> list[tuple[list[int], list[int
         embeddings = {name: scored.take(rows) for name, scored in MAKERS[case.kind](total).items()}
         super_batch = {"example_id": rows + 1000, "valid": rows % 5 != 4}
         shares = Shares.of(ranks, super_batch["valid"])
+        scored_by = "similarity" if case.size % 2 else case.loss
         draw = draw_of(
             embeddings, super_batch["valid"], start, total, ranks,
-            size=case.size, uniform_size=case.uniform_size, loss="similarity" if case.size % 2 else case.loss,
+            size=case.size, uniform_size=case.uniform_size, loss=scored_by,
         )  # fmt: skip
         chunks = draw(selection=case.selection, criterion="learnability")
         indices = torch.cat([chunk.indices for chunk in chunks])
@@ -67,9 +68,12 @@ def select_take_and_compare(cases: list[Case]) -> list[tuple[list[int], list[int
             for column, values in scored.columns().items():
                 assert torch.equal(values, whole.columns()[column])
         metrics = compare_selected({"selected": parts["selected"]}, case.loss, ranks)
-        selectors = [Selector.parse(name) for name in NAMES[::2]]
-        sources = rows % 3
-        metrics |= compare_selectors(selectors, draw, shares, embeddings, indices, case.loss, sources, ["a", "b", "c"])
+        settings = {"loss": scored_by, "n_chunks": 4, "uniform_fraction": case.uniform_size / case.size}
+        selectors = [Selector.parse(name, **settings) for name in NAMES[::2]]
+        pool, scores, sources = Pool(super_batch, rows, shares, case.size), Scores.of(embeddings), rows % 3
+        metrics |= compare_selectors(
+            selectors, pool, scores, DrawKey(0, 3), indices, case.loss, sources, ["a", "b", "c"]
+        )
         results.append((indices.tolist(), taken.batch["example_id"].tolist(), metrics))
     return results
 
@@ -88,8 +92,9 @@ def test_any_number_of_ranks_selects_what_one_does(world_size: int) -> None:
         assert sorted(id_ for here in of_ranks for id_ in here[i][1]) == sorted(ids)
 
 
-def complain(calls: list[str]) -> list[str]:
-    ranks, words = Ranks.world(), []
+def raise_errors(calls: list[str]) -> list[str]:
+    """Return the errors of faulty calls, and check that the next call works."""
+    ranks, messages = Ranks.world(), []
     second = ranks.rank == 1
     start = 30 * ranks.rank
     valid = torch.ones(30, dtype=torch.bool)
@@ -110,12 +115,12 @@ def complain(calls: list[str]) -> list[str]:
     for call in calls:
         with pytest.raises((ValueError, FloatingPointError)) as error:
             faulty[call]()
-        words.append(str(error.value))
+        messages.append(str(error.value))
     assert len(draw(torch.zeros(30))[0].indices) == 24
-    return words
+    return messages
 
 
-COMPLAINTS = {
+ERRORS = {
     "broken": r"1 of 90 examples are NaN or infinite \(rank 1; example ids \[33\]\)",
     "broken and uniform": r"1 of 90 examples are NaN or infinite \(rank 1; example ids \[33\]\)",
     "too many uniform": r"rank 0, 1, 2: uniform_size must be at least 0 and at most size=24, got 25",
@@ -125,10 +130,10 @@ COMPLAINTS = {
 
 
 def test_what_is_wrong_on_one_rank_is_raised_on_all() -> None:
-    heard = run(3, complain, list(COMPLAINTS))
-    assert heard[0] == heard[1] == heard[2]
-    for words, pattern in zip(heard[0], COMPLAINTS.values(), strict=True):
-        assert re.search(pattern, words), words
+    raised = run(3, raise_errors, list(ERRORS))
+    assert raised[0] == raised[1] == raised[2]
+    for message, pattern in zip(raised[0], ERRORS.values(), strict=True):
+        assert re.search(pattern, message), message
 
 
 def test_positions_belong_to_the_rank_whose_share_they_lie_in() -> None:

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""PI-resize against its closed form, and what it is for: tokens that stay the same when patches are enlarged."""
+"""PI-resize against its closed form; tokens do not change when patches are enlarged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bilinear(patches, size):
 
 
 def closed_form(kernel, size):
-    """pinv(B^T) vec(w), with the whole matrix B: column i is what becomes of a patch whose pixel i alone is lit."""
+    """Compute pinv(B^T) vec(w) with the whole matrix B: column i resizes the patch whose only pixel is i."""
     height, width = kernel.shape[-2:]
     pixels = torch.eye(height * width, dtype=torch.float64).view(-1, 1, height, width)
     b = bilinear(pixels, size).flatten(1).T
@@ -69,12 +69,12 @@ def test_a_kernel_of_that_size_is_returned_as_it_is():
 
 
 def test_there_and_back_is_another_kernel():
-    """Why kernels are never resized in a chain: a smaller patch has no room for what the larger kernel looks at."""
+    """The reason why kernels are never resized in a chain: a smaller kernel cannot represent the larger one."""
     kernel = kernel_of((16, 16))
     enlarged = resize_patch_kernel(kernel, (32, 32))
     back = resize_patch_kernel(enlarged, (16, 16))
     assert (back - kernel).abs().max() > 0.5
-    # The way there is exact, the way back is the best that 16 pixels can do: least squares, with much left over.
+    # Enlarging is exact; reducing is a least-squares fit by 16 pixels, with a large residual.
     patches = torch.randn(200, 3, 32, 32, dtype=torch.float64)
     wanted = tokens(patches, enlarged)
     reduced = bilinear(patches, (16, 16))
@@ -136,7 +136,7 @@ def test_patches_that_do_not_fit_or_need_no_resize():
 
 
 def triangle_filter(size, new_size):
-    """Bilinear with antialiasing, by its definition: a triangle as wide as the step, in proportion of its weights."""
+    """Bilinear resize with antialiasing, by its definition: normalised weights of a triangle as wide as the step."""
     step = size / new_size
     width = max(step, 1.0)
     rows = []

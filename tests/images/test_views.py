@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Views of images: their names, what they suit, and the images that they make."""
+"""Views of images: their names, the models that they fit, and the images that they make."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_images_of_a_foreign_size_are_refused(text, shape):
 
 
 def test_naflex_images_are_reduced_as_their_processor_would():
-    """Each by itself, from its patches put together again. The processor starts from the larger original."""
+    """Images reassembled from patches, one at a time; the processor would start from the larger original."""
     processor, small = tiny_siglip2_processor(max_num_patches=64), tiny_siglip2_processor(max_num_patches=12)
     rows = [*random_rows(2, size=32), *random_rows(1, size=40, seed=1)]
     rows.append({"image": random_image(16, 64, np.random.default_rng(2)), "text": "a red star"})

@@ -42,7 +42,7 @@ def forward_of(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[slice], 
 
 
 def direct(forward: Callable[[slice], Any], chunks: list[slice], loss: Callable[..., Tensor]) -> Tensor:
-    """The loss of everything as one graph, of which the chunks are parts; back-propagated."""
+    """Return the loss of all chunks, computed and back-propagated as one graph."""
     outputs = [forward(rows) for rows in chunks]
     image, text = (torch.cat([output[name] for output in outputs]) for name in ("image_embeds", "text_embeds"))
     value = loss(image, text, outputs[-1].logit_scale, outputs[-1].logit_bias)

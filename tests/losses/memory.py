@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_iter
 
 
 class LargestTensor(TorchDispatchMode):
-    """Records the size of the largest tensor any operation returns, in forward and backward."""
+    """Record the size of the largest tensor that an operation returns, in forward and backward."""
 
     numel = 0
 
@@ -27,7 +27,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 class SavedActivations(saved_tensors_hooks):
-    """Records the largest number of bytes that autograd holds for a backward to come, `parameters` not counted."""
+    """Record the largest number of bytes that autograd keeps for the backward, without `parameters`."""
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self.parameters = {parameter.data_ptr() for parameter in parameters}
@@ -39,7 +39,7 @@ class SavedActivations(saved_tensors_hooks):
         return self
 
     def _pack(self, value: Tensor) -> Tensor | _Held:
-        held = _Held([value.detach()])  # its graph would lead back to what is held here, and keep it alive
+        held = _Held([value.detach()])  # with its graph it would keep itself alive
         if value.data_ptr() not in self.parameters:
             self._add(value.nbytes)
             weakref.finalize(held, self._add, -value.nbytes)

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Distillation losses of one process: values and gradients written out, and what they have to do with others."""
+"""Distillation losses of one process: values and gradients against loops, and limits that are other losses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make_teacher(n: int, seed: int = 1, scale: float = 12.0, bias: float | None 
 
 
 def literal(kind: str, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, teacher: ContrastiveEmbeddings):
-    """Pair by pair, as the docstrings say it."""
+    """Compute the loss pair by pair, as in the docstrings."""
     logits, n = scale * image @ text.T + bias, len(image)
     target = teacher.logit_scale * teacher.image.double() @ teacher.text.double().T + teacher.logit_bias
     if kind == "sigmoid":

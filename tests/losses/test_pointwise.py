@@ -17,7 +17,7 @@ from jest_hf.losses.pointwise import IGNORED, mean_over_ranks, per_example_losse
 
 
 def literal(logits, labels, label_smoothing=0.0, causal=False):
-    """Each label by itself, in plain Python floats."""
+    """Compute the loss of each label by itself, in plain Python floats."""
     losses = []
     for scores, targets in zip(logits.tolist(), labels.tolist(), strict=True):
         if logits.ndim == 2:

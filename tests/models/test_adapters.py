@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters: what is trained, and a reference that shares the learner's backbone."""
+"""Adapters: the trained parameters, and a reference that shares the learner's backbone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jest_hf.models import (
 from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
 
 
-# Random weights in place of zeros, so that an adapter makes a difference from the start.
+# Random weights instead of zeros, so that a new adapter changes the outputs.
 LORA = {"target_modules": ["q_proj", "v_proj"], "r": 2, "init_lora_weights": False}
 
 

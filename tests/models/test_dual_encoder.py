@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The view of a dual encoder: it feeds the model what the model's own processor would."""
+"""The reader of a dual encoder gives the model the inputs of the model's own processor."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_inputs_are_what_the_models_own_processor_makes(family):
     assert set(inputs) == set(expected)
     for name, value in inputs.items():
         expected_value = expected[name]
-        if family == "siglip2" and name == "pixel_values":  # what is masked out is not the same: ours is black
+        if family == "siglip2" and name == "pixel_values":  # patches that are masked out differ: ours are black
             mask = expected["pixel_attention_mask"].bool()
             value, expected_value = value[mask], expected_value[mask]
         torch.testing.assert_close(value, expected_value, rtol=0, atol=1e-5, check_dtype=name == "pixel_values")
@@ -202,7 +202,7 @@ def test_gradients_reach_the_temperature_as_through_the_parameters():
 
 
 def test_the_output_does_not_share_memory_with_the_bias():
-    """What an engine does after the forward: the parameter is freed, the output must live on."""
+    """Engines free a parameter after the forward; the output must stay valid."""
     model, processor, view = exposed("siglip")
     output = view(model, JESTDataCollator(processor)(random_rows(2)))
     with torch.no_grad():
@@ -250,7 +250,7 @@ def test_embed_at_a_view_is_one_forward_too(family, batch_size):
 @pytest.mark.parametrize("rows", [slice(None), slice(0, 2), slice(1, 4), slice(3, 5), slice(3, 99)])
 @pytest.mark.parametrize("n_at_view", [None, 0, 3, 5])
 def test_the_first_rows_of_the_batch_are_at_the_view(rows, n_at_view):
-    """Whatever the slice, as gradient caching goes through the sub-batch."""
+    """For any slice, as gradient caching reads the sub-batch in chunks."""
     model, processor, encoder = exposed("siglip")
     accept_views(model)
     batch, view = JESTDataCollator(processor)(rows_and_images()[0]), View.parse("image:8")

@@ -37,7 +37,7 @@ from tests.helpers import (
 
 
 class Case(NamedTuple):
-    """A tiny model of a family, and what the registry must say about it."""
+    """A tiny model of a family, and the properties that the registry must have for it."""
 
     model: Callable[[], Any]
     processor: Callable[[], Any]

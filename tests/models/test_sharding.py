@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Naming the layers that FSDP2 shards, and building whole models beside a ZeRO-3 run."""
+"""The layers that FSDP2 shards, and whole models in a ZeRO-3 run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_models_are_whole_inside_and_the_setting_is_back_afterwards(zero3):
 
 
 def loading_of_fsdp():
-    """Whether transformers leaves the weights to the first process: before, in and after built_whole."""
+    """`built_whole` switches off for a while that only the first process loads weights."""
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
     before = is_fsdp_enabled()
     with built_whole():

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Each view equals a model built for that resolution, and several go through one forward, under engines too."""
+"""Each view equals a model built for that resolution, and one forward takes several views, also in engines."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.models.viewed import CASES, FIXED, middle_siglip, set_up, small_clip,
 
 @pytest.mark.parametrize("build, text", [case for case in FIXED if "drop" not in case[1]])
 def test_a_view_is_a_model_built_for_it(build, text):
-    """A model with patches, or images, of the view's size, its weights made from the learner's: same outputs."""
+    """A model built for the view's patches or images, with weights made from the learner's, has the same outputs."""
     model, encoder, batch = set_up(build)
     view, vision = View.parse(text), model.config.vision_config
     patch = view.value if view.kind == "patch" else vision.patch_size
@@ -97,7 +97,7 @@ def test_a_naflex_view_is_the_model_on_fewer_patches():
 
 
 def both_views(model, encoder, batch, view, n_at_view):
-    """The sub-batch in two forwards: what one forward is compared with."""
+    """Embed the sub-batch in two forwards, for comparison with one."""
     n_rows = len(batch["example_id"])
     parts = [
         encoder(model, batch, slice(0, n_at_view), view),
@@ -157,7 +157,8 @@ def test_gradient_checkpointing_changes_nothing():
     for checkpointing in (False, True):
         model, encoder, batch = set_up(middle_siglip)
         if checkpointing:
-            model.activation_checkpointing_enable()
+            # transformers 5.23 has renamed it; Python 3.10 has 5.20 at most.
+            (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
         output = encoder(model.train(), batch, view=View.parse("patch:32"), n_at_view=3)
         loss_of(output.image_embeds, output.text_embeds, output.logit_scale, output.logit_bias).backward()
         found.append(gradients(model))
@@ -184,7 +185,7 @@ def test_an_adapter_sees_views_as_its_backbone_does():
 
 @pytest.mark.parametrize("build, text", CASES)
 def test_the_model_stays_what_it_was(build, text, tmp_path):
-    """Bit for bit: its outputs, its state, its checkpoint; and a loaded one gives the view again."""
+    """Outputs, state and checkpoint are bit-equal, and a loaded model accepts the view again."""
     model, encoder, batch = set_up(build)
     view = View.parse(text)
     plain = build().eval()
@@ -235,7 +236,7 @@ def test_a_broken_call_leaves_nothing_behind():
 
 
 def _mixed_step(text, engine):
-    """On each of two ranks half of the sub-batch, the first two rows of it at the view; its gradients, averaged."""
+    """Return the averaged gradients of two ranks with half of the sub-batch each, the first two rows at the view."""
     model, encoder, batch = set_up(small_siglip, n_rows=8)
     rank = torch.distributed.get_rank()
     own = {name: value[rank * 4 : rank * 4 + 4] for name, value in batch.items()}

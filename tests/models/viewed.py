@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Small models with several patches a side, and every kind of view with a model that it is for."""
+"""Small models with several patches a side, and every kind of view with a model that accepts it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ PROCESSORS = {
     "clip": tiny_clip_processor,
     "siglip2": lambda image_size: tiny_siglip2_processor(),
 }
-# Every kind of view, with a model that it is for.
+# Every kind of view, with a model that accepts it.
 CASES = [
     (small_siglip, "patch:16"),
     (small_siglip, "image:16"),
@@ -66,7 +66,7 @@ FIXED = [case for case in CASES if "num_patches" not in case[1]]
 
 
 def set_up(build, n_rows=6):
-    """A model that accepts views, what reads for it, and a batch of images of several shapes."""
+    """Return a model that accepts views, its reader, and a batch of images of several shapes."""
     model = build()
     expose_temperature(model)
     accept_views(model)

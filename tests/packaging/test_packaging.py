@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import configparser
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
+import venv
 import zipfile
 from pathlib import Path
 
@@ -69,11 +72,12 @@ def test_wheel_has_every_module(distributions):
 
 
 READ = """
+import importlib
 import importlib.metadata
+import pkgutil
 from importlib import resources
 
 import jest_hf
-from jest_hf.hub import RunSummary, learner_card
 
 assert importlib.metadata.version("jest_hf") == jest_hf.__version__
 print(jest_hf.__file__)
@@ -81,21 +85,68 @@ for package in ("jest_hf.configs", "jest_hf.model_cards"):
     for file in resources.files(package).iterdir():
         if file.name.endswith((".yaml", ".json", ".md")):
             print(file.name, len(file.read_text()))
+
+for module in ["jest_hf", *(f"jest_hf.{found.name}" for found in pkgutil.iter_modules(jest_hf.__path__))]:
+    for name in getattr(importlib.import_module(module), "__all__", ()):
+        getattr(importlib.import_module(module), name)
+
+from jest_hf.hub import RunSummary, learner_card
+
 learner_card(RunSummary("SiglipModel", "joint", "sigmoid"))
 """
 
 
-def test_installed_wheel_finds_its_files(distributions, tmp_path):
-    with zipfile.ZipFile(next(distributions.glob("*.whl"))) as archive:
-        archive.extractall(tmp_path / "site")  # what installing a pure wheel comes to
-    environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": ""}
+@pytest.fixture(scope="module")
+def clean(distributions, tmp_path_factory) -> Path:
+    """
+    The scripts of an environment in which the wheel alone is installed, for real, beside the libraries that it needs.
+
+    The libraries are those of the running environment. An editable jest_hf there is out of sight, for Python reads no
+    .pth files in a folder that a .pth file names.
+    """
+    folder = tmp_path_factory.mktemp("clean")
+    venv.create(folder, with_pip=False)
+    scripts = folder / "bin"
+    installed_to = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
+    Path(installed_to, "libraries.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    install = [sys.executable, "-m", "pip", "--python", scripts / "python", "install", "--no-deps", "--no-index"]
+    installed = subprocess.run(
+        [*install, "--disable-pip-version-check", next(distributions.glob("*.whl"))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert installed.returncode == 0, installed.stdout + installed.stderr
+    return scripts
+
+
+def test_wheel_works_in_a_clean_environment(clean, tmp_path):
     read = subprocess.run(
-        [sys.executable, "-c", READ], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [clean / "python", "-I", "-W", "ignore", "-c", READ], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert read.returncode == 0, read.stderr
     location, *files = read.stdout.splitlines()
-    assert location.startswith(str(tmp_path))
+    assert location.startswith(str(clean.parent))
     assert sorted(files) == sorted(f"{path.name} {len(path.read_text())}" for path in PRESETS + DEEPSPEED + TEMPLATES)
+
+
+def test_command_works_in_a_clean_environment(clean, tmp_path):
+    def jest_hf(*arguments: str) -> str:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run(
+            [clean / "jest-hf", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "preset" in jest_hf("--help") and "cache-reference" in jest_hf("--help")
+    preset = Path(jest_hf("preset", "ddp").split()[1])
+    assert preset.is_file() and clean.parent in preset.parents
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)

@@ -1,8 +1,8 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Algorithm 1 of JEST written out: whole [B, B] float64 matrices, every sum taken anew over all that was drawn.
+"""Algorithm 1 of JEST written out: whole [B, B] float64 matrices, every sum computed anew over all drawn examples.
 
-Slow and obvious on purpose: what the fast implementation must agree with, index for index.
+Slow and obvious on purpose: the fast implementation must return the same indices.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class SoftmaxLoss:
 
 
 class Similarity:
-    """ActiveCLIP's: no temperature, and no word about other pairs."""
+    """The loss of ActiveCLIP, without temperature and without other pairs."""
 
     def __init__(self, embeddings: ContrastiveEmbeddings) -> None:
         self.products = embeddings.image.double() @ embeddings.text.double().T

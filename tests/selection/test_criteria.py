@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every registered criterion is the sum that its row says, and one that is no weighted sum works as well."""
+"""Every registered criterion against a table of weights, and a criterion that is no weighted sum."""
 
 from __future__ import annotations
 

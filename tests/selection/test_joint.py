@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Joint selection draws what Algorithm 1, written out with whole matrices, draws."""
+"""Joint selection draws the same examples as Algorithm 1 written out with whole matrices."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_fresh_noise_comes_from_the_default_generator():
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_ineligible_examples_are_never_drawn_and_do_not_count(loss):
-    """Broken rows may hold NaN; the others are drawn as if the broken ones were not there."""
+    """Broken rows may hold NaN; the other rows are drawn as from a super-batch without them."""
     learner, reference = learner_and_reference("clusters", 100)
     eligible = torch.ones(100, dtype=torch.bool)
     eligible[[0, 17, 18, 99]] = False

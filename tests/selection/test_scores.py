@@ -77,7 +77,7 @@ def test_a_broken_candidate_breaks_no_other():
 
 
 def test_matrix_directions():
-    """Row i of the drawn adds to the candidates as texts, column j to the candidates as images."""
+    """Rows of drawn examples add to the candidates as texts, their columns to the candidates as images."""
     matrix = torch.arange(9.0).view(3, 3)
     scores = PairwiseScores.from_matrix(matrix)
     assert scores.diagonal().tolist() == [0, 4, 8]

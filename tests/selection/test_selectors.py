@@ -45,7 +45,7 @@ def make_pool(n: int, size: int, barred: set[int], order: torch.Tensor | None = 
 
 
 class Asked:
-    """The scores of the models, and what a selector has asked for."""
+    """Return the scores of models, and record for which models a selector requested scores."""
 
     def __init__(self, models: dict[str, object]) -> None:
         self.models, self.calls = models, []

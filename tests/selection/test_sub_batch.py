@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The selection of a step against its parts written out, for every way to select and with a uniform part."""
+"""The selection of a step against a literal version, for every way to select and with a uniform part."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def highest(keys, size, without=()):
 
 
 def literal_draw(selection, losses, n, size, n_chunks, gain, uniform_size, barred=()):
-    """A uniform part by its own noise, and then what the selection says; a uniform selection by its own."""
+    """Draw the uniform part by its noise, then the rest by the selection; a uniform selection has noise of its own."""
     chunk = UNIFORM_SELECTION_CHUNK if selection == "uniform" else UNIFORM_CHUNK
     uniform_noise = gumbel_noise(SEED, STEP, 1, n, first_chunk=chunk)[0]
     uniform = highest(uniform_noise, size if selection == "uniform" else uniform_size, barred)
@@ -151,8 +151,8 @@ def test_a_uniform_part_is_the_same_of_every_selection():
 
 @pytest.mark.parametrize("uniform", [{"selection": "uniform"}, {"uniform_size": 100}], ids=["selection", "part"])
 def test_what_is_uniform_has_noise_of_its_own(uniform):
-    """Of a score that is the same for all, a selection is its noise: no two parts of a step may share theirs, nor a
-    selection and the uniform one that it is compared with."""
+    """With equal scores the noise alone decides. Two parts of a step must not have the same noise, nor a selection and
+    its uniform control."""
     same = {"learner": PointwiseLosses(torch.zeros(400))}
     part = indices_of(draw(same, 400, criterion="hard_learner", uniform_size=100, size=100))
     assert 10 < len(set(part) & set(indices_of(draw({}, 400, selection="uniform", size=100)))) < 40

@@ -22,7 +22,7 @@ def test_what_does_not_fit_together_is_refused_at_construction(tmp_path):
     stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
     cases = [
         ({"rows": rows[:20]}, "train_dataset has 20 rows, fewer than one super-batch of 32"),
-        ({"rows": [{"picture": row["image"], "text": "a"} for row in rows]}, "no column 'image'"),
+        ({"rows": [{"picture": row["image"], "text": "a"} for row in rows]}, "image_column='image' is not a column"),
         ({"rows": [{"image": row["image"], "title": "a"} for row in rows]}, "caption_column"),
         ({"rows": datasets.Dataset.from_list([{"text": "a"}] * 40)}, "image_column='image' is not a column"),
         ({"rows": stream, "cache_reference": True}, "cache_reference=True embeds the training data by index"),
@@ -57,7 +57,7 @@ def test_a_missing_reference_arguments_or_processor(tmp_path):
         JESTTrainer(model=tiny_siglip(0), args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True), **common)
     with pytest.raises(ValueError, match="processing_class=None"):
         JESTTrainer(model=tiny_siglip(0), args=arguments(tmp_path, selection="uniform"))
-    with pytest.raises(ValueError, match="data_collator must be a JESTDataCollator, or one .* got function"):
+    with pytest.raises(ValueError, match="data_collator must be a JESTDataCollator, or a collator .* got function"):
         JESTTrainer(model=tiny_siglip(0), args=arguments(tmp_path), data_collator=lambda rows: rows, **common)
     comparison = {"criterion": "hard_learner", "compare_selectors": ["uniform", "top_k/easy_reference"]}
     with pytest.raises(
@@ -78,11 +78,13 @@ def test_one_model_in_two_roles(tmp_path):
     model = tiny_siglip(0)
     with pytest.raises(ValueError, match="ref_model and model are the same model, and .* would .* pass a copy"):
         make_trainer(tmp_path, model=model, reference=model)
-    with pytest.raises(ValueError, match="ref_model is model"):
+    with pytest.raises(ValueError, match="ref_model and model are the same model"):
         adapted = add_adapter(model, LoraConfig(target_modules=["q_proj"]))
         make_trainer(tmp_path, model=adapted, reference=model)
     for other in ("model", "reference"):
-        with pytest.raises(ValueError, match=f"proxy_model is {other.replace('erence', '_model')}, and training"):
+        with pytest.raises(
+            ValueError, match=f"proxy_model and {other.replace('erence', '_model')} are the same model, and training"
+        ):
             make_trainer(tmp_path, options={"proxy_model": model}, scoring="proxy", **{other: model})
 
 
