@@ -266,6 +266,9 @@ class JESTTrainer(Trainer):
         rows, sampler = self.parts.loaders.rows(self.train_dataset, self.data_collator, reads_images)
         self.pop_callback(EpochCallback)
         self.add_callback(EpochCallback(sampler))
+        early = self.parts.loaders.early_loader(rows, sampler, self.data_collator, self.reference)
+        if early is not None:
+            return early
         return self._get_dataloader(
             dataset=rows,
             description="Training",

@@ -138,6 +138,12 @@ class JESTConfig(JESTOptions):
     reference_cache_revision (`str`, *optional*):
         Branch, tag or commit of a `reference_cache` on the Hub. Default: `main`.
 
+    select_before_decoding (`bool`, *optional*):
+        Select in the loader, before images are read and decoded, so that only the selected rows are: possible with
+        `criterion="easy_reference"` and a cached reference, on map-style data. The selections are those of the step.
+        `True` requires it, `False` selects in the step. Default: in the loader, unless a joint draw is so large that a
+        CPU would take longer than a step (4 B b D above 2e10 FLOPs, for instance B = 10,240, b = 2,048, D = 256).
+
     > Parameters that control the resolution (Flexi-JEST)
 
     scoring_view (`str`, *optional*):

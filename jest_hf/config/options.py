@@ -192,6 +192,13 @@ class JESTOptions(TrainingArguments):
     reference_cache_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of the reference cache on the Hub. Default: main."}
     )
+    select_before_decoding: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Select in the loader, before images are decoded, where cached scores suffice. Default: where the "
+            "draw is fast on a CPU."
+        },
+    )
     scoring_view: str | None = field(
         default=None,
         metadata={

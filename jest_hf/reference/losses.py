@@ -212,6 +212,9 @@ class IrreducibleLosses:
             )
         return PointwiseLosses(self.losses[rows].to(batch["example_id"].device))
 
+    def caption_counts(self, ids: Tensor) -> None:
+        """Return `None`: labelled rows have no captions."""
+
     def about(self) -> dict[str, Any]:
         """Return the fields of [`~jest_hf.report.summary.RunSummary`] that describe the reference in a model card."""
         return {"reference": self.name, "reference_revision": self.commit}

@@ -68,6 +68,9 @@ class ReferenceSource(Protocol):
             batch_size (`int`): Rows in a forward.
         """
 
+    def caption_counts(self, ids: Tensor) -> Tensor | None:
+        """Return the number of usable captions of rows (int64 `[n]`), where a cache knows it."""
+
     def about(self) -> dict[str, Any]:
         """Return the fields of [`~jest_hf.report.summary.RunSummary`] that describe the reference in a model card."""
 
@@ -136,6 +139,9 @@ class Reference:
     def switched_on(self) -> AbstractContextManager[None]:
         """Return a context in which the forward of `model` is the reference's, also if `model` is the learner."""
         return as_reference(self.model) if self.shared else nullcontext()
+
+    def caption_counts(self, ids: Tensor) -> None:
+        """Return `None`: the rows tell their captions when they are read."""
 
     def about(self) -> dict[str, Any]:
         """Return the fields of [`~jest_hf.report.summary.RunSummary`] that describe the reference in a model card."""
@@ -254,6 +260,10 @@ class CachedReference:
             )
         captions = batch["caption_number"].cpu() if "caption_number" in batch else None
         return self.cache.take(rows, captions).to(ids.device)
+
+    def caption_counts(self, ids: Tensor) -> Tensor:
+        """Return the number of usable captions of rows (int64 `[n]`, as in `example_id`), int64 `[n]`."""
+        return self.cache.caption_counts(self._rows({"example_id": ids}))
 
     def about(self) -> dict[str, Any]:
         """Return the fields of [`~jest_hf.report.summary.RunSummary`] that describe the reference in a model card."""

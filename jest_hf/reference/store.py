@@ -180,6 +180,13 @@ class ReferenceCache:
             valid[places] = shard["valid"][local]
         return valid
 
+    def caption_counts(self, rows: Tensor) -> Tensor:
+        """Return the number of usable captions of rows (int64 `[n]`, on the CPU), int64 `[n]`."""
+        counts = torch.empty_like(rows)
+        for shard, places, local in self._by_shard(rows):
+            counts[places] = shard["offsets"][local + 1] - shard["offsets"][local]
+        return counts
+
     def verify(self) -> None:
         """Compare every shard with its sha256 now; raise a `ValueError` for a damaged one."""
         for number in range(self._n_shards):

@@ -39,12 +39,23 @@ class Pool:
             a row depends on its position, and not on the rank that holds the row.
         shares ([`~jest_hf.distributed.Shares`]): How the super-batch is spread over the ranks that select together.
         size (`int`): Number of examples to select, over all ranks that select together (b).
+        super_batch_ids (`torch.Tensor`, *optional*): Ids of this rank's rows of the super-batch, int64, where `rows`
+            are only those that were selected before decoding. Default: `rows` are all of them.
+        unreadable (`int`, *optional*, defaults to 0): Rows of the super-batch that are not in `rows` since they could
+            not be read.
     """
 
     rows: dict[str, Tensor]
     positions: Tensor
     shares: Shares
     size: int
+    super_batch_ids: Tensor | None = None
+    unreadable: int = 0
+
+    @property
+    def seen_ids(self) -> Tensor:
+        """Ids of this rank's rows of the super-batch, loaded or not, int64."""
+        return self.rows["example_id"] if self.super_batch_ids is None else self.super_batch_ids
 
     @property
     def ranks(self) -> Ranks:

@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
+from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
+from transformers.trainer_utils import seed_worker
 
 from jest_hf.config import JESTConfig
 from jest_hf.data.late import LateImages
@@ -15,6 +18,8 @@ from jest_hf.data.stream import StreamedRows, load_stream
 from jest_hf.distributed import Ranks
 from jest_hf.images.views import View
 from jest_hf.objectives import Objective
+from jest_hf.reference import ReferenceSource
+from jest_hf.training.early_selection import EarlyBatches, EarlySelection
 
 
 class Loaders:
@@ -30,6 +35,7 @@ class Loaders:
     Attributes:
         late_images ([`~data.late.LateImages`], *optional*): Brings the full images of a sub-batch, where the loader
             makes the images of the view alone.
+        early ([`~training.early_selection.EarlySelection`], *optional*): Selects before decoding, where a run can.
     """
 
     def __init__(self, args: JESTConfig, objective: Objective, view: View | None, ranks: Ranks) -> None:
@@ -38,6 +44,7 @@ class Loaders:
         self.view = view
         self.ranks = ranks
         self.late_images: LateImages | None = None
+        self.early: EarlySelection | None = None
 
     def stream(self, dataset: Any, collator: Any) -> Any:
         """The loader of a stream, which is read as it comes, each rank its own part."""
@@ -73,6 +80,45 @@ class Loaders:
             n_threads = max(1, args.dataloader_num_workers)
             self.late_images = LateImages.where_it_serves(rows, self._at_view(collator), in_full, n_threads)
         return rows, EpochSampler(len(rows), seed=args.seed if args.data_seed is None else args.data_seed)
+
+    def early_loader(
+        self,
+        rows: Rows,
+        sampler: EpochSampler,
+        collator: Any,
+        source: ReferenceSource | None,
+    ) -> Any | None:
+        """
+        The loader of sub-batches that are selected before decoding, with [`EarlySelection`]; `None` where the step
+        selects.
+
+        Args:
+            rows ([`~data.rows.Rows`]): The training data.
+            sampler ([`~data.rows.EpochSampler`]): The order of the rows.
+            collator: The data collator of the run.
+            source ([`~jest_hf.reference.ReferenceSource`], *optional*): The reference in use.
+
+        Raises:
+            ValueError: for `select_before_decoding=True` in a run whose scores need more than a cache.
+        """
+        args = self.args
+        self.early = EarlySelection.where_it_serves(args, source, self.objective.loss_kind, collator, self.ranks)
+        if self.early is None:
+            return None
+        self.late_images = None
+        batches = EarlyBatches(sampler, self.early, args.super_batch_size, args.dataloader_drop_last)
+        loader: DataLoader[Any] = DataLoader(
+            rows,
+            batch_sampler=batches,
+            collate_fn=self._at_view(collator),
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+        )
+        # The batches are this rank's own: accelerate must not split them once more.
+        return prepare_data_loader(loader, args.device, num_processes=1, process_index=0, put_on_device=True)
 
     def training_collator(self, collator: Any) -> Any:
         """The collator of super-batches: with images at the scoring view too, or with these alone."""

@@ -307,6 +307,9 @@ class OnlineReference:
         """Configuration of the model."""
         return self.online.model.config
 
+    def caption_counts(self, ids: Tensor) -> None:
+        """Return `None`: the rows tell their captions when they are read."""
+
     def about(self) -> dict[str, Any]:
         """Return what a model card says about the reference: nothing, for this run has made it."""
         return {}

@@ -78,7 +78,8 @@ class RunRecorder:
     def record(self, step: int, sub_batch: SubBatch, pool: Pool) -> None:
         """Count a step, and write down which examples every rank trains on, and when they were drawn. A collective."""
         valid = pool.rows["valid"]
-        seen, skipped = self.ranks.sum(torch.stack([torch.ones_like(valid).sum(), (~valid).sum()])).tolist()
+        counted = torch.stack([valid.new_tensor(len(pool.seen_ids), dtype=torch.int64), (~valid).sum()])
+        seen, skipped = self.ranks.sum(counted + counted.new_tensor([0, pool.unreadable])).tolist()
         columns = torch.stack([sub_batch.rows["example_id"], sub_batch.order], dim=1)
         counts = self.ranks.gather_counts(len(columns), columns.device)
         ids, order = self.ranks.gather_rows(columns, counts).cpu().T
@@ -91,7 +92,7 @@ class RunRecorder:
         record = StepRecord(step, ids, ranks, order, seen, skipped, self._last_step, metrics)
         self.statistics.count(seen=seen, skipped=skipped, trained_ids=ids, flops=record.flops)
         if self.sources is not None:
-            own = self.sources.count(pool.rows["example_id"]).to(valid.device)
+            own = self.sources.count(pool.seen_ids).to(valid.device)
             self.statistics.count_sources(self.sources.count(ids), self.ranks.sum(own).cpu())
         if self.ledger is not None:
             self.ledger.record(step, ids, ranks, order)

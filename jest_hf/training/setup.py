@@ -285,6 +285,7 @@ def build_parts(
         reference=lambda: reference.source,
         metrics=recorder,
         sources=recorder.sources,
+        early=lambda: loaders.early,
     )
     update = Update(
         args,

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -28,6 +28,7 @@ from jest_hf.selection import (
     take_readable,
     take_sub_batch,
 )
+from jest_hf.training.early_selection import EarlyDraw, EarlySelection
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class SelectionStep:
         reference (`Callable`): Returns the reference in use, or `None`.
         metrics ([`Metrics`]): Takes the metrics of a step.
         sources ([`~report.sources.Sources`], *optional*): Where each training row comes from.
+        early (`Callable`, *optional*): Returns what has selected before decoding, or `None`.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class SelectionStep:
         reference: Callable[[], ReferenceSource | None],
         metrics: Metrics,
         sources: Sources | None = None,
+        early: Callable[[], EarlySelection | None] = lambda: None,
     ) -> None:
         self.args = args
         self.loss = loss
@@ -105,6 +108,7 @@ class SelectionStep:
         self.reference = reference
         self.metrics = metrics
         self.sources = sources
+        self.early = early
 
     def __call__(self, model: nn.Module, super_batch: Mapping[str, Tensor], step: int) -> tuple[SubBatch, Pool]:
         """
@@ -118,6 +122,10 @@ class SelectionStep:
         Raises:
             ValueError: on all ranks, if fewer rows than ranks can be read.
         """
+        early = self.early()
+        drawn = None if early is None else early.take(step)
+        if drawn is not None:
+            return self._drawn_early(super_batch, drawn, step)
         pool = self.pool(super_batch, step)
         if not self.selects(step):
             return SubBatch.of(take_readable(pool.rows, pool.shares), is_selected=False), pool
@@ -129,6 +137,27 @@ class SelectionStep:
         exchanged, parts = take_sub_batch(pool.shares, pool.rows, by_model, selection.indices)
         self.metrics.add(compare_selected(parts, self.loss, self.group))
         return SubBatch.of(exchanged, True, parts["selected"]), pool
+
+    def _drawn_early(self, rows: Mapping[str, Tensor], draw: EarlyDraw, step: int) -> tuple[SubBatch, Pool]:
+        """The sub-batch that the loader has drawn, without rows that could not be decoded. A collective."""
+        shares = Shares.of(self.group, rows["valid"])
+        self._check_readable(shares, step)
+        pool = Pool(
+            dict(rows),
+            positions=torch.arange(len(rows["valid"]), device=rows["valid"].device),
+            shares=shares,
+            size=sum(shares.readable),
+            super_batch_ids=draw.ids,
+            unreadable=draw.unreadable,
+        )
+        exchanged = take_readable(pool.rows, shares)
+        order = draw.order.to(exchanged.order.device)
+        if shares.readable != shares.rows:
+            positions = shares.positions(pool.rows["valid"])[exchanged.order]
+            order = self.group.gather_rows(order, shares.rows)[positions]
+        self.metrics.add(draw.metrics)
+        sub_batch = SubBatch.of(exchanged, is_selected=True)
+        return replace(sub_batch, order=order), pool
 
     def selects(self, step: int) -> bool:
         """Whether a step scores and selects."""
@@ -146,12 +175,7 @@ class SelectionStep:
         rows = self._scheduled(rows, step)
         n_rows = len(rows["valid"])
         shares = Shares.of(self.group, rows["valid"])
-        readable = sum(shares.readable)
-        if readable < self.group.size:
-            raise ValueError(
-                f"step {step}: only {readable} of the {sum(shares.rows)} rows of the super-batch can be read, and "
-                f"{self.group.size} are needed; check that they have their images, texts and labels."
-            )
+        readable = self._check_readable(shares, step)
         start = self.ranks.rank * n_rows
         return Pool(
             rows=rows,
@@ -159,6 +183,16 @@ class SelectionStep:
             shares=shares,
             size=min(self.args.per_device_train_batch_size * self.group.size, readable),
         )
+
+    def _check_readable(self, shares: Shares, step: int) -> int:
+        """The rows that can be read; `ValueError` if there are fewer than ranks."""
+        readable = sum(shares.readable)
+        if readable < self.group.size:
+            raise ValueError(
+                f"step {step}: only {readable} of the {sum(shares.rows)} rows of the super-batch can be read, and "
+                f"{self.group.size} are needed; check that they have their images, texts and labels."
+            )
+        return readable
 
     def _scheduled(self, rows: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """

@@ -1,0 +1,249 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Selection before decoding: where scores need no images, the loader draws the sub-batch and reads only its rows.
+
+With a criterion that uses the reference alone (`easy_reference`) and cached scores, a draw needs ids and no pixels. So
+it is made where the loader draws its indices, in the main process of each rank, and the workers read, decode and
+tokenize b rows in place of B. Every rank makes the draw of the whole super-batch for itself: the cache is on its disk,
+and the noise is a function of (seed, step, position), so that no rank has to talk to another. The draw is the one that
+the step would have made ([`~training.step.SelectionStep`]), bit by bit, and so is the share of each rank.
+
+A chosen row that turns out broken when it is decoded is left out, as in a uniform batch: the sub-batch then has one
+example less, and `examples_skipped` counts it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+
+from jest_hf.batch import Scored, Scores
+from jest_hf.config import JESTConfig
+from jest_hf.data.captions import draw_caption
+from jest_hf.data.rows import EpochSampler
+from jest_hf.distributed import Ranks, Shares, owners_of, plan_exchange
+from jest_hf.reference import ReferenceSource
+from jest_hf.report.compare import compare_selected
+from jest_hf.selection import SELECTIONS, DrawKey, Pool
+
+
+# A joint draw compares B candidates with b examples: 4 B b D FLOPs. Above this many, a CPU takes longer than a
+# step, and the draw is left to the device.
+MOST_FLOPS = 2e10
+
+
+@dataclass(frozen=True)
+class EarlyDraw:
+    """
+    A sub-batch that the loader has drawn.
+
+    Args:
+        order (`torch.Tensor`): The place in the order of drawing of each row that this rank reads, int64 `[m]`.
+        ids (`torch.Tensor`): Ids of this rank's rows of the super-batch, int64 `[n]`.
+        unreadable (`int`): Rows among them that could not be read when they were cached.
+        metrics (`dict`): What there is to log about the draw.
+    """
+
+    order: Tensor
+    ids: Tensor
+    unreadable: int
+    metrics: dict[str, float]
+
+
+class EarlySelection:
+    """
+    Draws sub-batches from ids.
+
+    Args:
+        args ([`JESTConfig`]): Options of the run.
+        source ([`~jest_hf.reference.ReferenceSource`]): The cached reference.
+        loss (`str`, *optional*): `"sigmoid"` or `"softmax"`, for pairs.
+        caption_seed (`int`): Seed of the choice among the captions of a row.
+        ranks ([`~jest_hf.distributed.Ranks`]): All processes of the run.
+
+    Attributes:
+        draws (`dict`): By step, the draws whose rows are on their way through the loader.
+    """
+
+    def __init__(
+        self, args: JESTConfig, source: ReferenceSource, loss: str | None, caption_seed: int, ranks: Ranks
+    ) -> None:
+        self.args = args
+        self.source = source
+        self.loss = loss
+        self.caption_seed = caption_seed
+        self.ranks = ranks
+        self.draws: dict[int, EarlyDraw] = {}
+
+    @classmethod
+    def where_it_serves(
+        cls, args: JESTConfig, source: ReferenceSource | None, loss: str | None, collator: Any, ranks: Ranks
+    ) -> EarlySelection | None:
+        """
+        Return an [`EarlySelection`] where a run can select before decoding and `args.select_before_decoding` lets it;
+        arguments as above, and the data collator.
+
+        Raises:
+            ValueError: for `select_before_decoding=True` in a run that cannot.
+        """
+        wanted = args.select_before_decoding
+        if wanted is False:
+            return None
+        obstacle = _obstacle(args, source)
+        if obstacle is not None or source is None:
+            if wanted:
+                raise ValueError(
+                    f"select_before_decoding=True needs scores that come from a cache alone, and {obstacle}; use "
+                    "criterion='easy_reference' with reference_cache or cache_reference, or leave it out."
+                )
+            return None
+        if wanted is None and SELECTIONS[args.settings.selection].needs_pairs:
+            flops = 4.0 * args.super_batch_size * args.sub_batch_size * (source.width or 0)
+            if flops > MOST_FLOPS:
+                return None
+        return cls(args, source, loss, getattr(collator, "seed", 0), ranks)
+
+    def draw(self, keys: Sequence[tuple[int, int]], step: int) -> list[tuple[int, int]]:
+        """
+        Draw the sub-batch of a step, and keep what there is to know about it in `draws`.
+
+        Args:
+            keys (sequence of `tuple[int, int]`): (epoch, index) of the rows of the super-batch of all ranks: the rows
+                of the first rank, then those of the second, and so on.
+            step (`int`): Number of the step, from 1.
+
+        Returns:
+            `list[tuple[int, int]]`: the keys of the rows that this rank trains on, in order of drawing.
+        """
+        start = time.perf_counter()
+        n_rows = len(keys) // self.ranks.size
+        own = slice(self.ranks.rank * n_rows, (self.ranks.rank + 1) * n_rows)
+        is_local = self.args.selection_scope == "local"
+        # With the local scope each rank draws from its own rows alone, and keeps what it draws.
+        chosen, draw = self._draw(keys, own, own if is_local else slice(0, len(keys)), step)
+        draw.metrics["selection_seconds"] = time.perf_counter() - start
+        self.draws[step] = draw
+        return [keys[position] for position in chosen]
+
+    def _draw(
+        self, keys: Sequence[tuple[int, int]], own: slice, candidates: slice, step: int
+    ) -> tuple[list[int], EarlyDraw]:
+        rows = self._rows(keys[candidates])
+        rows["valid"] = self.source.readable(rows)
+        positions = torch.arange(candidates.start, candidates.stop)
+        n_ranks = len(positions) * self.ranks.size // len(keys)
+        readable = int(rows["valid"].sum())
+        size = min(self.args.per_device_train_batch_size * n_ranks, readable)
+        if size < n_ranks:
+            raise ValueError(
+                f"step {step}: only {readable} of the {len(positions)} rows of the super-batch could be read when the "
+                f"reference was cached, and {n_ranks} are needed; check that they have their images, texts and labels."
+            )
+        pool = Pool(rows, positions, Shares(Ranks(), [len(positions)], [readable]), size)
+        reference = self.source.score(_NO_MODEL, rows, len(positions))
+        selection = self.args.selector(self.loss).select(
+            pool, lambda models: Scores(reference=reference), DrawKey(self.args.seed, step)
+        )
+        drawn = selection.indices
+        destinations = torch.zeros_like(drawn)
+        if n_ranks > 1:
+            destinations = plan_exchange(owners_of(drawn, [len(positions) // n_ranks] * n_ranks), n_ranks)
+        order = (destinations == (self.ranks.rank if n_ranks > 1 else 0)).nonzero().flatten()
+        mine = slice(own.start - candidates.start, own.stop - candidates.start)
+        metrics = {"scoring_seconds": 0.0, **selection.metrics, **self._compared(rows["valid"], reference, drawn)}
+        draw = EarlyDraw(order, rows["example_id"][mine], int((~rows["valid"][mine]).sum()), metrics)
+        return positions[drawn[order]].tolist(), draw
+
+    def _rows(self, keys: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        """What a cache needs to know of rows: their ids, and which caption is drawn in their epoch."""
+        ids = torch.tensor([index for _, index in keys], dtype=torch.int64)
+        rows = {"example_id": ids, "valid": torch.ones(len(ids), dtype=torch.bool)}
+        counts = self.source.caption_counts(ids)
+        if counts is not None:
+            numbers = [
+                draw_caption(count, self.caption_seed, epoch, index) if count > 1 else 0
+                for count, (epoch, index) in zip(counts.tolist(), keys, strict=True)
+            ]
+            rows["caption_number"] = torch.tensor(numbers, dtype=torch.int64)
+        return rows
+
+    def _compared(self, valid: Tensor, reference: Scored, drawn: Tensor) -> dict[str, float]:
+        """The reference's loss of the selected examples, and of as many rejected ones."""
+        parts = {"selected": {"reference": reference.take(drawn)}}
+        rest = valid.clone()
+        rest[drawn] = False
+        rejected = rest.nonzero().flatten()[: len(drawn)]
+        if len(rejected) == len(drawn):
+            parts["rejected"] = {"reference": reference.take(rejected)}
+        return compare_selected(parts, self.loss)
+
+    def take(self, step: int) -> EarlyDraw | None:
+        """Return the draw of a step, once; `None` for a step whose super-batch was loaded whole."""
+        for earlier in [one for one in self.draws if one < step]:  # skipped after a resume
+            del self.draws[earlier]
+        return self.draws.pop(step, None)
+
+
+class EarlyBatches(Sampler[list[tuple[int, int]]]):
+    """
+    A batch sampler: the keys of this rank's sub-batches, one list for each step.
+
+    Args:
+        sampler ([`~jest_hf.data.rows.EpochSampler`]): The order of the rows.
+        selection ([`EarlySelection`]): Draws the sub-batches.
+        super_batch_size (`int`): Rows of a super-batch, over all ranks.
+        drop_last (`bool`): Whether an incomplete last super-batch is dropped.
+    """
+
+    def __init__(
+        self, sampler: EpochSampler, selection: EarlySelection, super_batch_size: int, drop_last: bool
+    ) -> None:
+        self.sampler = sampler
+        self.selection = selection
+        self.super_batch_size = super_batch_size
+        self.drop_last = drop_last
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        step = self.sampler.epoch * len(self)
+        keys = iter(self.sampler)
+        for number in range(len(self)):
+            yield self.selection.draw(list(islice(keys, self.super_batch_size)), step + number + 1)
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.sampler), self.super_batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+
+def _obstacle(args: JESTConfig, source: ReferenceSource | None) -> str | None:
+    """Why a run cannot select before decoding; `None` if it can."""
+    if not args.selects:
+        return f"selection={args.selection!r} selects nothing"
+    if set(args.scored_models) != {"reference"}:
+        return f"criterion={args.criterion!r} scores with the learner"
+    if source is None or source.reads_images:
+        return "the reference is not cached"
+    if args.compare_selectors:
+        return f"compare_selectors={args.compare_selectors} compares whole super-batches"
+    if args.selection_warmup_steps or args.filter_ratio_ramp_steps:
+        return "the first steps follow a schedule (selection_warmup_steps, filter_ratio_ramp_steps)"
+    return None
+
+
+class _NoModel(nn.Module):
+    """Stands for the learner where a cache scores, which uses no model."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("a cached reference runs no model.")
+
+
+_NO_MODEL = _NoModel()
+
+
+__all__ = ["MOST_FLOPS", "EarlyBatches", "EarlyDraw", "EarlySelection"]

@@ -1,0 +1,189 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Selection before decoding: the same run as selection in the step, and only the selected images are decoded."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from PIL import Image
+
+import jest_hf.data.collator as collator_module
+from jest_hf.images.pixels import BrokenImage
+from jest_hf.report import read_selections
+from tests.helpers import random_rows
+from tests.objectives.labelled import image_rows, tiny_vit, tiny_vit_processor
+from tests.trainers import logged, make_trainer
+
+
+COMMON = {"criterion": "easy_reference", "cache_reference": True, "record_selection": True}
+
+
+def trained(folder, rows=None, resume=None, **changes):
+    trainer = make_trainer(folder, rows=rows if rows is not None else random_rows(100), **{**COMMON, **changes})
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def ledger(folder):
+    return read_selections(folder / "selections.parquet").to_pydict()
+
+
+def weights(trainer):
+    return torch.cat([value.detach().flatten() for value in trainer.model.parameters()])
+
+
+def several_captions(n=100):
+    return [
+        {**row, "text": [row["text"], f"a {row['text']}", "red"][: 1 + i % 3]} for i, row in enumerate(random_rows(n))
+    ]
+
+
+VARIANTS = {
+    "joint": {},
+    "softmax": {"loss": "softmax"},
+    "independent": {"selection": "independent"},
+    "top_k": {"selection": "top_k"},
+    "uniform_part": {"uniform_fraction": 0.25},
+    "workers": {"dataloader_num_workers": 2},
+    "epochs": {"max_steps": 8},  # 100 rows are three super-batches of 32
+    "local": {"selection_scope": "local"},
+    "taught": {"distillation_weight": 1.0},
+    "view": {"scoring_view": "image:8"},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_run_is_the_one_that_selects_in_the_step(tmp_path, name):
+    rows = several_captions()
+    runs = {}
+    for early in (False, True):
+        folder = tmp_path / str(early)
+        runs[early] = trained(folder, rows=rows, select_before_decoding=early, **VARIANTS[name])
+        assert (runs[early].parts.loaders.early is not None) == early
+    assert ledger(tmp_path / "True") == ledger(tmp_path / "False")
+    assert torch.equal(weights(runs[True]), weights(runs[False]))
+    for metric in ("loss", "examples_seen", "examples_trained", "examples_skipped", "unique_share", "total_flos"):
+        assert logged(runs[True], metric) == logged(runs[False], metric), metric
+    for part in ("selected", "rejected"):
+        early, late = (logged(runs[one], f"{part}/reference_loss") for one in (True, False))
+        assert early == pytest.approx(late, rel=1e-5) and len(early) > 0
+    assert runs[True].run_flops == runs[False].run_flops
+
+
+def test_only_the_selected_images_are_decoded(tmp_path, monkeypatch):
+    counted = []
+    decode = collator_module.decode_image
+    monkeypatch.setattr(collator_module, "decode_image", lambda *args: counted.append(1) or decode(*args))
+    steps = {}
+    for early in (False, True):
+        trainer = make_trainer(tmp_path / str(early), rows=random_rows(100), select_before_decoding=early, **COMMON)
+        trainer.plan.cache_reference(trainer.train_dataset, trainer.data_collator)
+        counted.clear()
+        trainer.train()
+        steps[early] = len(counted)
+    assert steps == {False: 3 * 32, True: 3 * 8}
+
+
+def test_a_resumed_run_selects_the_same(tmp_path):
+    changes = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
+    whole = trained(tmp_path / "whole", **changes)
+    expected = ledger(tmp_path / "whole")
+    stopped = trained(tmp_path / "resumed", **{**changes, "max_steps": 4})
+    assert stopped.state.global_step == 4
+    resumed = trained(tmp_path / "resumed", resume=str(tmp_path / "resumed" / "checkpoint-4"), **changes)
+    assert resumed.parts.loaders.early is not None
+    assert ledger(tmp_path / "resumed") == expected
+    assert torch.equal(weights(resumed), weights(whole))
+    assert all(step > 5 for step in resumed.parts.loaders.early.draws)  # nothing of the skipped steps is kept
+
+
+def test_rows_that_could_not_be_cached_are_never_drawn(tmp_path):
+    rows = random_rows(96)
+    for index in range(0, 96, 3):
+        rows[index]["image"] = b"no image"
+    trainer = trained(tmp_path, rows=rows, select_before_decoding=True)
+    drawn = ledger(tmp_path)["example_id"]
+    assert len(drawn) == 24 and not any(index % 3 == 0 for index in drawn)
+    assert logged(trainer, "examples_skipped")[-1] == 32
+
+
+def test_a_chosen_row_that_breaks_later_is_left_out_and_counted(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, rows=random_rows(96), select_before_decoding=True, **COMMON)
+    trainer.plan.cache_reference(trainer.train_dataset, trainer.data_collator)
+    decode, number = collator_module.decode_image, iter(range(1000))
+
+    def fail_at_the_third(*args):
+        if next(number) == 2:
+            raise BrokenImage("the disk has gone")
+        return decode(*args)
+
+    monkeypatch.setattr(collator_module, "decode_image", fail_at_the_third)
+    trainer.train()
+    written = ledger(tmp_path)
+    assert [written["step"].count(step) for step in (1, 2, 3)] == [7, 8, 8]
+    # The place of the missing one in the order of drawing is missing too.
+    assert [order for step, order in zip(written["step"], written["order"], strict=True) if step == 1] == [
+        0, 1, 3, 4, 5, 6, 7,
+    ]  # fmt: skip
+    assert logged(trainer, "examples_skipped")[-1] == 1
+    assert logged(trainer, "examples_seen")[-1] == 96
+
+
+@pytest.mark.parametrize(
+    ("changes", "obstacle"),
+    [
+        ({"criterion": "learnability"}, "criterion='learnability' scores with the learner"),
+        ({"cache_reference": False}, "the reference is not cached"),
+        ({"selection": "uniform"}, "selection='uniform' selects nothing"),
+        ({"compare_selectors": ["uniform"]}, r"compare_selectors=\['uniform'\]"),
+        ({"selection_warmup_steps": 1}, "a schedule"),
+        ({"filter_ratio_ramp_steps": 1}, "a schedule"),
+    ],
+)
+def test_a_run_that_cannot_is_refused_if_it_must_and_selects_in_the_step_if_it_may(tmp_path, changes, obstacle):
+    with pytest.raises(ValueError, match=f"select_before_decoding=True needs .*{obstacle}"):
+        trained(tmp_path / "must", select_before_decoding=True, **changes)
+    trainer = trained(tmp_path / "may", **changes)
+    assert trainer.parts.loaders.early is None and trainer.state.global_step == 3
+
+
+def test_a_large_joint_draw_is_left_to_the_device(tmp_path, monkeypatch):
+    assert trained(tmp_path / "small").parts.loaders.early is not None
+    monkeypatch.setattr("jest_hf.training.early_selection.MOST_FLOPS", 4 * 32 * 8 * 32 - 1)
+    assert trained(tmp_path / "large").parts.loaders.early is None
+    assert trained(tmp_path / "forced", select_before_decoding=True).parts.loaders.early is not None
+    assert trained(tmp_path / "alone", selection="independent").parts.loaders.early is not None
+
+
+def test_labelled_rows_by_cached_losses(tmp_path):
+    runs = {}
+    for early in (False, True):
+        runs[early] = make_trainer(
+            tmp_path / str(early),
+            model=tiny_vit(0),
+            reference=tiny_vit(1),
+            rows=image_rows(80),
+            processor=tiny_vit_processor(),
+            selection="top_k",
+            select_before_decoding=early,
+            **COMMON,
+        )
+        runs[early].train()
+    assert ledger(tmp_path / "True") == ledger(tmp_path / "False")
+    assert torch.equal(weights(runs[True]), weights(runs[False]))
+
+
+def test_the_images_are_those_of_the_rows_that_were_drawn(tmp_path):
+    """The loader reads the rows that the draw names, in its order."""
+    rows = random_rows(64)
+    for index, row in enumerate(rows):
+        data = io.BytesIO()
+        Image.new("RGB", (16, 16), (index, index, index)).save(data, "PNG")
+        row["image"] = data.getvalue()
+    trainer = make_trainer(tmp_path, rows=rows, select_before_decoding=True, **COMMON)
+    trainer.plan.cache_reference(trainer.train_dataset, trainer.data_collator)
+    for batch in trainer.get_train_dataloader():
+        assert batch["pixel_values"][:, 0, 0, 0].tolist() == batch["example_id"].tolist()
