@@ -1,0 +1,103 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Selection before decoding on two processes: each reads its own share of one draw, and no rank talks to another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import jest_hf.data.collator as collator_module
+from jest_hf import JESTConfig, JESTTrainer
+from jest_hf.report import read_selections
+from tests.distributed.processes import run
+from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
+
+
+SUB_BATCH, STEPS = 16, 6  # 200 rows are three super-batches of 64: two epochs
+
+
+def _train(folder: str, changes: dict[str, Any], resumes: bool = False) -> dict[str, Any]:
+    world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    rows = [{**row, "text": [row["text"], "a red square"][: 1 + i % 2]} for i, row in enumerate(random_rows(200))]
+    rows[7]["image"] = b"no image"
+    args = JESTConfig(
+        output_dir=folder,
+        criterion="easy_reference",
+        cache_reference=True,
+        per_device_train_batch_size=SUB_BATCH // world_size,
+        filter_ratio=0.75,
+        n_chunks=4,
+        max_steps=STEPS,
+        learning_rate=1e-3,
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=4,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        record_selection=True,
+        **changes,
+    )
+    torch.manual_seed(0)
+    trainer = JESTTrainer(
+        model=tiny_siglip(0),
+        ref_model=tiny_siglip(1),
+        args=args,
+        train_dataset=rows,
+        processing_class=tiny_siglip_processor(),
+    )
+    trainer.plan.cache_reference(trainer.train_dataset, trainer.data_collator)
+    decoded: list[int] = []
+    decode = collator_module.decode_image
+    collator_module.decode_image = lambda *given: decoded.append(1) or decode(*given)
+    try:
+        trainer.train(resume_from_checkpoint=f"{folder}/checkpoint-4" if resumes else None)
+    finally:
+        collator_module.decode_image = decode
+    return {
+        "decoded": len(decoded),
+        "early": trainer.parts.loaders.early is not None,
+        "weights": torch.cat([value.detach().flatten() for value in trainer.model.parameters()]),
+        "counts": {name: trainer.statistics.totals()[name] for name in ("examples_seen", "examples_skipped")},
+    }
+
+
+def ledger(folder: Path) -> dict[str, list[int]]:
+    return read_selections(folder / "selections.parquet").to_pydict()
+
+
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_two_ranks_train_as_with_selection_in_the_step(tmp_path, scope):
+    reports = {}
+    for early in (False, True):
+        changes = {"select_before_decoding": early, "selection_scope": scope}
+        reports[early] = run(2, _train, str(tmp_path / str(early)), changes)
+    assert [report["early"] for report in reports[True]] == [True, True]
+    assert ledger(tmp_path / "True") == ledger(tmp_path / "False")  # ranks and places in the order of drawing too
+    for early, late in zip(reports[True], reports[False], strict=True):
+        assert torch.equal(early["weights"], late["weights"])
+        assert early["counts"] == late["counts"]
+        # Steps times a rank's rows; the loader has started on one more batch, or not.
+        assert late["decoded"] >= STEPS * 32 and early["decoded"] in (STEPS * 8, STEPS * 8 + 8)
+
+
+def test_the_draw_is_that_of_one_process_and_a_resumed_run_repeats_it(tmp_path):
+    _train(str(tmp_path / "one"), {})
+    run(2, _train, str(tmp_path / "two"), {})
+
+    def by_step(folder):
+        found = ledger(tmp_path / folder)
+        steps = {}
+        for step, order, example_id in zip(found["step"], found["order"], found["example_id"], strict=True):
+            steps.setdefault(step, {})[order] = example_id
+        return steps
+
+    whole = by_step("two")
+    assert whole == by_step("one") and len(whole) == STEPS
+    run(2, _train, str(tmp_path / "two"), {}, True)
+    assert by_step("two") == whole
