@@ -70,6 +70,7 @@ def check_selection(args: JESTOptions, settings: SelectionSettings) -> None:
     for name in ("loss_tile_size", "scoring_batch_size", "gradient_cache_chunk_size"):
         if getattr(args, name) is not None:
             _check_whole(name, getattr(args, name), at_least=1)
+    _check_prefilter(args, settings)
     for name in ("selection_warmup_steps", "filter_ratio_ramp_steps"):
         _check_whole(name, getattr(args, name), at_least=0)
     if not (math.isfinite(args.selection_gain) and args.selection_gain > 0):
@@ -105,6 +106,34 @@ def _check_joint(args: JESTOptions, settings: SelectionSettings) -> None:
         raise ValueError(
             f"criterion={settings.criterion!r} scores each example by itself, and {joint} needs scores of pairs; set "
             "selection='independent' or 'top_k'."
+        )
+
+
+def _check_prefilter(args: JESTOptions, settings: SelectionSettings) -> None:
+    """Check the first of two stages: it needs cached scores, and must drop something."""
+    ratio = settings.prefilter_ratio
+    if not 0.0 <= ratio < 1.0:
+        raise ValueError(
+            f"prefilter_ratio={ratio} must be in [0, 1): it is the share of the candidates that fall before the "
+            "super-batch is decoded; 0.8 keeps a fifth of them, and 0 keeps all."
+        )
+    if ratio == 0:
+        return
+    if not SELECTIONS[settings.selection].scores:
+        raise ValueError(
+            f"prefilter_ratio={ratio} has no use with selection={settings.selection!r}, which selects nothing; set it "
+            "to 0, or choose another selection."
+        )
+    if not settings.cache_reference and args.reference_cache is None:
+        raise ValueError(
+            f"prefilter_ratio={ratio} needs the scores of a cached reference; set cache_reference=True, or "
+            "reference_cache to a cache of the training data."
+        )
+    size = settings.super_batch_size(args.per_device_train_batch_size)
+    if settings.candidates(size) <= size:
+        raise ValueError(
+            f"prefilter_ratio={ratio} drops nothing: of a super-batch of {size} rows there are no more candidates; "
+            "raise it, or set it to 0."
         )
 
 

@@ -35,6 +35,7 @@ _DECISIVE = (
     "uniform_fraction",
     "selection_warmup_steps",
     "filter_ratio_ramp_steps",
+    "prefilter_ratio",
 )
 
 
@@ -51,8 +52,8 @@ class JESTConfig(JESTOptions):
     (0.999 is unstable with sigmoid losses, arXiv 2303.15343), `data_seed=seed`.
 
     preset (`str`, *optional*):
-        A published method: `"jest"`, `"flexi_jest"`, `"active_clip"`, `"active_siglip"`, `"class_act"`, `"rho_loss"`,
-        `"h_acid"`, `"i_acid"` or `"aced"`. It sets the options below that are not given (see
+        A published method (`"jest"`, `"flexi_jest"`, `"active_clip"`, `"active_siglip"`, `"class_act"`, `"rho_loss"`,
+        `"h_acid"`, `"i_acid"` or `"aced"`), or `"two_stage"`. It sets the options below that are not given (see
         `jest_hf.config.presets`).
 
     > Parameters that control the selection
@@ -66,6 +67,11 @@ class JESTConfig(JESTOptions):
         `"hard_learner"` (learner loss).
     filter_ratio (`float`, *optional*, defaults to `0.8`):
         Share of the super-batch that is NOT trained on, in [0, 1).
+    prefilter_ratio (`float`, *optional*, defaults to `0.0`):
+        Selection in two stages: the share of the candidates that fall before anything is decoded, in [0, 1). The
+        cached reference draws the super-batch from the candidates, each by its own reference loss; `selection` then
+        draws the sub-batch from the super-batch. Needs `cache_reference` or `reference_cache`, and map-style data.
+        With 0.8 and `filter_ratio=0.5` there are 10 candidates for 2 rows of the super-batch and 1 of the sub-batch.
     n_chunks (`int`, *optional*, defaults to `16`):
         Number of chunks in which joint selection draws the sub-batch.
     selection_gain (`float`, *optional*, defaults to `1.0`):
@@ -252,7 +258,8 @@ class JESTConfig(JESTOptions):
     @property
     def uses_reference(self) -> bool:
         """Whether the run needs a reference: to score, or to distil from."""
-        return "reference" in self.scored_models or self.settings.distillation_weight > 0
+        settings = self.settings
+        return "reference" in self.scored_models or settings.distillation_weight > 0 or settings.prefilter_ratio > 0
 
     @property
     def selection_settings(self) -> dict[str, Any]:
@@ -263,6 +270,20 @@ class JESTConfig(JESTOptions):
     def per_device_super_batch_size(self) -> int:
         """Examples loaded and scored in a step on one device; with `selection="uniform"` those trained on."""
         return self.settings.super_batch_size(self.per_device_train_batch_size)
+
+    @property
+    def candidates_size(self) -> int:
+        """Rows that a step draws from, on all devices (P): the super-batch, unless `prefilter_ratio` is set."""
+        return self.settings.candidates(self.per_device_super_batch_size) * int(self.world_size)
+
+    def prefilter(self, loss: str | None = None) -> Selector:
+        """
+        Make the selector of the first stage, which draws the super-batch by the reference's cached scores alone.
+
+        Args:
+            loss (`str`, *optional*): `"sigmoid"` or `"softmax"`: the loss of pairs, where the objective has pairs.
+        """
+        return SELECTIONS["independent"]("easy_reference", loss=loss, gain=self.selection_gain)
 
     @property
     def sub_batch_size(self) -> int:

@@ -31,12 +31,17 @@ class SelectionSettings:
     low_resolution_fraction: float
     distillation_weight: float
     cache_reference: bool
+    prefilter_ratio: float
 
     def super_batch_size(self, sub_batch_size: int) -> int:
         """Return the number of examples to load in a step that trains on `sub_batch_size` (`int`) of them."""
         if not SELECTIONS[self.selection].scores:
             return sub_batch_size
         return round(sub_batch_size / (1.0 - self.filter_ratio))
+
+    def candidates(self, super_batch_size: int) -> int:
+        """Return the number of candidates of which `super_batch_size` (`int`) are loaded, by cached scores."""
+        return round(super_batch_size / (1.0 - self.prefilter_ratio))
 
 
 @dataclass
@@ -65,6 +70,13 @@ class JESTOptions(TrainingArguments):
         default=None,
         metadata={
             "help": "Share of the super-batch that is not trained on, in [0, 1). Default: 0.8, or the preset's."
+        },
+    )
+    prefilter_ratio: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the candidates that the cached reference drops before the super-batch is decoded, in "
+            "[0, 1). Default: 0."
         },
     )
     n_chunks: int = field(

@@ -13,6 +13,15 @@ from typing import Any
 PRESETS: dict[str, dict[str, Any]] = {
     # arXiv 2406.17711, Algorithm 1 and sections 3 and 4.
     "jest": {"selection": "joint", "criterion": "learnability", "filter_ratio": 0.8},
+    # Two stages, 10 : 2 : 1. The cached reference keeps a fifth of the candidates before anything is decoded, and
+    # learner and reference choose half of the rest: 1 + 2/3 of an IID step for any number of candidates.
+    "two_stage": {
+        "selection": "joint",
+        "criterion": "learnability",
+        "filter_ratio": 0.5,
+        "prefilter_ratio": 0.8,
+        "cache_reference": True,
+    },
     "flexi_jest": {
         "selection": "joint",
         "criterion": "learnability",
@@ -75,6 +84,7 @@ DEFAULTS: dict[str, Any] = {
     "low_resolution_fraction": 0.5,
     "distillation_weight": 0.0,
     "cache_reference": False,
+    "prefilter_ratio": 0.0,
 }
 
 

@@ -179,6 +179,7 @@ def _curation(summary: RunSummary, selects: bool) -> list[tuple[str, object]]:
         ("score of a pair", summary.pair_score),
         ("reference", _reference(summary)),
         ("reference embeddings read from", at_revision(summary.reference_cache, summary.reference_cache_revision)),
+        ("candidates dropped by cached scores before decoding", percent(summary.prefilter_ratio)),
         ("filter ratio", summary.filter_ratio),
         ("chunks", summary.n_chunks if "n_chunks" in shown else None),
         ("gain on the scores", summary.gain if "gain" in shown else None),

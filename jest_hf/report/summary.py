@@ -33,6 +33,8 @@ class RunSummary:
             Whether a small model that was trained beside the learner scored in place of the learner.
         online_reference (`bool`, *optional*, defaults to `False`):
             Whether the reference was trained beside the learner.
+        prefilter_ratio (`float`, *optional*):
+            Share of the candidates that cached scores of the reference dropped before the super-batch was decoded.
         filter_ratio (`float`, *optional*):
             The filter ratio f: the share of the super-batch that was not trained on.
         n_chunks (`int`, *optional*):
@@ -119,6 +121,7 @@ class RunSummary:
     proxy: bool = False
     online_reference: bool = False
     filter_ratio: float | None = None
+    prefilter_ratio: float | None = None
     n_chunks: int | None = None
     gain: float | None = None
     scoring_view: str | None = None

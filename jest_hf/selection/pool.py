@@ -41,6 +41,8 @@ class Pool:
         size (`int`): Number of examples to select, over all ranks that select together (b).
         super_batch_ids (`torch.Tensor`, *optional*): Ids of this rank's rows of the super-batch, int64, where `rows`
             are only those that were selected before decoding. Default: `rows` are all of them.
+        n_scored (`int`, *optional*): Rows of this rank that are scored, where only chosen rows were loaded. Default:
+            all rows of the super-batch.
         unreadable (`int`, *optional*, defaults to 0): Rows of the super-batch that are not in `rows` since they could
             not be read.
     """
@@ -51,6 +53,7 @@ class Pool:
     size: int
     super_batch_ids: Tensor | None = None
     unreadable: int = 0
+    n_scored: int | None = None
 
     @property
     def seen_ids(self) -> Tensor:

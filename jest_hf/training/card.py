@@ -125,6 +125,7 @@ def summarise_run(
         pair_score=args.pair_score if args.pair_score != "loss" else None,
         proxy=args.scoring == "proxy",
         online_reference=args.reference == "online",
+        prefilter_ratio=args.prefilter_ratio or None,
         filter_ratio=args.filter_ratio,
         n_chunks=args.n_chunks,
         gain=args.selection_gain,

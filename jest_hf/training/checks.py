@@ -49,6 +49,8 @@ def check_arguments(args: Any, data_collator: Any, ref_model: Any) -> None:
         if args.selects and CRITERIA[args.settings.criterion].reference:
             wants = f"criterion={args.criterion!r}"
             way_out = "choose criterion='hard_learner' or selection='uniform'"
+        elif args.settings.prefilter_ratio > 0:
+            wants, way_out = f"prefilter_ratio={args.prefilter_ratio}", "set it to 0"
         elif args.settings.distillation_weight > 0:
             wants, way_out = f"distillation_weight={args.distillation_weight}", "set it to 0"
         else:
@@ -211,9 +213,14 @@ def check_train_size(n_rows: int | None, args: JESTConfig) -> None:
             f"save_strategy={SaveStrategy(args.save_strategy).value!r}: a stream has no epochs; set them to 'steps' "
             "or 'no'."
         )
-    if n_rows is not None and n_rows < args.super_batch_size:
+    if n_rows is None and args.settings.prefilter_ratio > 0:
         raise ValueError(
-            f"train_dataset has {n_rows} rows, fewer than one super-batch of {args.super_batch_size} "
+            f"prefilter_ratio={args.prefilter_ratio} selects by index, and a stream has no index; set it to 0, or "
+            "pass a map-style data set."
+        )
+    if n_rows is not None and n_rows < args.candidates_size:
+        raise ValueError(
+            f"train_dataset has {n_rows} rows, fewer than one super-batch of {args.candidates_size} "
             f"(per_device_train_batch_size={args.per_device_train_batch_size} on {args.world_size} devices, "
             f"filter_ratio={args.filter_ratio}); lower one of these, or pass more rows."
         )

@@ -10,6 +10,9 @@ the step would have made ([`~training.step.SelectionStep`]), bit by bit, and so 
 
 A chosen row that turns out broken when it is decoded is left out, as in a uniform batch: the sub-batch then has one
 example less, and `examples_skipped` counts it.
+
+With `prefilter_ratio` the same draw is the first of two stages: it draws the super-batch from more candidates, and the
+step selects from that as always.
 """
 
 from __future__ import annotations
@@ -31,26 +34,30 @@ from jest_hf.data.rows import EpochSampler
 from jest_hf.distributed import Ranks, Shares, owners_of, plan_exchange
 from jest_hf.reference import ReferenceSource
 from jest_hf.report.compare import compare_selected
-from jest_hf.selection import SELECTIONS, DrawKey, Pool
+from jest_hf.selection import SELECTIONS, DrawKey, Pool, SelectionSchedule
 
 
 # A joint draw compares B candidates with b examples: 4 B b D FLOPs. Above this many, a CPU takes longer than a
 # step, and the draw is left to the device.
 MOST_FLOPS = 2e10
+# Added to the seed of a run for its first stage: the second draws with the noise of the run's own seed.
+_PREFILTER_SEED = 2**61
 
 
 @dataclass(frozen=True)
 class EarlyDraw:
     """
-    A sub-batch that the loader has drawn.
+    What the loader has drawn for a step.
 
     Args:
+        is_final (`bool`): Whether it is the sub-batch, and not a super-batch that the step selects from.
         order (`torch.Tensor`): The place in the order of drawing of each row that this rank reads, int64 `[m]`.
         ids (`torch.Tensor`): Ids of this rank's rows of the super-batch, int64 `[n]`.
         unreadable (`int`): Rows among them that could not be read when they were cached.
         metrics (`dict`): What there is to log about the draw.
     """
 
+    is_final: bool
     order: Tensor
     ids: Tensor
     unreadable: int
@@ -59,7 +66,7 @@ class EarlyDraw:
 
 class EarlySelection:
     """
-    Draws sub-batches from ids.
+    Draws sub-batches (or, with `args.prefilter_ratio`, super-batches) from ids.
 
     Args:
         args ([`JESTConfig`]): Options of the run.
@@ -81,6 +88,11 @@ class EarlySelection:
         self.caption_seed = caption_seed
         self.ranks = ranks
         self.draws: dict[int, EarlyDraw] = {}
+        settings = args.settings
+        self.is_final = settings.prefilter_ratio == 0
+        self.schedule = SelectionSchedule(
+            settings.filter_ratio, args.selection_warmup_steps, args.filter_ratio_ramp_steps
+        )
 
     @classmethod
     def where_it_serves(
@@ -94,6 +106,8 @@ class EarlySelection:
             ValueError: for `select_before_decoding=True` in a run that cannot.
         """
         wanted = args.select_before_decoding
+        if args.settings.prefilter_ratio > 0 and source is not None:
+            return cls(args, source, loss, getattr(collator, "seed", 0), ranks)
         if wanted is False:
             return None
         obstacle = _obstacle(args, source)
@@ -112,7 +126,7 @@ class EarlySelection:
 
     def draw(self, keys: Sequence[tuple[int, int]], step: int) -> list[tuple[int, int]]:
         """
-        Draw the sub-batch of a step, and keep what there is to know about it in `draws`.
+        Draw the rows of a step, and keep what there is to know about the draw in `draws`.
 
         Args:
             keys (sequence of `tuple[int, int]`): (epoch, index) of the rows of the super-batch of all ranks: the rows
@@ -120,15 +134,19 @@ class EarlySelection:
             step (`int`): Number of the step, from 1.
 
         Returns:
-            `list[tuple[int, int]]`: the keys of the rows that this rank trains on, in order of drawing.
+            `list[tuple[int, int]]`: the keys of the rows that this rank loads: its sub-batch, in order of drawing, or
+            its super-batch, in order of positions. During the warm-up, which scores nothing, the first rows.
         """
         start = time.perf_counter()
         n_rows = len(keys) // self.ranks.size
         own = slice(self.ranks.rank * n_rows, (self.ranks.rank + 1) * n_rows)
+        if not self.schedule.selects(step):
+            return list(keys[own][: self.args.per_device_super_batch_size])
         is_local = self.args.selection_scope == "local"
         # With the local scope each rank draws from its own rows alone, and keeps what it draws.
         chosen, draw = self._draw(keys, own, own if is_local else slice(0, len(keys)), step)
-        draw.metrics["selection_seconds"] = time.perf_counter() - start
+        name = "selection_seconds" if self.is_final else "prefilter/seconds"
+        draw.metrics[name] = time.perf_counter() - start
         self.draws[step] = draw
         return [keys[position] for position in chosen]
 
@@ -140,7 +158,9 @@ class EarlySelection:
         positions = torch.arange(candidates.start, candidates.stop)
         n_ranks = len(positions) * self.ranks.size // len(keys)
         readable = int(rows["valid"].sum())
-        size = min(self.args.per_device_train_batch_size * n_ranks, readable)
+        args = self.args
+        per_rank = args.per_device_train_batch_size if self.is_final else args.per_device_super_batch_size
+        size = min(per_rank * n_ranks, readable)
         if size < n_ranks:
             raise ValueError(
                 f"step {step}: only {readable} of the {len(positions)} rows of the super-batch could be read when the "
@@ -148,17 +168,23 @@ class EarlySelection:
             )
         pool = Pool(rows, positions, Shares(Ranks(), [len(positions)], [readable]), size)
         reference = self.source.score(_NO_MODEL, rows, len(positions))
-        selection = self.args.selector(self.loss).select(
-            pool, lambda models: Scores(reference=reference), DrawKey(self.args.seed, step)
-        )
+        selector = args.selector(self.loss) if self.is_final else args.prefilter(self.loss)
+        key = DrawKey(args.seed if self.is_final else args.seed + _PREFILTER_SEED, step)
+        selection = selector.select(pool, lambda models: Scores(reference=reference), key)
         drawn = selection.indices
+        if not self.is_final:
+            drawn = drawn.sort().values  # as rows lie that were not drawn: in an order that says nothing of scores
         destinations = torch.zeros_like(drawn)
         if n_ranks > 1:
             destinations = plan_exchange(owners_of(drawn, [len(positions) // n_ranks] * n_ranks), n_ranks)
         order = (destinations == (self.ranks.rank if n_ranks > 1 else 0)).nonzero().flatten()
         mine = slice(own.start - candidates.start, own.stop - candidates.start)
-        metrics = {"scoring_seconds": 0.0, **selection.metrics, **self._compared(rows["valid"], reference, drawn)}
-        draw = EarlyDraw(order, rows["example_id"][mine], int((~rows["valid"][mine]).sum()), metrics)
+        metrics = {**selection.metrics, **self._compared(rows["valid"], reference, drawn)}
+        if self.is_final:
+            metrics = {"scoring_seconds": 0.0, **metrics}
+        else:
+            metrics = {f"prefilter/{name}": value for name, value in metrics.items()}
+        draw = EarlyDraw(self.is_final, order, rows["example_id"][mine], int((~rows["valid"][mine]).sum()), metrics)
         return positions[drawn[order]].tolist(), draw
 
     def _rows(self, keys: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
@@ -193,12 +219,12 @@ class EarlySelection:
 
 class EarlyBatches(Sampler[list[tuple[int, int]]]):
     """
-    A batch sampler: the keys of this rank's sub-batches, one list for each step.
+    A batch sampler: the keys of the rows that this rank loads, one list for each step.
 
     Args:
         sampler ([`~jest_hf.data.rows.EpochSampler`]): The order of the rows.
         selection ([`EarlySelection`]): Draws the sub-batches.
-        super_batch_size (`int`): Rows of a super-batch, over all ranks.
+        super_batch_size (`int`): Rows that a step draws from, over all ranks.
         drop_last (`bool`): Whether an incomplete last super-batch is dropped.
     """
 

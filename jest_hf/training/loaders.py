@@ -105,12 +105,13 @@ class Loaders:
         self.early = EarlySelection.where_it_serves(args, source, self.objective.loss_kind, collator, self.ranks)
         if self.early is None:
             return None
-        self.late_images = None
-        batches = EarlyBatches(sampler, self.early, args.super_batch_size, args.dataloader_drop_last)
+        if self.early.is_final:
+            self.late_images = None
+        batches = EarlyBatches(sampler, self.early, args.candidates_size, args.dataloader_drop_last)
         loader: DataLoader[Any] = DataLoader(
             rows,
             batch_sampler=batches,
-            collate_fn=self._at_view(collator),
+            collate_fn=self.training_collator(collator),
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,

@@ -78,14 +78,17 @@ class RunRecorder:
     def record(self, step: int, sub_batch: SubBatch, pool: Pool) -> None:
         """Count a step, and write down which examples every rank trains on, and when they were drawn. A collective."""
         valid = pool.rows["valid"]
-        counted = torch.stack([valid.new_tensor(len(pool.seen_ids), dtype=torch.int64), (~valid).sum()])
-        seen, skipped = self.ranks.sum(counted + counted.new_tensor([0, pool.unreadable])).tolist()
+        n_seen = len(pool.seen_ids)
+        n_scored = n_seen if pool.n_scored is None else pool.n_scored
+        counted = valid.new_tensor([n_seen, pool.unreadable, n_scored], dtype=torch.int64)
+        counted[1] += (~valid).sum()
+        seen, skipped, n_scored = self.ranks.sum(counted).tolist()
         columns = torch.stack([sub_batch.rows["example_id"], sub_batch.order], dim=1)
         counts = self.ranks.gather_counts(len(columns), columns.device)
         ids, order = self.ranks.gather_rows(columns, counts).cpu().T
         if self.group.size > 1:
             self.add({"exchange/examples": sub_batch.moved, "exchange/bytes": sub_batch.bytes_moved})
-        scored = seen if sub_batch.is_selected else 0
+        scored = n_scored if sub_batch.is_selected else 0
         self._last_step = self.costs.of_step(trained=len(ids), scored=scored, readable=seen - skipped)
         metrics, self._metrics = self._metrics, {}
         ranks = torch.arange(self.ranks.size).repeat_interleave(torch.tensor(counts))

@@ -124,9 +124,12 @@ class SelectionStep:
         """
         early = self.early()
         drawn = None if early is None else early.take(step)
-        if drawn is not None:
+        if drawn is not None and drawn.is_final:
             return self._drawn_early(super_batch, drawn, step)
         pool = self.pool(super_batch, step)
+        if drawn is not None:
+            self.metrics.add(drawn.metrics)
+            pool = replace(pool, super_batch_ids=drawn.ids, unreadable=drawn.unreadable, n_scored=len(pool.positions))
         if not self.selects(step):
             return SubBatch.of(take_readable(pool.rows, pool.shares), is_selected=False), pool
         scores = self.scorer.on(model, pool.rows)

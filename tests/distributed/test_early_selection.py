@@ -26,10 +26,8 @@ def _train(folder: str, changes: dict[str, Any], resumes: bool = False) -> dict[
     rows[7]["image"] = b"no image"
     args = JESTConfig(
         output_dir=folder,
-        criterion="easy_reference",
         cache_reference=True,
         per_device_train_batch_size=SUB_BATCH // world_size,
-        filter_ratio=0.75,
         n_chunks=4,
         max_steps=STEPS,
         learning_rate=1e-3,
@@ -41,7 +39,7 @@ def _train(folder: str, changes: dict[str, Any], resumes: bool = False) -> dict[
         use_cpu=True,
         disable_tqdm=True,
         record_selection=True,
-        **changes,
+        **{"criterion": "easy_reference", "filter_ratio": 0.75, **changes},
     )
     torch.manual_seed(0)
     trainer = JESTTrainer(
@@ -101,3 +99,18 @@ def test_the_draw_is_that_of_one_process_and_a_resumed_run_repeats_it(tmp_path):
     assert whole == by_step("one") and len(whole) == STEPS
     run(2, _train, str(tmp_path / "two"), {}, True)
     assert by_step("two") == whole
+
+
+def test_two_stages_on_two_ranks_select_as_on_one(tmp_path):
+    changes = {"prefilter_ratio": 0.5, "filter_ratio": 0.5, "criterion": "learnability"}
+    one = _train(str(tmp_path / "one"), changes)
+    two = run(2, _train, str(tmp_path / "two"), changes)
+    for folder in ("one", "two"):
+        assert len(ledger(tmp_path / folder)["step"]) == STEPS * SUB_BATCH
+    first = [
+        {i for i, step in zip(found["example_id"], found["step"], strict=True) if step == 1}
+        for found in (ledger(tmp_path / folder) for folder in ("one", "two"))
+    ]
+    assert first[0] == first[1]  # from then on the learners differ by rounding
+    assert one["counts"] == two[0]["counts"] and one["counts"]["examples_seen"] == STEPS * 64
+    assert all(report["decoded"] in (STEPS * 16, STEPS * 16 + 16) for report in two)
