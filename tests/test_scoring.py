@@ -77,5 +77,5 @@ def test_the_reference_in_use_is_looked_up_at_each_step():
 
 
 def test_without_a_reference_the_error_says_what_to_pass():
-    with pytest.raises(ValueError, match="the reference is needed to score, .* pass ref_model"):
+    with pytest.raises(ValueError, match="ref_model=None: .* pass ref_model"):
         Scorer(FakeReader(), lambda: None, batch_size=3).on("learner", ROWS)(("reference",))
