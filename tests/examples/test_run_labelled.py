@@ -158,7 +158,9 @@ def test_a_column_of_labels_that_is_not_there(run_labelled, tmp_path, monkeypatc
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.Dataset.from_dict({"text": ["a", "b"], "topic": [0, 1]}).to_parquet(tmp_path / "rows.parquet")
     settings = {"kind": "text_classification", "dataset": tmp_path / "rows.parquet", "output_dir": tmp_path}
-    with pytest.raises(ValueError, match="label_column='label' is not a column of the data .*text, topic.*label_column"):
+    with pytest.raises(
+        ValueError, match="label_column='label' is not a column of the data .*text, topic.*label_column"
+    ):
         run_labelled.main(flags({**settings, "use_cpu": True}))
 
 

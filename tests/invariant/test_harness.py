@@ -32,11 +32,18 @@ from tests.invariant.recorded import MASK, of_card, of_folder, of_state, of_tens
 ELSEWHERE = {"ref_model_revision", "reference_cache_revision", "ref_placement"}
 
 
+# Options and presets that commits before them do not have: a run with one could not be compared. They come into the
+# matrix when no older commit is compared any more; until then tests/training/test_early_selection.py and
+# test_two_stages.py hold them.
+NEWER = {"select_before_decoding", "prefilter_ratio"}
+NEWER_PRESETS = {"two_stage"}
+
+
 # ---- The matrix ----
 
 
 def test_every_preset_is_in_the_matrix():
-    assert {run.settings.get("preset") for run in RUNS.values()} - {None} == set(PRESETS)
+    assert {run.settings.get("preset") for run in RUNS.values()} - {None} == set(PRESETS) - NEWER_PRESETS
 
 
 def test_every_option_of_a_run_is_in_the_matrix():
@@ -44,7 +51,7 @@ def test_every_option_of_a_run_is_in_the_matrix():
     own = {one.name for one in fields(JESTConfig)} - {one.name for one in fields(TrainingArguments)}
     given = {name for run in RUNS.values() for name in (SETTINGS | run.settings)}
     given |= {"reference_cache"} if any(isinstance(run, Cached) for run in RUNS.values()) else set()
-    assert own - given == ELSEWHERE
+    assert own - given == ELSEWHERE | NEWER
 
 
 def test_mutations_have_runs_that_must_show_them():
