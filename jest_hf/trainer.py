@@ -254,20 +254,17 @@ class JESTTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """
-        This rank's share of super-batches of `args.super_batch_size` rows, whose order depends on (data_seed, epoch)
-        alone: the same super-batches for any number of ranks. The last, incomplete one is dropped. Of a stream each
-        rank reads its own part, as it comes.
+        This rank's share of super-batches, whose order depends on (data_seed, epoch) alone: they are the same for any
+        number of ranks. The last, incomplete one is dropped. Of a stream each rank reads its own part, as it comes.
         """
         if self.train_dataset is None:
             raise ValueError("train_dataset=None: pass the rows to train on to JESTTrainer.")
         if is_stream(self.train_dataset):
             return self.parts.loaders.stream(self.train_dataset, self.data_collator)
-        reads_images = self.reference is not None and self.reference.reads_images
-        rows, sampler = self.parts.loaders.rows(self.train_dataset, self.data_collator, reads_images)
+        rows, sampler = self.parts.loaders.rows(self.train_dataset, self.data_collator, self.reference)
         self.pop_callback(EpochCallback)
         self.add_callback(EpochCallback(sampler))
-        early = self.parts.loaders.early_loader(rows, sampler, self.data_collator, self.reference)
-        if early is not None:
+        if (early := self.parts.loaders.early_loader(rows, sampler, self.data_collator, self.reference)) is not None:
             return early
         return self._get_dataloader(
             dataset=rows,

@@ -62,19 +62,21 @@ class Loaders:
             prefetch_factor=args.dataloader_prefetch_factor,
         )
 
-    def rows(self, dataset: Any, collator: Any, reference_reads_images: bool) -> tuple[Rows, EpochSampler]:
+    def rows(self, dataset: Any, collator: Any, source: ReferenceSource | None) -> tuple[Rows, EpochSampler]:
         """
         The rows of a map-style data set, and their order, which depends on (data_seed, epoch) alone.
 
         Args:
             dataset: The data set.
             collator: The data collator of the run.
-            reference_reads_images (`bool`): Whether the reference needs the images of the super-batch.
+            source ([`~jest_hf.reference.ReferenceSource`], *optional*): The reference in use. If it needs the images
+                of the super-batch, these cannot come late.
         """
         args, view = self.args, self.view
         rows = Rows(dataset, collator.image_column)
         self.late_images = None
-        if view is not None and args.selects and not reference_reads_images:
+        reads_images = source is not None and source.reads_images
+        if view is not None and args.selects and not reads_images:
             settings = args.settings
             in_full = (1 - settings.filter_ratio) * (1 - settings.low_resolution_fraction)
             n_threads = max(1, args.dataloader_num_workers)

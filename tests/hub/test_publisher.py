@@ -207,7 +207,7 @@ def test_private_and_branches(hub, client, tmp_path):
     assert repo.head.oid == before != repo.branches["dev"]
 
 
-# ---- Tokens, and who is asked ----
+# ---- Tokens ----
 
 
 def test_tokens_are_nowhere(hub, client, tmp_path):

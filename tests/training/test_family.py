@@ -132,7 +132,7 @@ def test_the_schedule_scores_nothing_at_first_and_then_more_and_more(tmp_path):
 
 
 def test_flops_are_those_of_what_each_step_does(tmp_path):
-    """Two steps that score nothing: an online reference learns from the sub-batch alone, a teacher is asked of it."""
+    """Two steps that score nothing: an online reference and a teacher compute the sub-batch alone."""
     settings = {"selection_warmup_steps": 2, "max_steps": 3}
     trainer = make_trainer(tmp_path / "a", settings={"reference": "online", **settings})
     trainer.train()

@@ -107,7 +107,7 @@ def test_selected_losses_are_logged(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "complaint"),
+    ("changes", "message"),
     [
         ({"selection": "joint"}, "selection='joint' needs examples that make pairs"),
         ({"scoring_view": "patch:16"}, "scoring_view='patch:16' is for image-text pairs"),
@@ -118,8 +118,8 @@ def test_selected_losses_are_logged(tmp_path):
         ({"reference_cache": "cache"}, "reference_cache='cache' is for image-text pairs"),
     ],
 )
-def test_options_for_pairs_are_refused(tmp_path, changes, complaint):
-    with pytest.raises(ValueError, match=complaint):
+def test_options_for_pairs_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
         labelled_trainer(tmp_path, **changes)
 
 
@@ -199,7 +199,7 @@ def test_compute_metrics_is_called_with_the_logits_and_labels_of_whole_rows(tmp_
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "complaint"),
+    ("kind", "options", "message"),
     [
         ("bert", {"compute_loss_func": print}, "compute_loss_func would not be called: .*label_smoothing_factor"),
         (
@@ -210,8 +210,8 @@ def test_compute_metrics_is_called_with_the_logits_and_labels_of_whole_rows(tmp_
         ("llama", {"compute_metrics": print}, "compute_metrics would need the logits of every token"),
     ],
 )
-def test_functions_that_would_not_be_called_are_refused(tmp_path, kind, options, complaint):
-    with pytest.raises(ValueError, match=complaint):
+def test_functions_that_would_not_be_called_are_refused(tmp_path, kind, options, message):
+    with pytest.raises(ValueError, match=message):
         labelled_trainer(tmp_path, kind, options=options)
 
 
