@@ -26,6 +26,7 @@ def test_flags_reach_the_data_and_the_cache():
     assert options.dataset_where == {"split": "train"}
     assert (options.dtype, options.shard_rows) == ("float32", 100)
     defaults = parse()
+    assert not defaults.scaled_jpeg_decoding and parse("--scaled_jpeg_decoding").scaled_jpeg_decoding
     assert (defaults.dtype, defaults.shard_rows, defaults.batch_size) == ("float16", 65536, 64)
 
 
