@@ -114,6 +114,14 @@ def test_pixels_for_a_geometry_are_those_of_the_image(scaled):
     assert np.array_equal(pixels, np.asarray(decode_image(data, geometries, scaled_jpeg_decoding=scaled)))
 
 
+@needs_simplejpeg
+def test_a_jpeg_that_is_decoded_at_reduced_size_is_decoded_once(calls):
+    decode_pixels(JPEG, [ImageGeometry(size=(40, 40))], scaled_jpeg_decoding=True)
+    assert not calls
+    decode_pixels(JPEG, [ImageGeometry(size=(80, 80))], scaled_jpeg_decoding=True)  # too small to be scaled
+    assert len(calls) == 1
+
+
 def test_without_simplejpeg_pil_decodes(monkeypatch):
     monkeypatch.setattr(decoding, "simplejpeg", None)
     expected = np.asarray(Image.open(io.BytesIO(JPEG)))
