@@ -6,9 +6,10 @@
     python benchmarks/data_path.py --quick      # a few images, to see that it runs
 
 Early: every image of the super-batch is decoded in full, and the model makes the view of it on the device. Late: the
-view alone, and then full images for the part of the sub-batch that is trained on in full (`jest_hf.late`). The images
-are synthetic photographs (noise with the spectrum of natural images, 1/f, at a JPEG quality of 90) in front of real
-collators; what a file holds decides the cost of decoding it, and what it shows does not.
+view alone, and then full images for the part of the sub-batch that is trained on in full (`jest_hf.data.late`). Both
+decode with `scaled_jpeg_decoding=True`, without which late images are not used. The images are synthetic photographs
+(noise with the spectrum of natural images, 1/f, at a JPEG quality of 90) in front of real collators; what a file holds
+decides the cost of decoding it, and what it shows does not.
 
 Early and late take turns, and every figure is a median over rounds. Seconds are CPU seconds of the process: others'
 work on the same machine hardly shows in them, nor does the number of threads. So images per second are those of a core
@@ -68,9 +69,11 @@ def make_collator(view: View) -> JESTDataCollator:
     """SigLIP at 224 px, or SigLIP 2 NaFlex at 256 patches of 16 px; both with a word-level tokenizer."""
     tokenizer = train_tokenizer([CAPTION], max_length=16)
     if view.kind == "num_patches":
-        return JESTDataCollator(Siglip2Processor(Siglip2ImageProcessorPil(patch_size=16), tokenizer))
+        return JESTDataCollator(
+            Siglip2Processor(Siglip2ImageProcessorPil(patch_size=16), tokenizer), scaled_jpeg_decoding=True
+        )
     image_processor = SiglipImageProcessorPil(size={"height": 224, "width": 224})
-    return JESTDataCollator(SiglipProcessor(image_processor, tokenizer))
+    return JESTDataCollator(SiglipProcessor(image_processor, tokenizer), scaled_jpeg_decoding=True)
 
 
 def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -66,6 +66,9 @@ class DataArguments:
         default=None, metadata={"help": "Keep only this many rows of --dataset, the first ones. Default: all."}
     )
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
+    scaled_jpeg_decoding: bool = field(
+        default=False, metadata={"help": "Decode large JPEGs at 1/2, 1/4 or 1/8 of their size: faster, other pixels."}
+    )
 
     learner: str | None = field(
         default=None,

@@ -103,6 +103,7 @@ class Job(comparison.Comparison):
             caption_column=script.caption_column,
             max_length=script.max_length,
             seed=self.args.seed,
+            scaled_jpeg_decoding=script.scaled_jpeg_decoding,
         )
 
     def quality(self, metrics: dict[str, float]) -> float:

@@ -196,7 +196,8 @@ class Job(comparison.Comparison):
         script, label2id = self.script, model.config.label2id
         if script.kind == "image_classification":
             columns = {"image_column": script.image_column, "label_column": script.label_column}
-            return ImageLabelCollator(self.processor, label2id, **columns)
+            scaled = script.scaled_jpeg_decoding
+            return ImageLabelCollator(self.processor, label2id, **columns, scaled_jpeg_decoding=scaled)
         texts = {"text_column": script.text_column, "max_length": script.max_length}
         if script.kind == "language_model":
             return LanguageModelCollator(self.processor, **texts)

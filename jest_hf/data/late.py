@@ -3,8 +3,9 @@
 """Late images: decode full images only for the examples that are trained on at full resolution.
 
 Scoring at a view of smaller images needs no full images, and most of a super-batch is never trained on. With late
-images the loader's workers make the view only, for which a JPEG is decoded at 1/2, 1/4 or 1/8 of its size. After the
-selection the full images of the sub-batch are read a second time, in threads (PIL releases the GIL while it decodes).
+images the loader's workers make the view only, for which a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the
+collator has `scaled_jpeg_decoding`. After the selection the full images of the sub-batch are read a second time, in
+threads (PIL and simplejpeg release the GIL while they decode).
 
 Let c be the CPU time of a full image, v c the CPU time of a view, and k the share of the super-batch that is trained
 on at full resolution. B examples cost B c with full images for all, and B c (v + k) with late images. The step waits
@@ -27,7 +28,7 @@ from torch import Tensor
 from jest_hf.batch import VIEW_PREFIX
 from jest_hf.data.collator import JESTDataCollator
 from jest_hf.data.rows import Rows
-from jest_hf.images.pixels import BrokenImage, Geometry, ImageGeometry, decode_image
+from jest_hf.images.pixels import BrokenImage, Geometry, ImageGeometry, decode_image, decode_pixels
 
 
 logger = logging.getLogger(__name__)
@@ -66,20 +67,24 @@ class LateImages:
     ) -> LateImages | None:
         """Return [`LateImages`] if they save time, and `None` otherwise.
 
-        Late images save time if `collator` makes a view, at most a fifth of the images are needed at full resolution,
-        and the first row's image is decoded at a smaller size for the view (a JPEG much larger than the view, not a
-        PNG). The decision depends on data and settings, not on measured times, so that a run can be repeated.
+        Late images save time if `collator` makes a view and has `scaled_jpeg_decoding`, at most a fifth of the images
+        are needed at full resolution, and the first row's image is decoded at a smaller size for the view (a JPEG much
+        larger than the view, not a PNG). Without `scaled_jpeg_decoding` a view takes the same decoding as a full
+        image. The decision depends on data and settings, not on measured times, so that a run can be repeated.
 
         Args:
             rows, collator, n_threads: As in [`LateImages`].
             kept (`float`): Share of the super-batch that is trained on at full resolution: (1 - filter ratio) times
                 (1 - low resolution fraction).
         """
-        if VIEW_PREFIX not in collator.geometries or kept > MOST_KEPT:
+        if VIEW_PREFIX not in collator.geometries or kept > MOST_KEPT or not collator.scaled_jpeg_decoding:
             return None
         source = rows[0][collator.image_column]
         try:
-            small, large = (decode_image(source, [collator.geometries[prefix]]) for prefix in (VIEW_PREFIX, ""))
+            small, large = (
+                decode_image(source, [collator.geometries[prefix]], scaled_jpeg_decoding=True)
+                for prefix in (VIEW_PREFIX, "")
+            )
         except BrokenImage:
             return None
         return cls(rows, collator, n_threads) if small.size != large.size else None
@@ -119,7 +124,8 @@ class LateImages:
 
     def _decode(self, row: Mapping[str, Any]) -> dict[str, np.ndarray] | BrokenImage:
         try:
-            return self._full.encode(decode_image(row[self.collator.image_column], [self._full]))
+            source, scaled = row[self.collator.image_column], self.collator.scaled_jpeg_decoding
+            return self._full.encode(decode_pixels(source, [self._full], scaled_jpeg_decoding=scaled))
         except BrokenImage as reason:
             return reason
 

@@ -194,6 +194,7 @@ def _curation(summary: RunSummary, selects: bool) -> list[tuple[str, object]]:
         *(method if selects else []),
         *(flexible if summary.scoring_view is not None else []),
         ("sub-batch (examples trained on a step)" if selects else "batch", summary.sub_batch_size),
+        ("JPEG decoding", "at 1/2, 1/4 or 1/8 of large images' size" if summary.scaled_jpeg_decoding else None),
         ("loss", summary.loss),
         ("steps", summary.steps),
         ("examples trained on", summary.examples_trained),

@@ -1,52 +1,33 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Decode images and resize them to the size of a model, as uint8 pixels.
+"""From decoded images to uint8 pixels of the size of a model.
 
-Three steps, each a pure function: [`decode_image`] (bytes, path, array or PIL image to RGB), [`to_uint8`] (resize and
-centre crop) and, for SigLIP 2 NaFlex, [`naflex_patches`]. The result is that of the PIL image processors of
-`transformers` before rescaling and normalising. These two happen on the device, so that a super-batch is transferred
-as uint8. A geometry describes the shapes that an image processor makes, without colours: two models with equal
-geometries share the pixels.
-
-Large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size if that is at least the target size. This is about three times
-as fast and changes the pixels slightly, as the averaging of the JPEG decoder does a part of the resizing.
+Three steps, each a pure function: [`~jest_hf.images.decoding.decode_image`] (bytes, path, array or PIL image to RGB),
+[`to_uint8`] (resize and centre crop) and, for SigLIP 2 NaFlex, [`naflex_patches`]. The result is at most 2 of 255
+levels off that of the PIL image processors of `transformers` before rescaling and normalising, and equal to it for
+filters other than bilinear and bicubic. Rescaling and normalising happen on the device, so that a super-batch is
+transferred as uint8. A geometry describes the shapes that an image processor makes, without colours: two models with
+equal geometries share the pixels.
 """
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from transformers.models.siglip2.image_processing_pil_siglip2 import get_image_size_for_max_num_patches
 
+from jest_hf.images.decoding import BrokenImage, check_pixels, decode_image, decode_pixels
+from jest_hf.images.resizing import resize
 
-_UPRIGHT = {  # EXIF orientation -> the transformation to upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
-_WHITE = (255, 255, 255, 255)
 
 naflex_size = lru_cache(maxsize=4096)(get_image_size_for_max_num_patches)  # a binary search in Python takes 40 µs
-
-
-class BrokenImage(ValueError):
-    """Raised for an image that cannot be used; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +104,8 @@ class ImageGeometry:
         """Return model inputs for `n` images, all zeros: `pixel_values` uint8 `[n, 3, H, W]`."""
         return {"pixel_values": np.zeros((n, 3, *self.output_size), dtype=np.uint8)}
 
-    def encode(self, image: Image.Image) -> dict[str, np.ndarray]:
-        """Return the model inputs of one RGB image: `pixel_values` uint8 `[3, H, W]`."""
+    def encode(self, image: np.ndarray | Image.Image) -> dict[str, np.ndarray]:
+        """Return the model inputs of one RGB image (uint8 `[H, W, 3]` or PIL): `pixel_values` uint8 `[3, H, W]`."""
         return {"pixel_values": _resize_and_crop(image, self)}
 
 
@@ -169,13 +150,13 @@ class PatchGeometry:
             "spatial_shapes": np.ones((n, 2), dtype=np.int64),
         }
 
-    def encode(self, image: Image.Image) -> dict[str, np.ndarray]:
-        """Return the model inputs of one RGB image, as rows of [`~PatchGeometry.empty`]."""
-        height, width = self.resized(image.height, image.width)
-        if image.size != (width, height):
-            image = image.resize((width, height), self.resample)
+    def encode(self, image: np.ndarray | Image.Image) -> dict[str, np.ndarray]:
+        """Return the model inputs of one RGB image (uint8 `[H, W, 3]` or PIL), as rows of [`~PatchGeometry.empty`]."""
+        pixels = np.array(image) if isinstance(image, Image.Image) else image
+        height, width = self.resized(*pixels.shape[:2])
+        pixels = resize(pixels, (height, width), self.resample)
         rows, columns, side = height // self.patch_size, width // self.patch_size, self.patch_size
-        patches = np.asarray(image).reshape(rows, side, columns, side, 3).transpose(0, 2, 1, 3, 4)
+        patches = pixels.reshape(rows, side, columns, side, 3).transpose(0, 2, 1, 3, 4)
         encoded = {name: array[0] for name, array in self.empty(1).items()}
         encoded["pixel_values"][: rows * columns] = patches.reshape(rows * columns, -1)
         encoded["pixel_attention_mask"][: rows * columns] = 1
@@ -193,48 +174,6 @@ def geometry_of(image_processor: Any) -> Geometry:
     """
     naflex = "spatial_shapes" in image_processor.model_input_names
     return (PatchGeometry if naflex else ImageGeometry).from_processor(image_processor)
-
-
-def decode_image(source: Any, geometries: Iterable[Geometry] = ()) -> Image.Image:
-    """Decode to an upright 8-bit RGB image.
-
-    Transparent pixels are blended with white, as in `transformers`. 16-bit grey is rescaled to 8 bits (PIL would clip
-    it), EXIF orientation is applied, and of an animation the first frame is used.
-
-    Args:
-        source (`PIL.Image.Image`, `bytes`, path, `{"bytes", "path"}` dict, uint8 array or tensor): The image. Arrays
-            are `[H, W]`, `[H, W, C]` or `[C, H, W]` with C in 1, 3, 4; if both orders are possible, channels are last.
-        geometries (iterable of [`ImageGeometry`] or [`PatchGeometry`], *optional*): Geometries for which the image is
-            decoded. A JPEG at least twice as large as all of their sizes, in height and width, is decoded at reduced
-            size.
-
-    Returns:
-        `PIL.Image.Image`: The image in mode RGB.
-
-    Raises:
-        BrokenImage: if there is no usable image in `source`, or the image has more than `PIL.Image.MAX_IMAGE_PIXELS`
-            pixels (a decompression bomb).
-    """
-    if isinstance(source, Tensor):
-        source = source.numpy(force=True)
-    if isinstance(source, np.ndarray):
-        return _to_rgb(_from_array(source))
-    data = None if isinstance(source, Image.Image) else _read(source)
-    try:
-        image = source if data is None else Image.open(io.BytesIO(data))
-        _check_size(image)
-        if data is not None and image.format in ("JPEG", "MPO"):  # not an image of the caller, as draft() changes it
-            _scale_while_decoding(image, geometries)
-        image.load()  # before the metadata: for these PIL may load the image too, and `_orientation` ignores errors
-        orientation = _orientation(image)
-        image = _to_rgb(image)
-        return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-    except (BrokenImage, MemoryError):
-        raise
-    except UnidentifiedImageError as error:
-        raise BrokenImage("the image is in no format that PIL can read") from error
-    except Exception as error:  # PIL's decoders raise errors of many types on broken data
-        raise BrokenImage(f"the image cannot be decoded ({type(error).__name__}: {error})") from error
 
 
 def to_uint8(image: Image.Image, geometry: ImageGeometry) -> Tensor:
@@ -293,104 +232,38 @@ def naflex_patches(
     )
 
 
-def _read(source: Any) -> bytes:
-    """Return the encoded bytes of `source`."""
-    if isinstance(source, Mapping):
-        data, path = source.get("bytes"), source.get("path")
-        source = path if data is None else data
-    if source is None:
-        raise BrokenImage("there is no image (None)")
-    if isinstance(source, bytes | bytearray | memoryview):
-        if not len(source):
-            raise BrokenImage("there is no image (0 bytes)")
-        return source  # type: ignore[return-value]  # io.BytesIO takes all three
-    if not isinstance(source, str | PathLike):
-        raise BrokenImage(f"a {type(source).__name__} is not an image")
-    try:
-        return Path(source).read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        raise BrokenImage(f"the image cannot be read ({error})") from error
-
-
-def _from_array(array: np.ndarray) -> Image.Image:
-    """Return the PIL image of a uint8 array."""
-    if array.dtype != np.uint8:
-        raise BrokenImage(f"an array of {array.dtype} is not an image; make it uint8")
-    if array.size == 0:
-        raise BrokenImage(f"an array of shape {array.shape} has no pixels")
-    if array.ndim == 3 and array.shape[2] not in (1, 3, 4):
-        array = array.transpose(1, 2, 0)
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4)):
-        raise BrokenImage(f"an array of shape {array.shape} is not an image; make it [H, W], [H, W, C] or [C, H, W]")
-    return Image.fromarray(np.ascontiguousarray(array))
-
-
-def _check_size(image: Image.Image) -> None:
-    width, height = image.size
-    if width == 0 or height == 0:
-        raise BrokenImage(f"a {width} x {height} image has no pixels")
-    _check_pixels(width, height)
-
-
-def _check_pixels(width: int, height: int) -> None:
-    """Raise [`BrokenImage`] above PIL's limit; PIL itself warns there and raises at twice the limit."""
-    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
-        raise BrokenImage(
-            f"{width} x {height} pixels are more than PIL.Image.MAX_IMAGE_PIXELS={Image.MAX_IMAGE_PIXELS}"
-        )
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation; 1 (upright) if there is none or the metadata are damaged."""
-    try:
-        orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
-        return orientation
-    except MemoryError:
-        raise
-    except Exception:
-        return 1
-
-
-def _scale_while_decoding(image: Image.Image, geometries: Iterable[Geometry]) -> None:
-    """Set a JPEG to decode at the smallest of 1, 1/2, 1/4 and 1/8 of its size that is enough for all geometries."""
-    sideways = _orientation(image) in _SIDEWAYS
-    width, height = reversed(image.size) if sideways else image.size
-    targets = [geometry.resized(height, width) for geometry in geometries]
-    if targets:
-        target_height, target_width = (max(sides) for sides in zip(*targets, strict=True))
-        image.draft(None, (target_height, target_width) if sideways else (target_width, target_height))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to 8-bit RGB."""
-    if image.mode.startswith("I"):
-        image = _from_16_bits(np.asarray(image))
-    if image.mode == "F":
-        raise BrokenImage("the pixels are floating-point numbers of unknown range")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _from_16_bits(levels: np.ndarray) -> Image.Image:
-    """Return the 8-bit grey image of 16-bit levels, rounded: 65535 = 257 * 255."""
-    if levels.min() < 0 or levels.max() > 65535:
-        raise BrokenImage(f"grey levels of {levels.min()} to {levels.max()} are not those of a 16-bit image")
-    return Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8))
-
-
-def _resize_and_crop(image: Image.Image, geometry: ImageGeometry) -> np.ndarray:
-    """Return a uint8 `[3, H, W]` view of the resized and cropped image, whose channels are last in memory."""
-    height, width = geometry.resized(image.height, image.width)
-    if image.size != (width, height):
-        _check_pixels(width, height)
-        image = image.resize((width, height), geometry.resample)
+def _resize_and_crop(image: np.ndarray | Image.Image, geometry: ImageGeometry) -> np.ndarray:
+    """Return the resized and cropped image, uint8 `[3, H, W]`; of any order in memory."""
+    pixels = np.array(image) if isinstance(image, Image.Image) else image
+    height, width = geometry.resized(*pixels.shape[:2])
+    if pixels.shape[:2] != (height, width):
+        check_pixels(width, height)
+        pixels = resize(pixels, (height, width), geometry.resample)
     if geometry.crop_size is not None and geometry.crop_size != (height, width):
-        crop_height, crop_width = geometry.crop_size
-        top, left = math.floor((height - crop_height) / 2), math.floor((width - crop_width) / 2)
-        # Outside of the image PIL gives zeros, as transformers does.
-        image = image.crop((left, top, left + crop_width, top + crop_height))
-    return np.asarray(image).transpose(2, 0, 1)
+        pixels = _crop(pixels, *geometry.crop_size)
+    return pixels.transpose(2, 0, 1)
+
+
+def _crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Cut out the centre; outside of the image there are zeros, as in transformers."""
+    top, left = math.floor((pixels.shape[0] - height) / 2), math.floor((pixels.shape[1] - width) / 2)
+    inside = pixels[max(top, 0) : top + height, max(left, 0) : left + width]
+    if inside.shape[:2] == (height, width):
+        return inside
+    cropped = np.zeros((height, width, 3), dtype=np.uint8)
+    above, before = max(-top, 0), max(-left, 0)
+    cropped[above : above + inside.shape[0], before : before + inside.shape[1]] = inside
+    return cropped
+
+
+__all__ = [
+    "BrokenImage",
+    "Geometry",
+    "ImageGeometry",
+    "PatchGeometry",
+    "decode_image",
+    "decode_pixels",
+    "geometry_of",
+    "naflex_patches",
+    "to_uint8",
+]

@@ -76,8 +76,8 @@ def write_cache(
 ) -> ReferenceCache:
     """Embed every row with all of its captions, or continue where an earlier call was interrupted. A collective.
 
-    JPEGs are decoded at the size of the reference. In a run without a cache they are decoded at the larger of two
-    sizes, the learner's and the reference's, so the pixels may differ a little.
+    With `scaled_jpeg_decoding` JPEGs are decoded at the size of the reference. In a run without a cache they are
+    decoded at the larger of two sizes, the learner's and the reference's, so the pixels may differ a little.
 
     Args:
         folder (`str` or `Path`): Folder of the cache, on a file system that all processes share.
@@ -121,6 +121,7 @@ def write_cache(
         image_column=collator.image_column,
         caption_column=collator.caption_column,
         max_length=collator.max_length,
+        scaled_jpeg_decoding=collator.scaled_jpeg_decoding,
     )
     captioned = CaptionCollator(collator)
     blank = captioned([])

@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--image_column", default="image", help="column of the images; default: image")
     add("--caption_column", help="column of the captions; default: the first of text, caption and captions")
     add("--max_length", type=int, help="tokens that captions are padded to; default: the reference's own length")
+    add("--scaled_jpeg_decoding", action="store_true", help="decode large JPEGs at 1/2, 1/4 or 1/8 of their size")
     add("--output_dir", required=True, help="folder of the cache; shards that are finished there are kept")
     add("--dtype", choices=list(DTYPES), default="float16", help="dtype of the stored embeddings; default: float16")
     add("--batch_size", type=int, default=64, help="rows in a forward, on one device; default: 64")
@@ -86,6 +87,7 @@ def run(options: argparse.Namespace) -> ReferenceCache:
                 image_column=options.image_column,
                 caption_column=options.caption_column,
                 max_length=options.max_length,
+                scaled_jpeg_decoding=options.scaled_jpeg_decoding,
             ),
             reference=identity,
             batch_size=options.batch_size,

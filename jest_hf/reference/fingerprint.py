@@ -35,6 +35,7 @@ from jest_hf.data.collator import JESTDataCollator
 from jest_hf.data.rows import Rows
 from jest_hf.hub.pull import Snapshot
 from jest_hf.images.pixels import BrokenImage, decode_image
+from jest_hf.images.resizing import resizer
 from jest_hf.models import base_model, has_adapter
 from jest_hf.reference.load import ADAPTER_CONFIG, locate_base, locate_reference
 
@@ -43,6 +44,8 @@ SAMPLED_ROWS = 256
 KEY_COLUMN = "example_id"
 FULL_VIEW = "full"
 SAME_MODEL = ("reference.weights", "reference.config")
+# Fields of `reading` that earlier manifests do not have, and their values then.
+_EARLIER = {"reading.resize": "PIL", "reading.scaled_jpeg_decoding": True}
 # Fields of a configuration that do not change what the model computes.
 _PROVENANCE = ("architectures", "dtype", "torch_dtype", "transformers_version")
 
@@ -127,14 +130,16 @@ def describe_reference(
 
 
 def describe_reading(collator: JESTDataCollator) -> dict[str, Any]:
-    """Describe how the reference of a run with this collator reads images and texts: image geometry, normalisation,
-    tokenizer, text length, view."""
+    """Describe how the reference of a run with this collator reads images and texts: decoding, resize, image geometry,
+    normalisation, tokenizer, text length, view."""
     geometry = collator.geometries.get("ref_", collator.geometries[""])
     text = collator.texts.get("ref_", collator.texts[""])
     images = (collator.ref_processor or collator.processor).image_processor
     normalised = images.do_normalize
     return {
         "image": {"kind": type(geometry).__name__, **asdict(geometry)},
+        "resize": resizer(geometry.resample),
+        "scaled_jpeg_decoding": collator.scaled_jpeg_decoding,
         "rescale_factor": images.rescale_factor if images.do_rescale else None,
         "mean": list(images.image_mean) if normalised else None,
         "std": list(images.image_std) if normalised else None,
@@ -233,6 +238,8 @@ def difference(cached: Mapping[str, Any], present: Mapping[str, Mapping[str, Any
     """
     for section, fields in json.loads(json.dumps(present)).items():
         ours, theirs = dict(_flat(fields, section)), dict(_flat(cached[section], section))
+        if section == "reading":
+            theirs = _EARLIER | theirs
         common = [name for name in ours if name in theirs]
         if section == "reference" and not common:
             return f"its reference was {_named(cached[section])}, and in this run it is {_named(fields)}"

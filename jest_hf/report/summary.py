@@ -45,6 +45,8 @@ class RunSummary:
             The cheaper view of the images at which the learner scored (Flexi-JEST); `None` for full resolution.
         low_resolution_fraction (`float`, *optional*):
             Share of the sub-batch that was trained on at that view.
+        scaled_jpeg_decoding (`bool`, *optional*, defaults to `False`):
+            Whether large JPEGs were decoded at 1/2, 1/4 or 1/8 of their size, which changes their pixels.
         sub_batch_size (`int`, *optional*):
             Examples trained on in a step, over all ranks.
         super_batch_size (`int`, *optional*):
@@ -126,6 +128,7 @@ class RunSummary:
     gain: float | None = None
     scoring_view: str | None = None
     low_resolution_fraction: float | None = None
+    scaled_jpeg_decoding: bool = False
     sub_batch_size: int | None = None
     super_batch_size: int | None = None
     model_id: str | None = None

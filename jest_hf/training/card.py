@@ -131,6 +131,7 @@ def summarise_run(
         gain=args.selection_gain,
         scoring_view=args.scoring_view,
         low_resolution_fraction=args.low_resolution_fraction,
+        scaled_jpeg_decoding=getattr(facts.collator, "scaled_jpeg_decoding", False),
         sub_batch_size=args.sub_batch_size,
         super_batch_size=args.super_batch_size,
         model_id=facts.hub_model_id or model_name,  # the Trainer passes the last part of the id as the name

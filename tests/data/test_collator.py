@@ -21,6 +21,7 @@ from transformers.models.siglip2.tokenization_siglip2 import Siglip2Tokenizer
 from jest_hf.data.captions import choose_caption
 from jest_hf.data.collator import JESTDataCollator
 from jest_hf.data.rows import EpochSampler, Rows
+from jest_hf.images.resizing import MOST_LEVELS
 from jest_hf.models import View
 from tests.helpers import (
     encode,
@@ -45,7 +46,7 @@ def mixed_rows(n: int = 5) -> list[dict]:
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
-def test_a_batch_is_what_the_processor_gives_once_normalised(name):
+def test_a_batch_is_within_2_levels_of_what_the_processor_gives_once_normalised(name):
     processor, rows = PROCESSORS[name](), mixed_rows()
     batch = JESTDataCollator(processor)(rows)
     images, captions = [row["image"] for row in rows], [row["text"].lower() for row in rows]
@@ -61,7 +62,8 @@ def test_a_batch_is_what_the_processor_gives_once_normalised(name):
         normalised = (pixels / 255 - 0.5) / 0.5 * batch["pixel_attention_mask"][..., None]
     else:
         normalised = (pixels / 255 - mean[:, None, None]) / std[:, None, None]
-    torch.testing.assert_close(normalised, expected.pop("pixel_values"), atol=1e-5, rtol=0)
+    levels = 255 * (normalised - expected.pop("pixel_values")).abs() * std.min()
+    assert levels.max() <= MOST_LEVELS + 1e-3
     for key, value in expected.items():
         assert torch.equal(batch[key], value), key
 
@@ -297,10 +299,10 @@ def test_a_batch_of_broken_rows_only_has_its_shape():
 
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, OSError])
 def test_what_is_not_the_rows_fault_is_not_swallowed(monkeypatch, error):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("jest_hf.data.collator.decode_image", fail)
+    monkeypatch.setattr("jest_hf.data.collator.decode_pixels", fail)
     with pytest.raises(error):
         JESTDataCollator(tiny_siglip_processor())([GOOD])
 

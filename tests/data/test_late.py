@@ -46,7 +46,7 @@ def late_and_sub_batch(name: str, rows: list[dict], ids: list[int], n_threads: i
     """Make a sub-batch of these rows with the loader's collator, as after a selection."""
     _, make_processor, view = FAMILIES[name]
     rows = Rows(rows)
-    collator = JESTDataCollator(make_processor()).at_view(View.parse(view))
+    collator = JESTDataCollator(make_processor(), scaled_jpeg_decoding=True).at_view(View.parse(view))
     late = LateImages(rows, collator, n_threads)
     super_batch = late.collator(rows.__getitems__([(2, index) for index in range(len(rows))]))
     return late, {key: value[ids] for key, value in super_batch.items()}
@@ -60,7 +60,7 @@ def family(request):
 def test_the_full_images_are_those_of_the_rows_in_the_sub_batch(family):
     rows, ids = photographs(9), [7, 2, 5, 0, 3]
     late, batch = late_and_sub_batch(family, rows, ids)
-    full = JESTDataCollator(FAMILIES[family][1]())([rows[index] for index in ids])
+    full = JESTDataCollator(FAMILIES[family][1](), scaled_jpeg_decoding=True)([rows[index] for index in ids])
     assert not full.keys() & batch.keys() - {"input_ids", "attention_mask", "example_id", "caption_number", "valid"}
     found = late(batch, n_at_view=2)
     for name in ("pixel_values", "pixel_attention_mask", "spatial_shapes"):
@@ -162,37 +162,38 @@ def test_the_loaders_collator_makes_the_view_and_nothing_else():
 
 
 @pytest.mark.parametrize(
-    ("view", "image_format", "size", "kept", "serves"),
+    ("view", "image_format", "size", "kept", "scaled", "serves"),
     [
-        ("image:8", "JPEG", 64, 0.1, True),
-        ("image:8", "JPEG", 64, 0.2, True),
-        ("image:8", "JPEG", 64, 0.25, False),  # most of the super-batch
-        ("image:8", "JPEG", 14, 0.1, False),  # no half of it is large enough for the view
-        ("image:8", "PNG", 64, 0.1, False),
-        ("patch:16", "JPEG", 64, 0.1, False),  # made of the full image
-        ("drop:0.5", "JPEG", 64, 0.1, False),
+        ("image:8", "JPEG", 64, 0.1, True, True),
+        ("image:8", "JPEG", 64, 0.2, True, True),
+        ("image:8", "JPEG", 64, 0.25, True, False),  # most of the super-batch
+        ("image:8", "JPEG", 14, 0.1, True, False),  # no half of it is large enough for the view
+        ("image:8", "JPEG", 64, 0.1, False, False),  # the view takes the same decoding as the full image
+        ("image:8", "PNG", 64, 0.1, True, False),
+        ("patch:16", "JPEG", 64, 0.1, True, False),  # made of the full image
+        ("drop:0.5", "JPEG", 64, 0.1, True, False),
     ],
 )
-def test_late_is_where_it_pays(view, image_format, size, kept, serves):
+def test_late_is_where_it_pays(view, image_format, size, kept, scaled, serves):
     rows = Rows(datasets.Dataset.from_list(photographs(2, image_format, size)))
-    collator = JESTDataCollator(tiny_siglip_processor()).at_view(View.parse(view))
+    collator = JESTDataCollator(tiny_siglip_processor(), scaled_jpeg_decoding=scaled).at_view(View.parse(view))
     assert (LateImages.where_it_serves(rows, collator, kept) is not None) == serves
 
 
 def test_a_first_row_that_is_broken_decides_for_early():
     rows = photographs(2)
     rows[0]["image"] = None
-    collator = JESTDataCollator(tiny_siglip_processor()).at_view(View.parse("image:8"))
+    collator = JESTDataCollator(tiny_siglip_processor(), scaled_jpeg_decoding=True).at_view(View.parse("image:8"))
     assert LateImages.where_it_serves(Rows(rows), collator, 0.1) is None
 
 
 def test_what_is_not_the_images_fault_is_not_swallowed(monkeypatch):
     late, batch = late_and_sub_batch("siglip", photographs(3), [0, 2])
 
-    def fail(*_):
+    def fail(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("jest_hf.data.late.decode_image", fail)
+    monkeypatch.setattr("jest_hf.data.late.decode_pixels", fail)
     with pytest.raises(MemoryError):
         late(batch, n_at_view=0)
 
@@ -204,6 +205,7 @@ def test_what_is_not_the_images_fault_is_not_swallowed(monkeypatch):
     ("changes", "late"),
     [
         ({"criterion": "hard_learner"}, True),
+        ({"criterion": "hard_learner", "scaled": False}, False),
         ({"cache_reference": True}, True),
         ({}, False),  # the reference looks at all of the images
         ({"selection": "uniform"}, False),
@@ -212,7 +214,10 @@ def test_what_is_not_the_images_fault_is_not_swallowed(monkeypatch):
     ],
 )
 def test_a_run_brings_full_images_late_where_it_pays(tmp_path, changes, late):
-    trainer = make_trainer(tmp_path, rows=photographs(80), **{"scoring_view": "image:8"} | changes)
+    changes = {"scoring_view": "image:8", "scaled": True} | changes
+    collator = JESTDataCollator(tiny_siglip_processor(), scaled_jpeg_decoding=changes.pop("scaled"))
+    options = {"data_collator": collator}
+    trainer = make_trainer(tmp_path, rows=photographs(80), options=options, **changes)
     made, learned = [], []
     step, learn = trainer.training_step, trainer.learn
     trainer.training_step = lambda model, batch, *more: made.append(set(batch)) or step(model, batch, *more)
@@ -222,6 +227,6 @@ def test_a_run_brings_full_images_late_where_it_pays(tmp_path, changes, late):
     assert all(("pixel_values" in keys, "view_pixel_values" in keys) == (not late, at_view) for keys in made)
     for batch in learned:  # whoever decoded it, the second half is there in full
         rows = [photographs(80)[index] for index in batch["example_id"].tolist()]
-        expected = JESTDataCollator(tiny_siglip_processor())(rows)
+        expected = collator(rows)
         assert torch.equal(batch["pixel_values"][4:], expected["pixel_values"][4:])
         assert torch.equal(batch["input_ids"], expected["input_ids"])

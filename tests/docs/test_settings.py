@@ -12,13 +12,13 @@ from dataclasses import fields
 import pytest
 from transformers import Trainer
 
-from jest_hf import JESTConfig, JESTTrainer
+from jest_hf import JESTConfig, JESTDataCollator, JESTTrainer
 from jest_hf.curation import CurationFilters
 from tests.docs.pages import PAGES, ROOT, name_of, spans
 
 
 OPTIONS = {field.name for field in fields(JESTConfig)}
-ARGUMENTS = {*inspect.signature(JESTTrainer).parameters, *inspect.signature(Trainer).parameters}
+ARGUMENTS = {name for kind in (JESTTrainer, Trainer, JESTDataCollator) for name in inspect.signature(kind).parameters}
 
 # Of other libraries, of the environment, and of `Criterion`.
 OTHERS = {"DS_ACCELERATOR", "joint", "trust_remote_code", "weights_only"}

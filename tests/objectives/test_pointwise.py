@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     BertConfig,
@@ -28,7 +29,7 @@ from transformers import (
 from jest_hf.data.labelled import ImageLabelCollator, LanguageModelCollator, TextLabelCollator
 from jest_hf.data.rows import Rows
 from jest_hf.distributed import Ranks
-from jest_hf.images.pixels import decode_image
+from jest_hf.images.pixels import decode_image, geometry_of, to_uint8
 from jest_hf.losses.pointwise import IGNORED
 from jest_hf.models import View
 from jest_hf.objectives.pointwise import PointwiseObjective, kind_of
@@ -69,7 +70,9 @@ def test_scores_are_the_models_own_losses_of_one_row_at_a_time(name):
             continue
         inputs = {key: batch[key][index : index + 1] for key in reader.inputs(batch) if key in batch}
         if name == "vit":
-            inputs = tiny_vit_processor()(decode_image(rows[index]["image"]), return_tensors="pt")
+            processor = tiny_vit_processor()
+            resized = to_uint8(decode_image(rows[index]["image"]), geometry_of(processor))  # at most 2 levels off PIL
+            inputs = processor(Image.fromarray(resized.permute(1, 2, 0).numpy()), return_tensors="pt")
         with torch.no_grad():
             own = model(**inputs, labels=batch["labels"][index : index + 1]).loss
         torch.testing.assert_close(score, own, rtol=1e-5, atol=1e-6)

@@ -11,7 +11,8 @@ import pytest
 
 from jest_hf.cli import main
 from jest_hf.reference import command
-from tests.helpers import random_rows
+from jest_hf.reference.store import open_folder
+from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
 from tests.reference.caching import make_cache
 
 
@@ -26,6 +27,7 @@ def test_flags_reach_the_data_and_the_cache():
     assert options.dataset_where == {"split": "train"}
     assert (options.dtype, options.shard_rows) == ("float32", 100)
     defaults = parse()
+    assert not defaults.scaled_jpeg_decoding and parse("--scaled_jpeg_decoding").scaled_jpeg_decoding
     assert (defaults.dtype, defaults.shard_rows, defaults.batch_size) == ("float16", 65536, 64)
 
 
@@ -38,6 +40,15 @@ def test_every_flag_has_a_help_that_can_be_read_alone(capsys):
     texts = {action.dest: action.help for action in parser._actions}
     assert all(texts.values())
     assert not [name for name, text in texts.items() if re.match(r"(its|of|it|their)\b", text)]
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_scaled_decoding_reaches_the_cache(tmp_path, scaled):
+    for part in (tiny_siglip(0), tiny_siglip_processor()):
+        part.save_pretrained(tmp_path / "reference")
+    flags = ["--ref_model", str(tmp_path / "reference"), "--dataset", "scenes:web", "--max_train_rows", "3"]
+    main(["cache-reference", *flags, "--output_dir", str(tmp_path / "out"), *["--scaled_jpeg_decoding"] * scaled])
+    assert open_folder(tmp_path / "out").manifest["reading"]["scaled_jpeg_decoding"] == scaled
 
 
 def test_what_is_missing_is_named(capsys):

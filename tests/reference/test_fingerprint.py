@@ -100,6 +100,10 @@ STALE = {
         "reading.image.kind was 'ImageGeometry', and in this run it is 'PatchGeometry'",
     ),
     "resampling": (lambda: reading(images(resample=2)), "reading.image.resample was 3, and in this run it is 2"),
+    "scaled decoding": (
+        lambda: reading(scaled_jpeg_decoding=True),
+        "reading.scaled_jpeg_decoding was False, and in this run it is True",
+    ),
     "mean": (lambda: reading(images(image_mean=[0.4, 0.5, 0.5])), r"reading.mean was \[0.5, 0.5, 0.5\]"),
     "deviation": (lambda: reading(images(image_std=[0.3, 0.5, 0.5])), "reading.std"),
     "no normalisation": (
@@ -145,6 +149,30 @@ def test_every_kind_of_staleness_is_refused_and_named(cache, name):
         ValueError, match=f"does not match this run: {message}.*; make a new one with .jest-hf cache-ref"
     ):
         cache.check(**present())
+
+
+@pytest.mark.parametrize(
+    ("resample", "scaled", "message"),
+    [
+        (3, True, "reading.resize was 'PIL', and in this run it is 'torch'"),
+        (1, False, "reading.scaled_jpeg_decoding was True, and in this run it is False"),
+        (1, True, None),  # Lanczos is PIL's now as then
+    ],
+)
+def test_a_manifest_of_before_has_the_pixels_of_before(resample, scaled, message):
+    """PIL resized, and JPEGs were decoded at reduced size, when manifests did not record either."""
+    present = reading(images(resample=resample), scaled_jpeg_decoding=scaled)
+    fields = json.loads(json.dumps(present["reading"]))
+    del fields["resize"], fields["scaled_jpeg_decoding"]
+    assert difference({"reading": fields}, present) == message
+
+
+def test_a_cache_records_how_the_collator_decodes(tmp_path):
+    collator = JESTDataCollator(tiny_siglip_processor(), scaled_jpeg_decoding=True)
+    made = make_cache(tmp_path, collator=collator)
+    made.check(reading=describe_reading(collator))
+    with pytest.raises(ValueError, match="reading.scaled_jpeg_decoding was True, and in this run it is False"):
+        made.check(**reading())
 
 
 def test_commits_are_compared():

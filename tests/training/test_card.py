@@ -14,7 +14,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
 from transformers import AutoModel
 
-from jest_hf import JESTTrainer
+from jest_hf import JESTDataCollator, JESTTrainer
 from jest_hf.data import build_processor, load_source
 from jest_hf.hub import RunSummary, learner_card, reference_card, run_card
 from jest_hf.models import build_siglip
@@ -73,6 +73,15 @@ def test_the_card_of_a_run_is_the_pattern(tmp_path):
     assert len(written) == len(expected)
     with Image.open(tmp_path / "selection.png") as plot:
         assert min(plot.size) > 300
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_scaled_jpeg_decoding_is_in_the_card(tmp_path, scaled):
+    collator = JESTDataCollator(tiny_siglip_processor(), scaled_jpeg_decoding=scaled)
+    summary = summary_of(make_trainer(tmp_path, options={"data_collator": collator}))
+    assert summary.scaled_jpeg_decoding == scaled
+    row = r"\| JPEG decoding +\| at 1/2, 1/4 or 1/8 of large images' size"
+    assert (re.search(row, run_card(summary).content) is not None) == scaled
 
 
 def test_metadata_of_a_run_are_what_the_hub_takes(tmp_path):

@@ -1,0 +1,252 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Decode images of all formats to upright 8-bit RGB.
+
+PIL decodes, and simplejpeg decodes JPEGs where it is installed (`pip install 'jest_hf[jpeg]'`). Both use libjpeg-turbo
+and give equal pixels; simplejpeg takes less time, and its pixels need no copy from PIL's memory. JPEGs that are grey,
+CMYK, truncated or rotated by their metadata are PIL's.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from importlib.metadata import version
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+from torch import Tensor
+
+
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+
+
+logger = logging.getLogger(__name__)
+
+_UPRIGHT = {  # EXIF orientation -> the transformation to upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
+_WHITE = (255, 255, 255, 255)
+
+
+class BrokenImage(ValueError):
+    """Raised for an image that cannot be used; the message gives the reason."""
+
+
+class Shape(Protocol):
+    """Gives the size that an image is resized to: an `ImageGeometry` or a `PatchGeometry`."""
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width of a `height` x `width` image after the resize."""
+        ...
+
+
+def decode_image(source: Any, geometries: Iterable[Shape] = (), *, scaled_jpeg_decoding: bool = False) -> Image.Image:
+    """Decode to an upright 8-bit RGB image.
+
+    Transparent pixels are blended with white, as in `transformers`. 16-bit grey is rescaled to 8 bits (PIL would clip
+    it), EXIF orientation is applied, and of an animation the first frame is used.
+
+    Args:
+        source (`PIL.Image.Image`, `bytes`, path, `{"bytes", "path"}` dict, uint8 array or tensor): The image. Arrays
+            are `[H, W]`, `[H, W, C]` or `[C, H, W]` with C in 1, 3, 4; if both orders are possible, channels are last.
+        geometries (iterable of [`~jest_hf.images.pixels.Geometry`], *optional*): What the image is decoded for;
+            matters to `scaled_jpeg_decoding` alone.
+        scaled_jpeg_decoding (`bool`, *optional*, defaults to `False`): Whether to decode a JPEG at the smallest of 1,
+            1/2, 1/4 and 1/8 of its size that is enough, in height and width, for all `geometries`. This is faster and
+            changes pixels by up to 40 of 255 levels, 1.5 on average, as the JPEG decoder averages pixels in place of a
+            part of the resize.
+
+    Returns:
+        `PIL.Image.Image`: The image in mode RGB.
+
+    Raises:
+        BrokenImage: if there is no usable image in `source`, or the image has more than `PIL.Image.MAX_IMAGE_PIXELS`
+            pixels (a decompression bomb).
+    """
+    return cast(Image.Image, _decode(source, geometries if scaled_jpeg_decoding else (), fast=False))
+
+
+def decode_pixels(source: Any, geometries: Iterable[Shape] = (), *, scaled_jpeg_decoding: bool = False) -> np.ndarray:
+    """Decode to the pixels of an upright 8-bit RGB image, and JPEGs with simplejpeg where it is installed.
+
+    Args:
+        source, geometries, scaled_jpeg_decoding: As in [`decode_image`].
+
+    Returns:
+        `np.ndarray`: uint8 `[H, W, 3]`, the pixels of the image that [`decode_image`] returns.
+
+    Raises:
+        BrokenImage: as [`decode_image`].
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from jest_hf.images.decoding import decode_pixels
+    >>> decode_pixels(np.full((40, 60), 255, dtype=np.uint8)).shape  # or bytes, a path, a PIL image
+    (40, 60, 3)
+
+    ```
+    """
+    found = _decode(source, geometries if scaled_jpeg_decoding else (), fast=simplejpeg is not None)
+    return found if isinstance(found, np.ndarray) else np.array(found)
+
+
+@lru_cache(maxsize=1)
+def log_jpeg_decoder() -> None:
+    """Log once which library decodes JPEGs."""
+    if simplejpeg is None:
+        logger.info("PIL decodes JPEGs; simplejpeg is faster: pip install 'jest_hf[jpeg]'.")
+    else:
+        logger.info("simplejpeg %s decodes JPEGs.", version("simplejpeg"))
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Raise [`BrokenImage`] above PIL's limit; PIL itself warns there and raises at twice the limit."""
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise BrokenImage(
+            f"{width} x {height} pixels are more than PIL.Image.MAX_IMAGE_PIXELS={Image.MAX_IMAGE_PIXELS}"
+        )
+
+
+def _decode(source: Any, geometries: Iterable[Shape], *, fast: bool) -> Image.Image | np.ndarray:
+    """Return the image or, only with `fast`, perhaps its pixels. A JPEG is decoded at reduced size if there are
+    `geometries`.
+    """
+    if isinstance(source, Tensor):
+        source = source.numpy(force=True)
+    if isinstance(source, np.ndarray):
+        return _to_rgb(_from_array(source))
+    data = None if isinstance(source, Image.Image) else _read(source)
+    try:
+        image = source if data is None else Image.open(io.BytesIO(data))
+        _check_size(image)
+        if data is not None and image.format in ("JPEG", "MPO"):  # not an image of the caller, as draft() changes it
+            full_size = image.size
+            _scale_while_decoding(image, geometries)
+            if fast and image.size == full_size and (pixels := _by_simplejpeg(image, data)) is not None:
+                return pixels
+        image.load()  # before the metadata: for these PIL may load the image too, and `_orientation` ignores errors
+        orientation = _orientation(image)
+        image = _to_rgb(image)
+        return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+    except (BrokenImage, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise BrokenImage("the image is in no format that PIL can read") from error
+    except Exception as error:  # PIL's decoders raise errors of many types on broken data
+        raise BrokenImage(f"the image cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def _by_simplejpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
+    """Return the pixels of an upright RGB JPEG; `None` for all others and those that simplejpeg finds damaged.
+
+    PIL decides what is to become of these: it decodes some damaged files, and refuses others.
+    """
+    if image.mode != "RGB" or _orientation(image) in _UPRIGHT:
+        return None
+    try:
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data)
+    except ValueError:
+        return None
+    return pixels if pixels.shape == (image.height, image.width, 3) else None
+
+
+def _read(source: Any) -> bytes:
+    """Return the encoded bytes of `source`."""
+    if isinstance(source, Mapping):
+        data, path = source.get("bytes"), source.get("path")
+        source = path if data is None else data
+    if source is None:
+        raise BrokenImage("there is no image (None)")
+    if isinstance(source, bytes | bytearray | memoryview):
+        if not len(source):
+            raise BrokenImage("there is no image (0 bytes)")
+        return source  # type: ignore[return-value]  # io.BytesIO takes all three
+    if not isinstance(source, str | PathLike):
+        raise BrokenImage(f"a {type(source).__name__} is not an image")
+    try:
+        return Path(source).read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        raise BrokenImage(f"the image cannot be read ({error})") from error
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    """Return the PIL image of a uint8 array."""
+    if array.dtype != np.uint8:
+        raise BrokenImage(f"an array of {array.dtype} is not an image; make it uint8")
+    if array.size == 0:
+        raise BrokenImage(f"an array of shape {array.shape} has no pixels")
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4)):
+        raise BrokenImage(f"an array of shape {array.shape} is not an image; make it [H, W], [H, W, C] or [C, H, W]")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _check_size(image: Image.Image) -> None:
+    width, height = image.size
+    if width == 0 or height == 0:
+        raise BrokenImage(f"a {width} x {height} image has no pixels")
+    check_pixels(width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation; 1 (upright) if there is none or the metadata are damaged."""
+    try:
+        orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return orientation
+    except MemoryError:
+        raise
+    except Exception:
+        return 1
+
+
+def _scale_while_decoding(image: Image.Image, geometries: Iterable[Shape]) -> None:
+    """Set a JPEG to decode at the smallest of 1, 1/2, 1/4 and 1/8 of its size that is enough for all geometries."""
+    sideways = _orientation(image) in _SIDEWAYS
+    width, height = reversed(image.size) if sideways else image.size
+    targets = [geometry.resized(height, width) for geometry in geometries]
+    if targets:
+        target_height, target_width = (max(sides) for sides in zip(*targets, strict=True))
+        image.draft(None, (target_height, target_width) if sideways else (target_width, target_height))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to 8-bit RGB."""
+    if image.mode.startswith("I"):
+        image = _from_16_bits(np.asarray(image))
+    if image.mode == "F":
+        raise BrokenImage("the pixels are floating-point numbers of unknown range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_16_bits(levels: np.ndarray) -> Image.Image:
+    """Return the 8-bit grey image of 16-bit levels, rounded: 65535 = 257 * 255."""
+    if levels.min() < 0 or levels.max() > 65535:
+        raise BrokenImage(f"grey levels of {levels.min()} to {levels.max()} are not those of a 16-bit image")
+    return Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+__all__ = ["BrokenImage", "Shape", "check_pixels", "decode_image", "decode_pixels", "log_jpeg_decoder"]
