@@ -23,12 +23,12 @@ from jest_hf.config import JESTConfig
 from jest_hf.data.collator import JESTDataCollator
 from jest_hf.data.stream import is_stream
 from jest_hf.distributed import Ranks
+from jest_hf.hub.publisher import privacy
 from jest_hf.models import Reader, without_temperature
 from jest_hf.models.load import restore_renamed
 from jest_hf.objectives import Objective
 from jest_hf.reference import ReferenceSource
-from jest_hf.report import RunStatistics, SelectionLedger, StepFlops
-from jest_hf.report.report import Report
+from jest_hf.report import Report, RunStatistics, SelectionLedger, StepFlops
 from jest_hf.training.callbacks import EpochCallback, JESTProgress, ReportsCallback
 from jest_hf.training.card import RunFacts, summarise_run, write_run_card
 from jest_hf.training.costs import check_evaluation
@@ -364,7 +364,7 @@ class JESTTrainer(Trainer):
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """As the Trainer's, with more patience; raises `OSError` if the Hub refuses."""
-        self.plan.publisher.make_repository(self, partial(super().init_hf_repo, token, private))
+        self.plan.publisher.make_repository(self, partial(super().init_hf_repo, token, **privacy(private)))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As the Trainer's, except that a failed push is a warning: the model has been saved."""
@@ -385,8 +385,8 @@ class JESTTrainer(Trainer):
         """As [`~transformers.Trainer.push_to_hub`], tried again if the Hub is busy; `OSError` if the push failed."""
         return self.plan.publisher.push(
             self,
-            partial(super().init_hf_repo, token, private),
-            partial(super().push_to_hub, commit_message, blocking, token, revision, private, **about),
+            partial(super().init_hf_repo, token, **privacy(private)),
+            partial(super().push_to_hub, commit_message, blocking, token, revision, **privacy(private), **about),
             commit_message=commit_message,
             token=token,
             revision=revision,

@@ -247,10 +247,15 @@ def try_repeatedly(action: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
     return action(*args, **kwargs)
 
 
+def privacy(private: bool | None) -> dict[str, bool]:
+    """Return the argument `private` of the Trainer's pushes, if it is set: transformers before 5.23 has none."""
+    return {} if private is None else {"private": private}
+
+
 def _retry_after(error: BaseException) -> float:
     """Return the seconds in the Hub's `Retry-After` header, at most [`LONGEST_WAIT`]; 0 without the header."""
     seconds = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
     return min(float(seconds), LONGEST_WAIT) if seconds.isdigit() else 0.0
 
 
-__all__ = ["Publisher", "can_pass", "try_repeatedly"]
+__all__ = ["Publisher", "can_pass", "privacy", "try_repeatedly"]

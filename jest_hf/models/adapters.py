@@ -87,7 +87,11 @@ def add_reference_adapter(model: nn.Module, folder: str | Path | None) -> None:
             "reference='model' for a reference that is a separate model."
         )
     if folder is not None:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         model.load_adapter(str(folder), REFERENCE_ADAPTER, is_trainable=False)
+        # peft before 0.21 freezes the other adapters too, and the learner would not train.
+        for parameter in trained:
+            parameter.requires_grad_()
 
 
 @contextmanager

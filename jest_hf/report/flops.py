@@ -155,8 +155,9 @@ def forward_flops_of(
     >>> config = LlamaConfig(
     ...     vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
     ... )
-    >>> forward_flops_of(LlamaForCausalLM, config, {"input_ids": torch.zeros(4, 8, dtype=torch.int64)})
-    70656
+    >>> flops = forward_flops_of(LlamaForCausalLM, config, {"input_ids": torch.zeros(4, 8, dtype=torch.int64)})
+    >>> f"{flops / 1e3:.1f} kFLOPs"
+    '70.7 kFLOPs'
 
     ```
     """

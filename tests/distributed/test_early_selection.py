@@ -51,12 +51,12 @@ def _train(folder: str, changes: dict[str, Any], resumes: bool = False) -> dict[
     )
     trainer.plan.cache_reference(trainer.train_dataset, trainer.data_collator)
     decoded: list[int] = []
-    decode = collator_module.decode_image
-    collator_module.decode_image = lambda *given: decoded.append(1) or decode(*given)
+    decode = collator_module.decode_pixels
+    collator_module.decode_pixels = lambda *given, **more: decoded.append(1) or decode(*given, **more)
     try:
         trainer.train(resume_from_checkpoint=f"{folder}/checkpoint-4" if resumes else None)
     finally:
-        collator_module.decode_image = decode
+        collator_module.decode_pixels = decode
     return {
         "decoded": len(decoded),
         "early": trainer.parts.loaders.early is not None,

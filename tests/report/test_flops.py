@@ -154,7 +154,9 @@ def test_a_mixture_counts_the_experts_that_a_token_meets(active):
     attention = 4 * width**2 + 2 * tokens * width  # four projections, and two products with all tokens
     per_token = layers * (attention + 4 * width + active * 3 * width * inner) + width * words
     inputs = {"input_ids": torch.zeros(5, tokens, dtype=torch.int64), "labels": torch.zeros(5, tokens).long()}
-    assert forward_flops_of(MixtralForCausalLM, config, inputs) == 2 * tokens * per_token
+    # Not exactly: transformers before 5.19 makes the angles of the position embedding by a matrix product.
+    expected = pytest.approx(2 * tokens * per_token, rel=1e-3)
+    assert forward_flops_of(MixtralForCausalLM, config, inputs) == expected
 
 
 def test_sizes_of_the_wrong_kind_of_model():

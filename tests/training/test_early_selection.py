@@ -75,8 +75,10 @@ def test_the_run_is_the_one_that_selects_in_the_step(tmp_path, name):
 
 def test_only_the_selected_images_are_decoded(tmp_path, monkeypatch):
     counted = []
-    decode = collator_module.decode_image
-    monkeypatch.setattr(collator_module, "decode_image", lambda *args: counted.append(1) or decode(*args))
+    decode = collator_module.decode_pixels
+    monkeypatch.setattr(
+        collator_module, "decode_pixels", lambda *args, **more: counted.append(1) or decode(*args, **more)
+    )
     steps = {}
     for early in (False, True):
         trainer = make_trainer(tmp_path / str(early), rows=random_rows(100), select_before_decoding=early, **COMMON)
@@ -113,14 +115,14 @@ def test_rows_that_could_not_be_cached_are_never_drawn(tmp_path):
 def test_a_chosen_row_that_breaks_later_is_left_out_and_counted(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, rows=random_rows(96), select_before_decoding=True, **COMMON)
     trainer.plan.cache_reference(trainer.train_dataset, trainer.data_collator)
-    decode, number = collator_module.decode_image, iter(range(1000))
+    decode, number = collator_module.decode_pixels, iter(range(1000))
 
-    def fail_at_the_third(*args):
+    def fail_at_the_third(*args, **more):
         if next(number) == 2:
             raise BrokenImage("the disk has gone")
-        return decode(*args)
+        return decode(*args, **more)
 
-    monkeypatch.setattr(collator_module, "decode_image", fail_at_the_third)
+    monkeypatch.setattr(collator_module, "decode_pixels", fail_at_the_third)
     trainer.train()
     written = ledger(tmp_path)
     assert [written["step"].count(step) for step in (1, 2, 3)] == [7, 8, 8]

@@ -61,8 +61,10 @@ def literal_first_stage(trainer, candidates, step, size):
 
 def test_the_first_stage_draws_by_the_reference_and_the_second_from_what_is_left(tmp_path, monkeypatch):
     decoded = []
-    decode = collator_module.decode_image
-    monkeypatch.setattr(collator_module, "decode_image", lambda *args: decoded.append(1) or decode(*args))
+    decode = collator_module.decode_pixels
+    monkeypatch.setattr(
+        collator_module, "decode_pixels", lambda *args, **more: decoded.append(1) or decode(*args, **more)
+    )
     trainer = trainer_of(tmp_path)
     trainer.plan.cache_reference(trainer.train_dataset, trainer.data_collator)
     seen = Seen(trainer)
