@@ -67,7 +67,7 @@ def test_a_branch_is_resolved_to_its_commit(hub, client, reference):
     assert (pulled["commit"], pulled["name"]) == (reference, "alice/reference")
     assert pulled["frozen"] and has_weights_of(pulled, 1)
     assert len(hub.asked("GET", "/revision/main")) == 1
-    # Everything else is asked for by the commit: nobody's push can come between the weights and the processor.
+    # Every other request names the commit: no push can come between the weights and the processor.
     assert all(f"/resolve/{reference}/" in request.path for request in hub.asked("HEAD"))
 
 

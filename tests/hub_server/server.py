@@ -61,7 +61,7 @@ class Hub:
         lfs (`dict[str, bytes]`): Uploaded objects by sha256.
         requests (`list[Request]`): Everything that was asked.
         faults (`list[Fault]`): See [`Hub.fail`].
-        part_size (`int`, *optional*): LFS objects above this size are asked for in parts.
+        part_size (`int`, *optional*): LFS objects above this size are requested in parts.
         cas (`Path`, *optional*): The folder in which clients that speak Xet keep the content of files.
     """
 
