@@ -37,8 +37,8 @@ from jest_hf.report.compare import compare_selected
 from jest_hf.selection import SELECTIONS, DrawKey, Pool, SelectionSchedule
 
 
-# A joint draw compares B candidates with b examples: 4 B b D FLOPs. Above this many, the step draws, on the device. The
-# bound was chosen for a few tenths of a second on one core, and not measured against the steps of a GPU.
+# A joint draw compares B candidates with b examples: 4 B b D FLOPs. Above this many, the step draws, on the device.
+# Chosen for a few tenths of a second on one core, and not measured against the steps of a GPU.
 MOST_FLOPS = 2e10
 # Added to the seed of a run for its first stage: the second draws with the noise of the run's own seed.
 _PREFILTER_SEED = 2**61
