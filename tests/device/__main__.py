@@ -36,6 +36,14 @@ EQUAL = ("flops",)
 CLOSE = {"far": 1e-3, "cuda": 0.02}
 
 
+def can_run(name: str) -> bool:
+    """Whether the simulated device can do a run: not in bf16, and not where transformers loads the learner.
+
+    transformers leaves the position ids of a loaded model empty in a process with a backend that is made in Python.
+    """
+    return not RUNS[name].settings.get("bf16") and name != "models_by_path"
+
+
 def play(name: str, device: str) -> tuple[dict[str, Any], list[str]]:
     """The record of a run on a device, and the operations after which the host waited for the simulated one."""
     place, settings, waits = nullcontext(), {"use_cpu": device == "cpu"}, []
@@ -81,8 +89,8 @@ def main() -> int:
         from tests.device import simulated  # before the first backward, which counts the devices  # noqa: F401
     torch.use_deterministic_algorithms(options.device == "far")
     torch.set_num_threads(1)
-    if options.device == "far":  # which has no autocast
-        options.runs = [name for name in options.runs if not RUNS[name].settings.get("bf16")]
+    if options.device == "far":
+        options.runs = [name for name in options.runs if can_run(name)]
     results: dict[str, Any] = {}
     before = os.getcwd()
     with tempfile.TemporaryDirectory() as folder:
