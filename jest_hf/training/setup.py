@@ -367,6 +367,7 @@ def objective_of(args: JESTConfig, model: nn.Module | None) -> Objective:
             label_smoothing=settings.label_smoothing_factor,
             views=args.scoring_view is not None,
             eval_group_column=args.eval_group_column,
+            sub_batch_size=args.sub_batch_size,
         ),
     )
 
