@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jest_hf.data.scenes import SPLIT_SIZES, load_scenes
+from jest_hf.data.subset import select_subset
 
 
 BUILDERS = {
@@ -40,6 +41,7 @@ def load_source(
     revision: str | None = None,
     max_rows: int | None = None,
     where: Mapping[str, Any] | None = None,
+    subset: str | Path | None = None,
 ) -> datasets.Dataset:
     """Load the rows of a data set.
 
@@ -56,13 +58,16 @@ def load_source(
         max_rows (`int`, *optional*): Number of rows to keep, the first ones (after `where`); by default all.
         where (`Mapping[str, Any]`, *optional*): Keep the rows whose column equals the value, or is one of the values:
             `{"split": "train", "source": ["noto", "fxemoji"]}`.
+        subset (`str` or `Path`, *optional*): Keep the rows of a list of rows, a Parquet file of `jest-hf curate
+            --list`. The rows are numbered as they are after `where` and `max_rows`.
 
     Returns:
         `datasets.Dataset`, map-style.
 
     Raises:
         FileNotFoundError: If `spec` looks like a path and does not exist.
-        ValueError: For a split, column or kind of file that does not exist, or if no row is left.
+        ValueError: For a split, column or kind of file that does not exist, for a `subset` of other data, or if no
+            row is left.
 
     Example:
 
@@ -87,7 +92,9 @@ def load_source(
         loaded = _choose_split(loaded, split, spec)
     if where:
         loaded = _keep(loaded, where, spec)
-    return loaded if max_rows is None else loaded.select(range(min(max_rows, len(loaded))))
+    if max_rows is not None:
+        loaded = loaded.select(range(min(max_rows, len(loaded))))
+    return loaded if subset is None else select_subset(loaded, subset)
 
 
 def _scenes_split(spec: str, split: str | None) -> str:

@@ -36,10 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--ref_model", required=True, help="Hub id or path of the reference")
     add("--ref_model_revision", help="branch, tag or commit of a --ref_model on the Hub; default: main")
-    add("--dataset", required=True, help="data to embed: scenes:<split>, a local file, glob or folder, or a Hub id")
-    add("--dataset_split", help="split of --dataset, e.g. train")
-    add("--dataset_where", type=json.loads, help='keep only rows with these column values: {"split": "train"} (JSON)')
-    add("--max_train_rows", type=int, help="keep only this many rows, the first ones; default: all")
+    add_data_arguments(parser, "embed")
     add("--image_column", default="image", help="column of the images; default: image")
     add("--caption_column", help="column of the captions; default: the first of text, caption and captions")
     add("--max_length", type=int, help="tokens that captions are padded to; default: the reference's own length")
@@ -52,6 +49,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--disable_tqdm", action="store_true", help="hide the progress bar")
 
 
+def add_data_arguments(parser: argparse.ArgumentParser, purpose: str, required: bool = True) -> None:
+    """Add the flags that name rows; [`load_arguments`] turns them into arguments of `load_source`."""
+    add = parser.add_argument
+    add(
+        "--dataset",
+        required=required,
+        help=f"data to {purpose}: scenes:<split>, a local file, glob or folder, or a Hub id",
+    )
+    add("--dataset_split", help="split of --dataset, e.g. train")
+    add("--dataset_where", type=json.loads, help='keep only rows with these column values: {"split": "train"} (JSON)')
+    add("--max_train_rows", type=int, help="keep only this many rows, the first ones; default: all")
+    add("--subset", help="keep only the rows in this file, which `jest-hf curate --list` wrote; default: all")
+
+
+def load_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of [`~jest_hf.data.load_source`] that the flags name, without those that were left out."""
+    named = {
+        "spec": options.dataset,
+        "split": options.dataset_split,
+        "where": options.dataset_where,
+        "max_rows": options.max_train_rows,
+        "subset": options.subset,
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
 def run(options: argparse.Namespace) -> ReferenceCache:
     """Make the cache, or finish an unfinished one, and print a line about it."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
@@ -62,12 +85,7 @@ def run(options: argparse.Namespace) -> ReferenceCache:
             "`accelerate launch $(jest-hf preset ddp) -m jest_hf.cli cache-reference`."
         )
     start = time.perf_counter()
-    rows = load_source(
-        options.dataset,
-        split=options.dataset_split,
-        where=options.dataset_where,
-        max_rows=options.max_train_rows,
-    )
+    rows = load_source(**load_arguments(options))
     ranks, device = Ranks.world(), accelerator.device
     model, processor = load_reference(options.ref_model, options.ref_model_revision, ranks=ranks, device=device)
     identity = identify_reference(options.ref_model, model.config._commit_hash)  # the commit that was loaded
@@ -116,4 +134,4 @@ def summary(manifest: dict[str, Any], folder: str, seconds: float) -> str:
     )
 
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "add_data_arguments", "load_arguments", "run"]

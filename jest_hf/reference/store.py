@@ -101,7 +101,7 @@ def about_shard(path: Path) -> dict[str, Any]:
     return {
         "name": path.name,
         "bytes": path.stat().st_size,
-        "sha256": _sha256(path),
+        "sha256": sha256_of(path),
         "readable": int(tensors["valid"].sum()),
         "captions": int(tensors["offsets"].diff()[tensors["valid"]].sum()),
     }
@@ -211,6 +211,14 @@ class ReferenceCache:
             )
         return order[places]
 
+    def keys_of(self, rows: Tensor) -> Tensor:
+        """Return the keys of rows (int64 `[n]`, on the CPU), int64 `[n]`: the inverse of `rows_of`."""
+        keys = rows.clone()
+        if self.manifest["keyed"]:
+            for shard, places, local in self._by_shard(rows):
+                keys[places] = shard["key"][local]
+        return keys
+
     @cached_property
     def _keys(self) -> tuple[Tensor, Tensor] | None:
         """All keys in ascending order, and their rows; `None` if the number of a row is its key."""
@@ -262,7 +270,7 @@ class ReferenceCache:
         """Return a shard, memory-mapped. On first use it is compared with its sha256."""
         if number not in self._shards:
             path = self.folder / shard_name(number)
-            if _sha256(path) != self.manifest["shards"][number]["sha256"]:
+            if sha256_of(path) != self.manifest["shards"][number]["sha256"]:
                 raise ValueError(
                     f"{path} is damaged: its sha256 is not that of the manifest; delete this file, and run `jest-hf "
                     "cache-reference` again or download it from the Hub again."
@@ -314,7 +322,8 @@ def check_format(manifest: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
