@@ -146,7 +146,7 @@ def read_times_selected(run: str | Path, example_ids: np.ndarray) -> np.ndarray:
         )
     try:
         selected = read_selections(path)["example_id"]
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise ValueError(
             f"the ledger {path} is damaged ({str(error).splitlines()[0]}); copy it again, or resume the run from a "
             "checkpoint."

@@ -95,8 +95,8 @@ class ScoreSet:
             path = self.folder / about["name"]
             if sha256_of(path) != about["sha256"]:
                 raise ValueError(
-                    f"{path} is damaged: its sha256 is not that in {MANIFEST}; delete {path.name} and {MANIFEST}, and "
-                    "run `jest-hf score` again, which keeps the other files."
+                    f"{path} is damaged: its sha256 is not that in {MANIFEST}; delete {MANIFEST} and the "
+                    "files scores-*.parquet, and run `jest-hf score` again: the embeddings are kept."
                 )
             parts.append(pq.read_table(path, columns=None if columns is None else list(columns)))
         return pa.concat_tables(parts)
@@ -172,8 +172,8 @@ def open_scores(folder: str | Path) -> ScoreSet:
         if size != about["bytes"]:
             raise ValueError(
                 f"{path} {'is missing' if size is None else f'has {size} bytes'}, and {MANIFEST} lists it with "
-                f"{about['bytes']} bytes; delete {MANIFEST}, and run `jest-hf score` again, which writes what is "
-                "missing."
+                f"{about['bytes']} bytes; delete {MANIFEST} and the files scores-*.parquet, and run `jest-hf score` "
+                "again: the embeddings are kept."
             )
     return ScoreSet(folder, manifest)
 
