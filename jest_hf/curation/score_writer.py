@@ -40,7 +40,7 @@ from jest_hf.reference.store import read_json, sha256_of, to_json, write_atomica
 
 logger = logging.get_logger(__name__)
 
-STABILITY_ROWS = 10_000  # rows on which two halves of the draws are compared
+STABILITY_ROWS = 2000  # rows on which two halves of the draws are compared
 Source = CachedReference | IrreducibleLosses
 
 

@@ -59,9 +59,7 @@ def test_another_rule_replaces_the_files(hub, client, tmp_path, folder):
 
 
 def test_a_hub_that_refuses_loses_nothing(hub, client, tmp_path, folder):
-    with pytest.raises(
-        Failed, match=r"the push of the curated data set to 'bob/curated' failed .* is kept, so"
-    ):
+    with pytest.raises(Failed, match=r"the push of the curated data set to 'bob/curated' failed .* is kept, so"):
         client(push, str(folder), str(tmp_path / "out"), repo="bob/curated")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "data"}
     with pytest.raises(Failed, match="is the data set that is curated; name another repository"):
