@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 
 from jest_hf.curation.pairwise import RowLosses, rank_correlation
+from jest_hf.data.captions import draw_caption
 from jest_hf.reference import CachedReference
 from jest_hf.selection import PairwiseScores
 from tests.helpers import random_rows
@@ -91,19 +92,13 @@ def test_draws_are_averaged_and_broken_rows_are_nan(caches):
 
 def test_a_row_with_several_captions_is_scored_with_the_caption_of_the_epoch(caches):
     losses = row_losses(caches)
-    found = [losses.of(torch.tensor([6]), [draw])["learner"].item() for draw in range(12)]
-    expected = []
-    for draw in range(12):
-        others = losses._others(draw)
-        expected.append(
-            {
-                round(literal(caches["learner"].cache, "sigmoid", 6, others[6 in others[0]], caption), 3)
-                for caption in range(3)
-            }
-        )
-    plain = [draw for draw in range(12) if 6 not in torch.cat(losses._others(draw))]
-    assert len(plain) > 2
-    assert all(round(found[draw], 3) in expected[draw] for draw in plain)
+    draws = [draw for draw in range(20) if 6 not in torch.cat(losses._others(draw))]
+    captions = [draw_caption(3, 0, draw, 6) for draw in draws]
+    assert len(set(captions)) == 3
+    for draw, caption in zip(draws, captions, strict=True):
+        found = losses.of(torch.tensor([6]), [draw])["learner"].item()
+        expected = literal(caches["learner"].cache, "sigmoid", 6, losses._others(draw)[0], caption)
+        assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_chunks_change_nothing(caches, monkeypatch):
