@@ -122,6 +122,7 @@ def curate_dataset(
     Raises:
         ValueError: for options that do not go together, scores or a run of other data, and a damaged file.
         FileNotFoundError: if `scores` has neither scores nor a ledger.
+        TypeError: if `dataset` is no `datasets.Dataset`.
         FileExistsError: if `output_dir` or `list_path` exists.
         OSError: if the push failed after three tries. The folder is kept.
     """
@@ -147,6 +148,11 @@ def curate_dataset(
         dataset = load_source(**origin)
     if dataset is None and (folder is not None or opened is None or per is not None):
         raise ValueError(f"{scores} does not name its data set; pass it as dataset (--dataset).")
+    if not isinstance(dataset, datasets.Dataset | None):
+        raise TypeError(
+            f"dataset is a {type(dataset).__name__}, and rows are copied from a datasets.Dataset; load it with "
+            "load_source, or make one with datasets.Dataset.from_list or from_generator."
+        )
     rows = None if dataset is None else Rows(dataset)
     if opened is not None and rows is not None:
         opened.check(rows)

@@ -11,8 +11,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
+
+from accelerate import PartialState
 
 from jest_hf.curation.score_set import ScoreSet
 from jest_hf.curation.scoring import score_dataset
@@ -77,8 +78,10 @@ def run(options: argparse.Namespace) -> ScoreSet:
         source=source,
         **{name: getattr(options, name) for name in READING},
     )
-    if os.environ.get("RANK", "0") == "0":
+    state = PartialState()
+    if state.is_main_process:
         print(summary(scores, time.perf_counter() - start))
+    state.destroy_process_group()
     return scores
 
 

@@ -140,9 +140,7 @@ def score_dataset(
     }
     if pairs:
         plan["scoring"] |= {"loss": loss or pairs[0].loss, "batch_size": batch_size, "draws": draws, "seed": seed}
-    scores = write_scores(folder, plan, sources, embed.rows, embed.ranks, accelerator.device, disable_tqdm)
-    accelerator.end_training()
-    return scores
+    return write_scores(folder, plan, sources, embed.rows, embed.ranks, accelerator.device, disable_tqdm)
 
 
 def _check(dataset: Any, learner: Any, ref_model: Any, reference_cache: Any) -> None:

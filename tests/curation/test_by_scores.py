@@ -327,6 +327,11 @@ def test_options_that_cannot_work_are_refused(folder, tmp_path, options, error, 
     assert not list(tmp_path.iterdir())
 
 
+def test_rows_in_a_list_are_refused(folder, tmp_path):
+    with pytest.raises(TypeError, match="dataset is a list, .* datasets.Dataset.from_list"):
+        curate_dataset(folder / "scores", tmp_path / "out", keep=0.3, dataset=list(pairs()))
+
+
 def test_a_folder_that_exists_is_kept(folder, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
