@@ -256,8 +256,8 @@ def _about(opened: ScoreSet | None, run: Path | None) -> list[tuple[str, Any]]:
         manifest = opened.manifest
         for name in ("learner", "reference"):
             if (model := manifest.get(name)) is not None:
-                known = f"{model['repo']}@{model['commit']}" if "commit" in model else f"sha256 {model.get('weights')}"
-                about.append((name, known))
+                known = f"{manifest['names'][name]}, sha256 of its weights {model.get('weights')}"
+                about.append((name, f"{model['repo']}@{model['commit']}" if "commit" in model else known))
         scoring = manifest["scoring"]
         about += [(key.replace("_", " "), scoring[key]) for key in ("loss", "batch_size", "draws") if key in scoring]
         about += [(f"rank correlation of two halves of the draws, {key.replace('_', ' ')}", f"{value:.3f}")

@@ -26,6 +26,7 @@ from jest_hf.curation.score_writer import Source, write_scores
 from jest_hf.data.collator import JESTDataCollator
 from jest_hf.data.rows import Rows
 from jest_hf.distributed import Ranks
+from jest_hf.hub.card_parts import public_name
 from jest_hf.objectives import ObjectiveOptions, find_objective
 from jest_hf.reference import (
     CachedReference,
@@ -135,6 +136,7 @@ def score_dataset(
         "data": data,
         "scoring": {"kind": "pairs" if pairs else "losses"},
         "storage": {"shard_rows": shard_rows},
+        "names": _names({"learner": learner, "reference": ref_model or reference_cache}),
         "source": dict(source or {}),
         "columns": _columns(sources, embed.rows),
     }
@@ -223,6 +225,15 @@ class _Embedder:
                 f"{', '.join(self.reading)}: not all of these options belong to {type(made).__name__}, which reads "
                 f"the data of a {objective.name} model ({error}); leave out what does not fit."
             ) from error
+
+
+def _names(models: Mapping[str, Any]) -> dict[str, str]:
+    """Return what people call the models, for the card: Hub id, last part of a path, or class."""
+    given = {name: model for name, model in models.items() if model is not None}
+    return {
+        name: public_name(str(model)) or "" if isinstance(model, str | Path) else type(model).__name__
+        for name, model in given.items()
+    }
 
 
 def _identity(source: Source) -> dict[str, Any]:

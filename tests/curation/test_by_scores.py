@@ -135,6 +135,7 @@ def test_rows_are_copied_as_they_are(folder, tmp_path):
     assert "10 steps of 8 rows are 5.3 passes over the 15 kept rows" in card
     assert re.search(r"\| learnability +\| keep = 0.3 +\| 15 ", card) and "pairs.parquet" in card
     assert str(folder) not in card
+    assert re.search(r"\| learner +\| SiglipModel, sha256 of its weights [0-9a-f]{64} ", card)
     run_blocks(card, tmp_path / "out")
 
 

@@ -256,6 +256,7 @@ def test_the_command_scores_and_says_how_stable_the_order_is(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "scores: 30 rows (0 broken), learner_loss, reference_loss, learnability; rank correlation of two" in said
     manifest = open_scores(tmp_path / "scores").manifest
+    assert manifest["names"] == {"learner": "learner", "reference": "reference"}
     assert manifest["source"] == {"spec": str(tmp_path / "pairs.parquet"), "max_rows": 30}
     assert manifest["scoring"] == {"kind": "pairs", "loss": "sigmoid", "batch_size": 8, "draws": 2, "seed": 0}
 
