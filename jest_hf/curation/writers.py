@@ -24,8 +24,6 @@ import pyarrow.parquet as pq
 from datasets.table import embed_table_storage
 from PIL import Image
 
-from jest_hf.data.rows import undecoded
-
 
 BATCH_ROWS = 256
 SHARD_BYTES = 500_000_000
@@ -117,10 +115,10 @@ def _tables(dataset: datasets.Dataset, rows: np.ndarray, added: Mapping[str, np.
     for name, values in added.items():
         features[name] = datasets.Value(str(values.dtype))
     schema = features.arrow_schema
-    raw: Any = undecoded(dataset.with_format(None))
+    undecoded = dataset.with_format("arrow")  # which never decodes, and drops a transform
     for start in range(0, len(rows), BATCH_ROWS):
         part = slice(start, start + BATCH_ROWS)
-        table = raw.select(rows[part]).with_format("arrow")[:]
+        table = undecoded.select(rows[part])[:]
         for name, values in added.items():
             table = table.append_column(name, pa.array(values[part]))
         table = table.replace_schema_metadata(schema.metadata)  # an undecoded image has the same type in Arrow
