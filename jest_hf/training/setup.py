@@ -179,7 +179,7 @@ def plan_run(
 
     objective = objective_of(args, learner)  # 4
     check_objective(args, objective, data_collator)
-    check_functions(objective, args, functions)
+    check_functions(objective, functions)
 
     if peft_config is not None:  # 5
         model = cast(PreTrainedModel, add_adapter(model, peft_config))
