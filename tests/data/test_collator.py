@@ -235,6 +235,9 @@ GOOD = random_rows(1)[0]
 BROKEN = {
     "no image": ({"image": None}, "no image"),
     "no bytes": ({"image": {"bytes": b"", "path": None}}, "0 bytes"),
+    "half a character": ({"text": "a star \ud83d"}, "half a character"),
+    "half a character among captions": ({"text": ["a star", "\udfff"]}, "half a character"),
+    "half a character in a path": ({"image": "\ud83d.png"}, "cannot be read"),
     "not an image": ({"image": {"bytes": b"<html>", "path": None}}, "no format"),
     "truncated": ({"image": encode(random_image(64, 64, np.random.default_rng(0)), "JPEG")[:900]}, "truncated"),
     "zero size": ({"image": Image.new("RGB", (0, 4))}, "no pixels"),
