@@ -187,6 +187,16 @@ def test_captions_for_siglip_2_are_lower_cased(tokenizer):
     assert torch.equal(ids[0], ids[1])
 
 
+def test_gemmas_tokenizer_lower_cases_whatever_its_class():
+    plain = tiny_tokenizer(lower_case=False)
+    plain.add_tokens(["<start_of_turn>"])
+    processor = SiglipProcessor(tiny_siglip_processor().image_processor, plain)
+    rows = random_rows(2)
+    rows[0]["text"], rows[1]["text"] = "A RED STAR", "a red star"
+    ids = JESTDataCollator(processor)(rows)["input_ids"]
+    assert torch.equal(ids[0], ids[1])
+
+
 def test_captions_for_others_keep_their_case():
     processor = SiglipProcessor(tiny_siglip_processor().image_processor, tiny_tokenizer(lower_case=False))
     rows = random_rows(1)
