@@ -93,6 +93,11 @@ def is_dual_encoder(model: PreTrainedModel) -> bool:
     return model.config.model_type in FAMILIES and hasattr(model, "logit_scale")
 
 
+def embeds_pairs(model: Any) -> bool:
+    """Return whether a model, or its class, is a dual encoder of any family, supported or not."""
+    return all(hasattr(model, name) for name in ("get_image_features", "get_text_features"))
+
+
 def family_of(config: Any) -> Family:
     """Return the [`Family`] of a model configuration.
 
@@ -112,7 +117,7 @@ def family_of(config: Any) -> Family:
     if config.model_type not in FAMILIES:
         raise ValueError(
             f"model_type={config.model_type!r} is not a supported dual encoder; use one of {', '.join(FAMILIES)} "
-            "(SiglipModel, Siglip2Model, CLIPModel)."
+            "(SiglipModel, Siglip2Model, CLIPModel), or register the family in jest_hf.models.FAMILIES."
         )
     return FAMILIES[config.model_type]
 
@@ -170,6 +175,7 @@ __all__ = [
     "Family",
     "check_view",
     "embedding_width",
+    "embeds_pairs",
     "family_of",
     "has_logit_bias",
     "is_dual_encoder",
