@@ -213,11 +213,6 @@ def check_train_size(n_rows: int | None, args: JESTConfig) -> None:
             f"save_strategy={SaveStrategy(args.save_strategy).value!r}: a stream has no epochs; set them to 'steps' "
             "or 'no'."
         )
-    if n_rows is None and args.settings.prefilter_ratio > 0:
-        raise ValueError(
-            f"prefilter_ratio={args.prefilter_ratio} selects by index, and a stream has no index; set it to 0, or "
-            "pass a map-style data set."
-        )
     if n_rows is not None and n_rows < args.candidates_size:
         raise ValueError(
             f"train_dataset has {n_rows} rows, fewer than one super-batch of {args.candidates_size} "
