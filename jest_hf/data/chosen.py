@@ -20,7 +20,6 @@ import os
 import queue
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import chain, count, islice, repeat
 from typing import Any, NamedTuple, cast
 
@@ -125,21 +124,18 @@ class ChosenRows(IterableDataset[Handed]):
     def _read(self, worker: int) -> Iterator[list[dict[str, Any]]]:
         """Yield lists of n rows; an incomplete last one is dropped."""
         rows = iter(self.rows)
-        with counted_decodings() as decodings:
-            candidates = list(islice(rows, self.n_candidates))
-        if worker == self.rows.rank == 0 and (decodings or self._holds_pixels(candidates)):
+        candidates = list(islice(rows, self.n_candidates))
+        if worker == self.rows.rank == 0 and self._are_decoded(candidates):
             logger.warning(
-                "The stream decodes images before its rows can be selected, so each step decodes all of its "
-                "candidates; of a datasets stream, turn decoding off before map, filter, add_column and "
-                "rename_column, with stream.cast_column(%r, datasets.Image(decode=False)); of another stream, yield "
-                "the bytes or the path of each image.",
-                self.image_column,
+                "The rows of the stream come with decoded images, so each step decodes all of its candidates, and "
+                "each loader worker keeps %d images; let the stream yield the bytes or the path of each image.",
+                self.depth * self.n_candidates,
             )
         while len(candidates) == self.n_candidates:
             yield candidates
             candidates = list(islice(rows, self.n_candidates))
 
-    def _holds_pixels(self, candidates: list[dict[str, Any]]) -> bool:
+    def _are_decoded(self, candidates: list[dict[str, Any]]) -> bool:
         image = candidates[0].get(cast(str, self.image_column)) if candidates else None
         return not isinstance(image, str | os.PathLike | bytes | bytearray | memoryview | dict | None)
 
@@ -274,23 +270,6 @@ def load_chosen(
         **{**options, "persistent_workers": False},  # the queues of a pass reach the workers when these start
     )
     return prepare_stream(ChosenBatches(loader, choose, ranks, device), device)
-
-
-@contextmanager
-def counted_decodings() -> Iterator[list[None]]:
-    """A list that grows with each image that `datasets` decodes in this process: a stream may decode images on their
-    way, where no later `decode=False` reaches, and encode them again."""
-    decode, decodings = datasets.Image.decode_example, []
-
-    def counted(self: datasets.Image, *args: Any, **options: Any) -> Any:
-        decodings.append(None)
-        return decode(self, *args, **options)
-
-    datasets.Image.decode_example = counted  # type: ignore[method-assign]
-    try:
-        yield decodings
-    finally:
-        datasets.Image.decode_example = decode  # type: ignore[method-assign]
 
 
 __all__ = ["ChosenBatches", "ChosenRows", "Handed", "load_chosen"]

@@ -218,7 +218,16 @@ class CachedReference:
                 "no such column), or train on the data set itself."
             )
         number = int(cache.rows_of(torch.tensor([key]))[0])
-        cache.check(data=describe_row(row, number, collator))
+        try:
+            cache.check(data=describe_row(row, number, collator))
+        except ValueError as error:
+            if isinstance(dataset, datasets.IterableDataset):
+                error.args = (
+                    f"{error} If the data are the same, the stream may decode its images: before map, filter, "
+                    f"add_column, remove_columns and rename_column, call stream.cast_column({collator.image_column!r}, "
+                    "datasets.Image(decode=False)).",
+                )
+            raise
         return cls(cache, by_key=True)
 
     @property

@@ -295,48 +295,47 @@ def test_a_large_joint_draw_is_left_to_the_device(tmp_path, cache, monkeypatch):
 
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_rows_that_the_cache_does_not_have_are_named(tmp_path, cache, n_workers):
-    rows = table().map(lambda row, index: {"example_id": row["example_id"] + (index > 90)}, with_indices=True)
+    keys = [key + (index > 30) for index, key in enumerate(KEYS)]
+    rows = table().remove_columns("example_id").add_column("example_id", keys)
     trainer = trainer_of(tmp_path, cache, rows.to_iterable_dataset(4), dataloader_num_workers=n_workers)
     with pytest.raises(ValueError, match=r"the reference cache in .* has no row with example_id=\d+; train on"):
         trainer.train()
 
 
-def warnings(caplog):
-    return [one.getMessage() for one in caplog.records if "decodes images before its rows" in one.getMessage()]
+WAYS = {
+    "map": lambda rows: rows.map(lambda row: {"length": len(row["text"])}),
+    "add_column": lambda rows: rows.remove_columns("example_id").add_column("example_id", KEYS),
+    "filter": lambda rows: rows.filter(lambda row: True),
+}
 
 
-@pytest.mark.parametrize("way", ["map", "rename_column", "filter", "torch"])
-def test_a_stream_that_decodes_inside_is_told_of(tmp_path, cache, caplog, way):
-    caplog.set_level(logging.WARNING, "jest_hf.data.chosen")
-    rows = {
-        "map": lambda rows: rows.map(lambda row: {"length": len(row["text"])}),
-        "rename_column": lambda rows: rows.rename_column("text", "caption"),
-        "filter": lambda rows: rows.filter(lambda row: True),
-    }
-    if way == "torch":
-        inside = Pixels()
-    else:
-        inside = rows[way](stream())
-        outside = rows[way](stream().cast_column("image", datasets.Image(decode=False)))
-        trainer = trainer_of(tmp_path / "outside", cache, outside)
-        next(iter(trainer.get_train_dataloader()))
-        assert trainer.parts.loaders.early is not None and not warnings(caplog)
-    trainer = trainer_of(tmp_path / "inside", cache, inside)
-    assert len(next(iter(trainer.get_train_dataloader()))["example_id"]) == 8
-    (message,) = warnings(caplog)
-    assert "stream.cast_column('image', datasets.Image(decode=False))" in message
+@pytest.mark.parametrize("way", WAYS)
+def test_a_stream_that_decodes_inside_is_refused_with_the_way_out(tmp_path, cache, way):
+    rows = table().to_iterable_dataset(1)
+    with pytest.raises(ValueError, match=r"data.row.0 was .* call stream.cast_column\('image', datasets.Image\(decode=F"):
+        trainer_of(tmp_path / "inside", cache, WAYS[way](rows))
+    rows = WAYS[way](rows.cast_column("image", datasets.Image(decode=False)))
+    batch = next(iter(trainer_of(tmp_path, cache, rows, select_before_decoding=True).get_train_dataloader()))
+    assert len(batch["example_id"]) == 8 and batch["valid"].all()
 
 
 class Pixels(torch.utils.data.IterableDataset):
-    """Rows with decoded images, as from a torch stream. The first is the first of the table, for the cache's check."""
+    """Rows with decoded images."""
 
     def __iter__(self):
-        for row in Rows(table()):
-            image = row["image"] if row["example_id"] == 0 else Image.open(io.BytesIO(row["image"]["bytes"]))
-            yield {**row, "image": image, "example_id": KEYS[row["example_id"]]}
+        yield from Rows(pixels())
 
 
-def test_a_stream_of_bytes_is_not_told_off(tmp_path, cache, caplog):
+def pixels():
+    return [{**row, "image": Image.open(io.BytesIO(row["image"]["bytes"]))} for row in Rows(table())]
+
+
+@pytest.mark.parametrize("make, are_decoded", [(Pixels, True), (stream, False)])
+def test_decoded_images_are_told_of(tmp_path, cache, caplog, make, are_decoded):
     caplog.set_level(logging.WARNING, "jest_hf.data.chosen")
-    trained(tmp_path, cache)
-    assert not warnings(caplog)
+    if are_decoded:
+        cache = str(make_cache(tmp_path / "cache", pixels(), shard_rows=40).folder)
+    trainer = trained(tmp_path, cache, make())
+    assert trainer.parts.loaders.early is not None
+    told = [one.getMessage() for one in caplog.records if "come with decoded images" in one.getMessage()]
+    assert len(told) == are_decoded and all("each loader worker keeps 32 images" in one for one in told)
