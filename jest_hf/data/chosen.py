@@ -20,7 +20,7 @@ import os
 import queue
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from itertools import chain, count, islice, repeat
+from itertools import chain, islice, repeat
 from typing import Any, NamedTuple, cast
 
 import datasets
@@ -204,10 +204,10 @@ class ChosenBatches(StreamedBatches):
                 batches.append(one.batch)
             return True
 
-        n_chosen, goes_on = 0, True
+        n_loaded, n_chosen, goes_on = 0, 0, True
         try:
-            for number in count():
-                while goes_on and n_chosen < number + n_ahead:
+            while True:
+                while goes_on and n_chosen < n_loaded + n_ahead:
                     while not candidates and receive():
                         pass
                     worker, own = candidates.popleft() if candidates else (0, None)
@@ -216,10 +216,11 @@ class ChosenBatches(StreamedBatches):
                     if ids is not None:
                         n_chosen += 1
                         choices[worker].put(self.choose(ids, epoch, n_before + n_chosen))
-                if number == n_chosen:
-                    return number
+                if n_loaded == n_chosen:
+                    return n_loaded
                 while not batches:
                     receive()
+                n_loaded += 1
                 yield batches.popleft()
         finally:  # a worker that waits for a choice does not see that the loader ends
             for one in choices:

@@ -222,9 +222,10 @@ class CachedReference:
             cache.check(data=describe_row(row, number, collator))
         except ValueError as error:
             if isinstance(dataset, datasets.IterableDataset):
+                column = collator.image_column
                 error.args = (
                     f"{error} If the data are the same, the stream may decode its images: before map, filter, "
-                    f"add_column, remove_columns and rename_column, call stream.cast_column({collator.image_column!r}, "
+                    f"add_column, remove_columns and rename_column, call stream.cast_column({column!r}, "
                     "datasets.Image(decode=False)).",
                 )
             raise

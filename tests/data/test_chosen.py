@@ -89,7 +89,7 @@ def test_chosen_rows_are_decoded_and_others_are_not():
 def test_no_chosen_row_gives_a_batch_without_rows():
     loader = load_chosen(stream(), collate, 6, lambda ids, epoch, step: [] if step == 2 else [1])
     shapes = [{name: (tuple(v.shape), v.dtype) for name, v in batch.items()} for batch in islice(loader, 3)]
-    one, none = ({name: ((n,), torch.int64) for name in ("example_id", "epoch")} for n in (1, 0))
+    one, none = (dict.fromkeys(("example_id", "epoch"), ((n,), torch.int64)) for n in (1, 0))
     assert shapes == [one, none, one]
 
 

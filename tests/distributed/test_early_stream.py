@@ -43,7 +43,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(make_cache(tmp_path_factory.mktemp("cache"), table(unreadable=(7, 8)), shard_rows=64).folder)
 
 
-def _train(folder: str, changes: dict[str, Any], resumes: bool = False, broken: tuple[int, ...] = ()) -> dict[str, Any]:
+def _train(
+    folder: str, changes: dict[str, Any], resumes: bool = False, broken: tuple[int, ...] = ()
+) -> dict[str, Any]:
     if changes.get("dataloader_num_workers"):
         # A daemon, as which the ranks of these tests run, may have no children, and loader workers are children.
         multiprocessing.current_process()._config["daemon"] = False
