@@ -125,7 +125,7 @@ class ChosenRows(IterableDataset[Handed]):
         """Yield lists of n rows; an incomplete last one is dropped."""
         rows = iter(self.rows)
         candidates = list(islice(rows, self.n_candidates))
-        if worker == self.rows.rank == 0 and self._are_decoded(candidates):
+        if worker == self.rows.rank == 0 and self._are_decoded(candidates[:1]):
             logger.warning(
                 "The rows of the stream come with decoded images, so each step decodes all of its candidates, and "
                 "each loader worker keeps %d images; let the stream yield the bytes or the path of each image.",
@@ -135,9 +135,11 @@ class ChosenRows(IterableDataset[Handed]):
             yield candidates
             candidates = list(islice(rows, self.n_candidates))
 
-    def _are_decoded(self, candidates: list[dict[str, Any]]) -> bool:
-        image = candidates[0].get(cast(str, self.image_column)) if candidates else None
-        return not isinstance(image, str | os.PathLike | bytes | bytearray | memoryview | dict | None)
+    def _are_decoded(self, rows: list[dict[str, Any]]) -> bool:
+        """Whether images come decoded; looked at in the first pass alone."""
+        images = [row.get(cast(str, self.image_column)) for row in rows if row["epoch"] == 0]
+        encoded = str | os.PathLike | bytes | bytearray | memoryview | dict | None
+        return any(not isinstance(image, encoded) for image in images)
 
     def _choice(self, worker: int, parent: int | None) -> list[int] | None:
         """Wait for the next choice; `None` if the pass is over."""

@@ -103,15 +103,12 @@ class Counted:
 
 VARIANTS = {
     "joint": {},
-    "softmax": {"loss": "softmax"},
     "independent": {"selection": "independent"},
     "top_k": {"selection": "top_k"},
     "uniform_part": {"uniform_fraction": 0.25},
     "passes": {"max_steps": 8},
     "workers": {"dataloader_num_workers": 2, "max_steps": 6},
-    "more_workers": {"dataloader_num_workers": 3, "dataloader_prefetch_factor": 1, "dataloader_pin_memory": False},
     "local": {"selection_scope": "local"},
-    "taught": {"distillation_weight": 1.0},
     "view": {"scoring_view": "image:8"},
 }
 
