@@ -125,16 +125,10 @@ class EarlySelection:
         arguments as above, and the data collator.
 
         Raises:
-            ValueError: for `select_before_decoding=True` in a run that cannot, and for `prefilter_ratio` with
-                `ignore_data_skip`.
+            ValueError: for `select_before_decoding=True` in a run that cannot.
         """
         wanted = args.select_before_decoding
         if args.settings.prefilter_ratio > 0 and source is not None:
-            if args.ignore_data_skip:
-                raise ValueError(
-                    f"prefilter_ratio={args.prefilter_ratio} draws in the loader, which after a resume with "
-                    "ignore_data_skip=True does not know the number of a step; leave ignore_data_skip out."
-                )
             return cls(args, source, loss, getattr(collator, "seed", 0), ranks, from_stream)
         if wanted is False:
             return None
@@ -304,8 +298,6 @@ def _obstacle(args: JESTConfig, source: ReferenceSource | None) -> str | None:
         return "the reference is not cached"
     if args.compare_selectors:
         return f"compare_selectors={args.compare_selectors} compares whole super-batches"
-    if args.ignore_data_skip:
-        return "with ignore_data_skip=True a resumed run's loader does not know the number of a step"
     if args.selection_warmup_steps or args.filter_ratio_ramp_steps:
         return "the first steps follow a schedule (selection_warmup_steps, filter_ratio_ramp_steps)"
     return None

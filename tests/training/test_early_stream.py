@@ -274,7 +274,6 @@ def test_a_chosen_row_that_breaks_later_is_left_out_and_counted(tmp_path, cache,
         ({"reference_cache": None}, "the reference is not cached"),
         ({"compare_selectors": ["uniform"]}, r"compare_selectors=\['uniform'\]"),
         ({"selection_warmup_steps": 1}, "a schedule"),
-        ({"ignore_data_skip": True}, "with ignore_data_skip=True a resumed run's loader"),
     ],
 )
 def test_a_run_that_cannot_is_refused_if_it_must_and_selects_in_the_step_if_it_may(tmp_path, cache, changes, obstacle):
@@ -282,11 +281,6 @@ def test_a_run_that_cannot_is_refused_if_it_must_and_selects_in_the_step_if_it_m
         trained(tmp_path / "must", cache, select_before_decoding=True, **changes)
     trainer = trained(tmp_path / "may", cache, **changes)
     assert trainer.parts.loaders.early is None and trainer.state.global_step == 3
-
-
-def test_two_stages_need_the_number_of_a_step(tmp_path, cache):
-    with pytest.raises(ValueError, match="prefilter_ratio=0.5 draws in the loader, .* leave ignore_data_skip out"):
-        trained(tmp_path, cache, ignore_data_skip=True, **TWO_STAGES)
 
 
 def test_a_large_joint_draw_is_left_to_the_device(tmp_path, cache, monkeypatch):
