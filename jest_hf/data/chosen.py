@@ -19,7 +19,7 @@ import logging
 import os
 import queue
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from itertools import chain, islice, repeat
 from typing import Any, NamedTuple, cast
 
@@ -34,6 +34,7 @@ from jest_hf.distributed import Ranks
 
 logger = logging.getLogger(__name__)
 
+ENCODED = (str, os.PathLike, bytes, bytearray, memoryview, Mapping, type(None))  # forms of images that are not pixels
 PATIENCE = 5.0  # seconds after which a worker that waits for a choice checks that the training process still lives
 
 # `choose(ids, epoch, step)`: from the ids of the candidates of a step, int64 `[W, n]` for W ranks, to the places of
@@ -138,8 +139,7 @@ class ChosenRows(IterableDataset[Handed]):
     def _are_decoded(self, rows: list[dict[str, Any]]) -> bool:
         """Whether images come decoded; looked at in the first pass alone."""
         images = [row.get(cast(str, self.image_column)) for row in rows if row["epoch"] == 0]
-        encoded = str | os.PathLike | bytes | bytearray | memoryview | dict | None
-        return any(not isinstance(image, encoded) for image in images)
+        return not all(isinstance(image, ENCODED) for image in images)
 
     def _choice(self, worker: int, parent: int | None) -> list[int] | None:
         """Wait for the next choice; `None` if the pass is over."""

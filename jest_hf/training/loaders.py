@@ -65,10 +65,7 @@ class Loaders:
             "image_column": collator.image_column,
             "ranks": self.ranks,
             "device": args.device,
-            "num_workers": args.dataloader_num_workers,
-            "pin_memory": args.dataloader_pin_memory,
-            "persistent_workers": args.dataloader_persistent_workers,
-            "prefetch_factor": args.dataloader_prefetch_factor,
+            **self._worker_options,
         }
         loss = self.objective.loss_kind
         self.early = EarlySelection.where_it_serves(args, source, loss, collator, self.ranks, from_stream=True)
@@ -128,14 +125,23 @@ class Loaders:
             rows,
             batch_sampler=batches,
             collate_fn=self.training_collator(collator),
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
             worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+            **self._worker_options,
         )
         # The batches are this rank's own: accelerate must not split them once more.
         return prepare_data_loader(loader, args.device, num_processes=1, process_index=0, put_on_device=True)
+
+    @property
+    def _worker_options(self) -> dict[str, Any]:
+        """The options of the run about loader workers, by their names in a torch `DataLoader`."""
+        args = self.args
+        return {
+            "num_workers": args.dataloader_num_workers,
+            "pin_memory": args.dataloader_pin_memory,
+            "persistent_workers": args.dataloader_persistent_workers,
+            "prefetch_factor": args.dataloader_prefetch_factor,
+            "multiprocessing_context": args.dataloader_multiprocessing_context,
+        }
 
     def training_collator(self, collator: Any) -> Any:
         """The collator of super-batches: with images at the scoring view too, or with these alone."""

@@ -49,7 +49,6 @@ def _train(
     if changes.get("dataloader_num_workers"):
         # A daemon, as which the ranks of these tests run, may have no children, and loader workers are children.
         multiprocessing.current_process()._config["daemon"] = False
-        multiprocessing.set_start_method("fork", force=True)  # a server would import everything for each worker
     args = JESTConfig(
         output_dir=folder,
         per_device_train_batch_size=SUB_BATCH // 2,
@@ -115,7 +114,7 @@ def test_two_ranks_train_as_with_selection_in_the_step(tmp_path, cache, scope):
 
 
 def test_a_resumed_run_with_loader_workers_repeats_the_draws(tmp_path, cache):
-    changes = {"dataloader_num_workers": 2, "reference_cache": cache}
+    changes = {"dataloader_num_workers": 2, "dataloader_multiprocessing_context": "fork", "reference_cache": cache}
     run(2, _train, str(tmp_path / "run"), changes)
     whole = ledger(tmp_path / "run")
     run(2, _train, str(tmp_path / "late"), {**changes, "select_before_decoding": False})
