@@ -142,6 +142,13 @@ def test_only_the_selected_images_are_decoded(tmp_path, cache, monkeypatch, n_wo
     assert 3 <= counted.batches.value <= 3 + 1 + 2 * n_workers
 
 
+@pytest.mark.parametrize("changes", [{}, {"select_before_decoding": False}], ids=["early", "late"])
+def test_workers_start_as_the_options_say(tmp_path, cache, changes):
+    options = {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "spawn"}
+    loader = trainer_of(tmp_path, cache, **options, **changes).get_train_dataloader().dataset.loader
+    assert loader.multiprocessing_context.get_start_method() == "spawn"
+
+
 def test_the_images_are_those_of_the_rows_that_were_drawn(tmp_path):
     rows = random_rows(64)
     for index, row in enumerate(rows):
