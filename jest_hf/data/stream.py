@@ -185,6 +185,7 @@ def load_stream(
     image_column: str | None = None,
     ranks: Ranks | None = None,
     device: torch.device | str = "cpu",
+    non_blocking: bool = False,
     **options: Any,
 ) -> DataLoader[dict[str, Tensor]]:
     """Make a loader of super-batches of a stream, for `Trainer.get_train_dataloader`. Iterating is a collective.
@@ -194,6 +195,8 @@ def load_stream(
         collator (`Callable`): Makes a super-batch from a list of rows.
         batch_size (`int`): Rows of a super-batch on one rank.
         device (`torch.device`, *optional*, defaults to `"cpu"`): Device that super-batches are moved to.
+        non_blocking (`bool`, *optional*, defaults to `False`): Whether to move them without waiting, from pinned
+            memory.
         options: Options of the torch `DataLoader`, such as `num_workers`, `pin_memory` and `prefetch_factor`.
 
     Returns:
@@ -212,6 +215,7 @@ def load_stream(
         process_index=0,
         put_on_device=True,
         dispatch_batches=False,
+        non_blocking=non_blocking,
     )
     return prepared
 

@@ -272,7 +272,7 @@ def build_parts(
         proxy=None if companions.proxy is None else companions.proxy.score,
         autocast=engine.autocast,
     )
-    loaders = Loaders(args, objective, view, ranks)
+    loaders = Loaders(args, objective, view, ranks, lambda: reference.source)
     step = SelectionStep(
         args,
         objective.loss_kind,
@@ -296,6 +296,7 @@ def build_parts(
         engine=engine,
         reference=lambda: reference.source,
         late_images=lambda: loaders.late_images,
+        record=recorder.add,
     )
     if plan.train_dataset is not None:  # 14
         recorder.costs = _costs(plan, reader, learner)
