@@ -147,8 +147,9 @@ class JESTConfig(JESTOptions):
     select_before_decoding (`bool`, *optional*):
         Select in the loader, before images are read and decoded, so that only the selected rows are: possible with
         `criterion="easy_reference"` and a cached reference, on map-style data. The selections are those of the step.
-        `True` requires it, `False` selects in the step. Default: in the loader, unless a joint draw is too large
-        for a CPU (4 B b D above 2e10 FLOPs, for instance B = 10,240, b = 2,048, D = 256).
+        A joint draw that is too large for a CPU (4 B b D above 2e10 FLOPs, for instance B = 10,240, b = 2,048,
+        D = 256) is made on the GPUs, by all ranks together. `True` requires it, `False` selects in the step. Default:
+        in the loader; without a GPU, a joint draw that is too large for a CPU is made in the step.
 
     > Parameters that control the resolution (Flexi-JEST)
 

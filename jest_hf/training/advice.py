@@ -174,9 +174,9 @@ class Overtaken(_Advice):
             self._has_spoken = True
             logger.warning(
                 f"Step {record.step}: the learner has overtaken the reference: over the last {len(self._window)} "
-                f"steps its mean loss of the selected examples is {learner:.4g}, and the reference's is "
-                f"{reference:.4g}, so learnability now picks what the reference knows less well, such as noise. Use "
-                "criterion='easy_reference', a reference that was trained longer, or stop here."
+                f"steps the learner's mean loss of the selected examples is {learner:.4g}, and the reference's is "
+                f"{reference:.4g}, so that what is selected now is often noise and no longer what can be learned. Use "
+                "criterion='easy_reference', a reference that was trained longer, or an earlier stop."
             )
 
 
