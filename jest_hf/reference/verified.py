@@ -43,7 +43,7 @@ class ShardChecks:
         self._states = torch.zeros(len(self.files), dtype=torch.uint8)
         self._blocks = torch.zeros((), dtype=torch.int64)  # hashed by the threads: shows that they are at work
         for shared in (self._states, self._blocks):
-            shared.share_memory_()  # type: ignore[no-untyped-call]  # torch gives it no types
+            shared.share_memory_()
         self._is_alone = False  # whether this process has waited for threads in vain
 
     def start(self) -> None:

@@ -101,7 +101,7 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_is_the_same_and_its_steps_read_no_cache(tmp_path, name, monkeypatch):
     changes = {"cache_reference": True, "record_selection": True, "max_steps": 5, **RUNS[name]}
-    in_step, learned = [], []
+    in_step, learned, taken = [], [], []
 
     def run(folder):
         trainer = make_trainer(folder, rows=pairs(), **changes)
@@ -114,6 +114,11 @@ def test_a_run_is_the_same_and_its_steps_read_no_cache(tmp_path, name, monkeypat
             return loss
 
         trainer.training_step = stepping
+        recorder = trainer.plan.recorder
+        record = recorder.record
+        recorder.record = lambda step, sub, pool: (
+            taken.append(sub.rows) or taken.append(pool.rows) or record(step, sub, pool)
+        )
         trainer.learn = lambda model, batch, *more: learned.append(set(batch)) or learn(model, batch, *more)
         trainer.train()
         return trainer
@@ -133,6 +138,9 @@ def test_a_run_is_the_same_and_its_steps_read_no_cache(tmp_path, name, monkeypat
     assert torch.equal(weights(found), weights(expected))
     assert found.statistics.totals() == expected.statistics.totals()
     assert not any(name.startswith("cached_") for batch in learned for name in batch)
+    # They travel with the rows of the sub-batch only where its teacher needs them.
+    needed = changes.get("distillation_weight") and changes.get("criterion") != "learnability" and name != "view"
+    assert any(name.startswith("cached_") for rows in taken for name in rows) == bool(needed)
 
 
 @pytest.mark.parametrize("named", [False, True])
