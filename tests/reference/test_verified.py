@@ -144,8 +144,18 @@ def test_a_run_hashes_each_shard_once_and_its_workers_none(tmp_path, cache, hash
     assert checks._states.eq(verified.WHOLE).all() and not checks._is_alone
 
 
-def test_workers_know_what_the_threads_have_compared(cache):
-    """The states are shared with a process that has got a copy through multiprocessing, before they are known."""
+def test_a_forked_worker_knows_what_the_threads_have_compared(cache):
+    context, opened = torch.multiprocessing.get_context("fork"), open_cache(cache)
+    receiver, sender = context.Pipe(duplex=False)
+    worker = context.Process(target=lambda: sender.send(_states_once_known(CachedReference(opened))))
+    worker.start()
+    opened.verify_ahead()
+    assert receiver.poll(20) and receiver.recv() == [verified.WHOLE] * 6
+    worker.join(20)
+
+
+def test_a_worker_with_a_copy_knows_it_too(cache):
+    """As with other ways to start a process than fork: the copy comes through multiprocessing."""
     with torch.multiprocessing.get_context("fork").Pool(1) as pool:
         opened = open_cache(cache)
         waiting = pool.apply_async(_states_once_known, (CachedReference(opened),))
