@@ -11,13 +11,13 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from transformers import TrainerCallback
 from transformers.utils import logging
 
 from jest_hf.config import JESTConfig
-from jest_hf.images import decoding
 from jest_hf.report.report import StepRecord
 from jest_hf.report.summary import RunSummary
 from jest_hf.selection.criteria import CRITERIA
@@ -127,7 +127,7 @@ def loading_remedies(
     if getattr(args, "image_cache", False) is None:  # the option is there, and off
         remedies.append("image_cache=<folder> (each image is decoded once for all epochs and runs)")
     decodes = hasattr(collator, "scaled_jpeg_decoding")
-    if decodes and decoding.simplejpeg is None:
+    if decodes and find_spec("simplejpeg") is None:
         remedies.append("pip install 'jest_hf[jpeg]' (JPEGs are decoded faster, to the same pixels)")
     if decodes and not collator.scaled_jpeg_decoding:
         remedies.append("scaled_jpeg_decoding=True of the collator (large JPEGs are decoded smaller)")

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from jest_hf import JESTDataCollator
-from jest_hf.images import decoding
 from jest_hf.report import StepFlops, StepRecord
 from jest_hf.training import advice
 from jest_hf.training.advice import Overtaken, SlowLoading, loading_remedies
@@ -111,7 +110,7 @@ def test_the_remedies_are_those_of_the_run(tmp_path, monkeypatch):
     assert of(criterion="hard_learner") == []
     collator = JESTDataCollator(tiny_siglip_processor())
     for module, expected in ((None, ["pip", "scaled_jpeg_decoding=True"]), (object(), ["scaled_jpeg_decoding=True"])):
-        monkeypatch.setattr(decoding, "simplejpeg", module)
+        monkeypatch.setattr(advice, "find_spec", {"simplejpeg": module}.get)
         assert of(selection="uniform", collator=collator) == expected
     collator = JESTDataCollator(tiny_siglip_processor(), scaled_jpeg_decoding=True)
     assert of(selection="uniform", collator=collator) == []
