@@ -8,7 +8,7 @@ All values are checked when the object is made, so that a wrong one costs a seco
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 from jest_hf.config.checks import check_choice, check_selection, check_training
 from jest_hf.config.options import JESTOptions, SelectionSettings
@@ -147,9 +147,10 @@ class JESTConfig(JESTOptions):
     select_before_decoding (`bool`, *optional*):
         Select in the loader, before images are read and decoded, so that only the selected rows are: possible with
         `criterion="easy_reference"` and a cached reference. Of a stream all rows are read, and only the selected ones
-        are decoded. The selections are those of the step. `True` requires it, `False` selects in the step. Default:
-        in the loader, unless a joint draw is too large for a CPU (4 B b D above 2e10 FLOPs, for instance B = 10,240,
-        b = 2,048, D = 256).
+        are decoded. The selections are those of the step. A joint draw that is too large for a CPU (4 B b D above
+        2e10 FLOPs, for instance B = 10,240, b = 2,048, D = 256) is made on the GPUs, by all ranks together. `True`
+        requires it, `False` selects in the step. Default: in the loader; without a GPU, a joint draw that is too large
+        for a CPU is made in the step.
 
     > Parameters that control the resolution (Flexi-JEST)
 
@@ -193,7 +194,11 @@ class JESTConfig(JESTOptions):
         check_training(self, self.settings)
         if self.data_seed is None:
             self.data_seed = self.seed
+        is_default = self.accelerator_config is None
         super().__post_init__()  # type: ignore[no-untyped-call]  # transformers annotates no __post_init__
+        if is_default and self.dataloader_pin_memory and self.device.type == "cuda":
+            # The copy of a super-batch need not be waited for: the device's queue keeps it before what reads it.
+            cast(Any, self.accelerator_config).non_blocking = True
 
     def _read(self) -> None:
         """Turn numbers given as strings into floats (YAML reads `1e-4` as a string), and one selector into a list."""

@@ -246,12 +246,13 @@ def load_chosen(
     image_column: str | None = None,
     ranks: Ranks | None = None,
     device: torch.device | str = "cpu",
+    non_blocking: bool = False,
     **options: Any,
 ) -> DataLoader[dict[str, Tensor]]:
     """Make a loader of the chosen rows of a stream, for `Trainer.get_train_dataloader`. Iterating is a collective.
 
     Args:
-        dataset, collator, image_column, ranks, device: As in [`~jest_hf.data.stream.load_stream`].
+        dataset, collator, image_column, ranks, device, non_blocking: As in [`~jest_hf.data.stream.load_stream`].
         n_candidates (`int`): Rows from which a step draws, on one rank (n).
         choose (`Callable`): Takes the ids of the candidates of all ranks (int64 `[W, n]`), the epoch and the number of
             the step from 1, and returns the places of the rows that this rank loads among its own candidates. If there
@@ -272,7 +273,7 @@ def load_chosen(
         generator=torch.Generator(),  # as in `load_stream`
         **{**options, "persistent_workers": False},  # the queues of a pass reach the workers when these start
     )
-    return prepare_stream(ChosenBatches(loader, choose, ranks, device), device)
+    return prepare_stream(ChosenBatches(loader, choose, ranks, device), device, non_blocking)
 
 
 __all__ = ["ChosenBatches", "ChosenRows", "Handed", "load_chosen"]

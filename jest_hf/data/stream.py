@@ -197,6 +197,7 @@ def load_stream(
     image_column: str | None = None,
     ranks: Ranks | None = None,
     device: torch.device | str = "cpu",
+    non_blocking: bool = False,
     **options: Any,
 ) -> DataLoader[dict[str, Tensor]]:
     """Make a loader of super-batches of a stream, for `Trainer.get_train_dataloader`. Iterating is a collective.
@@ -206,6 +207,8 @@ def load_stream(
         collator (`Callable`): Makes a super-batch from a list of rows.
         batch_size (`int`): Rows of a super-batch on one rank.
         device (`torch.device`, *optional*, defaults to `"cpu"`): Device that super-batches are moved to.
+        non_blocking (`bool`, *optional*, defaults to `False`): Whether to move them without waiting, from pinned
+            memory.
         options: Options of the torch `DataLoader`, such as `num_workers`, `pin_memory` and `prefetch_factor`.
 
     Returns:
@@ -215,10 +218,12 @@ def load_stream(
     # Every pass draws a number. With the default generator, a resumed run would draw other numbers in training.
     generator = torch.Generator()
     loader = DataLoader(rows, batch_size, collate_fn=collator, drop_last=True, generator=generator, **options)
-    return prepare_stream(StreamedBatches(loader, ranks, device), device)
+    return prepare_stream(StreamedBatches(loader, ranks, device), device, non_blocking)
 
 
-def prepare_stream(batches: StreamedBatches, device: torch.device | str) -> DataLoader[dict[str, Tensor]]:
+def prepare_stream(
+    batches: StreamedBatches, device: torch.device | str, non_blocking: bool
+) -> DataLoader[dict[str, Tensor]]:
     """Make accelerate's loader of the super-batches of a stream, which it moves to `device`."""
     # By default accelerate would read the stream on rank 0 only, or split it a second time.
     prepared: DataLoader[dict[str, Tensor]] = prepare_data_loader(
@@ -228,6 +233,7 @@ def prepare_stream(batches: StreamedBatches, device: torch.device | str) -> Data
         process_index=0,
         put_on_device=True,
         dispatch_batches=False,
+        non_blocking=non_blocking,
     )
     return prepared
 

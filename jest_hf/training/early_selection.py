@@ -6,7 +6,13 @@ With a criterion that uses the reference alone (`easy_reference`) and cached sco
 it is made where the loader draws its indices, in the main process of each rank, and the workers read, decode and
 tokenize b rows in place of B. Every rank makes the draw of the whole super-batch for itself: the cache is on its disk,
 and the noise is a function of (seed, step, position), so that no rank has to talk to another. The draw is the one that
-the step would have made ([`~training.step.SelectionStep`]), bit by bit, and so is the share of each rank.
+the step would have made ([`~training.step.SelectionStep`]), bit by bit, and so is the share of each rank. A thread
+draws for the next step while the loader works on this one.
+
+A joint draw of more than `MOST_FLOPS` is too much for a CPU. On a GPU the ranks then make it together, as in the step:
+each holds the scores of its own rows on its device. The main thread of every rank draws, where the loader takes its
+next indices. So the collectives come in the same order on all ranks, and the draws of the next steps are made ahead by
+the loader's prefetch depth.
 
 Of a stream the bytes of every candidate pass by, each rank sees its own part, and the ranks exchange the ids of their
 candidates ([`~jest_hf.data.chosen.ChosenBatches`]). A rank then decodes the drawn rows among its own, be they more or
@@ -23,26 +29,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
-from jest_hf.batch import Scored, Scores
+from jest_hf.batch import Scores
 from jest_hf.config import JESTConfig
 from jest_hf.data.captions import draw_caption
 from jest_hf.data.rows import EpochSampler
 from jest_hf.distributed import Ranks, Shares, owners_of, plan_exchange
 from jest_hf.reference import ReferenceSource
 from jest_hf.report.compare import compare_selected
-from jest_hf.selection import SELECTIONS, DrawKey, Pool, SelectionSchedule
+from jest_hf.selection import SELECTIONS, DrawKey, Pool, SelectionSchedule, take_sub_batch
 
 
-# A joint draw compares B candidates with b examples: 4 B b D FLOPs. Above this many, the step draws, on the device.
-# Chosen for a few tenths of a second on one core, and not measured against the steps of a GPU.
+# A joint draw compares B candidates with b examples: 4 B b D FLOPs. Above this many, a GPU draws; without a GPU, the
+# step. Chosen for a few tenths of a second on one core, and not measured against the steps of a GPU.
 MOST_FLOPS = 2e10
 # Added to the seed of a run for its first stage: the second draws with the noise of the run's own seed.
 _PREFILTER_SEED = 2**61
@@ -83,6 +90,8 @@ class EarlySelection:
         ranks ([`~jest_hf.distributed.Ranks`]): All processes of the run.
         from_stream (`bool`, *optional*, defaults to `False`): Whether the data are a stream, of which a rank can load
             only its own candidates.
+        together (`bool`, *optional*, defaults to `False`): Whether the ranks make a draw together, on their devices,
+            and not each for itself on its CPU. [`~EarlySelection.draw`] is then a collective.
 
     Attributes:
         draws (`dict`): By step, the draws whose rows are on their way through the loader.
@@ -96,6 +105,7 @@ class EarlySelection:
         caption_seed: int,
         ranks: Ranks,
         from_stream: bool = False,
+        together: bool = False,
     ) -> None:
         self.args = args
         self.source = source
@@ -103,6 +113,7 @@ class EarlySelection:
         self.caption_seed = caption_seed
         self.ranks = ranks
         self.from_stream = from_stream
+        self.together = together
         self.draws: dict[int, EarlyDraw] = {}
         settings = args.settings
         self.is_final = settings.prefilter_ratio == 0
@@ -140,11 +151,14 @@ class EarlySelection:
                     "criterion='easy_reference' with reference_cache or cache_reference, or leave it out."
                 )
             return None
-        if wanted is None and SELECTIONS[args.settings.selection].needs_pairs:
-            flops = 4.0 * args.super_batch_size * args.sub_batch_size * (source.width or 0)
-            if flops > MOST_FLOPS:
-                return None
-        return cls(args, source, loss, getattr(collator, "seed", 0), ranks, from_stream)
+        is_large = False
+        if SELECTIONS[args.settings.selection].needs_pairs:
+            n_together = ranks.size if args.selection_scope == "global" else 1
+            of_rank = 4.0 * args.per_device_super_batch_size * args.per_device_train_batch_size * (source.width or 0)
+            is_large = of_rank * n_together**2 > MOST_FLOPS
+        if is_large and wanted is None and args.device.type == "cpu":
+            return None
+        return cls(args, source, loss, getattr(collator, "seed", 0), ranks, from_stream, together=is_large)
 
     def choose(self, ids: Tensor, epoch: int, step: int) -> list[int]:
         """
@@ -191,12 +205,18 @@ class EarlySelection:
     def _draw(
         self, keys: Sequence[tuple[int, int]], own: slice, candidates: slice, step: int
     ) -> tuple[list[int], EarlyDraw]:
-        rows = self._rows(keys[candidates])
+        args, device = self.args, torch.device("cpu")
+        group, held = Ranks(), candidates
+        if self.together:
+            device = args.device
+            if candidates != own:
+                group, held = self.ranks, own
+        rows = {name: value.to(device) for name, value in self._rows(keys[held]).items()}
         rows["valid"] = self.source.readable(rows)
         positions = torch.arange(candidates.start, candidates.stop)
         n_ranks = len(positions) * self.ranks.size // len(keys)
-        readable = int(rows["valid"].sum())
-        args = self.args
+        shares = Shares.of(group, rows["valid"])
+        readable = sum(shares.readable)
         per_rank = args.per_device_train_batch_size if self.is_final else args.per_device_super_batch_size
         size = min(per_rank * n_ranks, readable)
         if size < n_ranks:
@@ -204,26 +224,28 @@ class EarlySelection:
                 f"step {step}: only {readable} of the {len(positions)} rows of the super-batch could be read when the "
                 f"reference was cached, and {n_ranks} are needed; check that they have their images, texts and labels."
             )
-        pool = Pool(rows, positions, Shares(Ranks(), [len(positions)], [readable]), size)
-        reference = self.source.score(_NO_MODEL, rows, len(positions))
+        pool = Pool(rows, torch.arange(held.start, held.stop, device=device), shares, size)
+        reference = self.source.score(_NO_MODEL, rows, len(rows["valid"]))
         selector = args.selector(self.loss) if self.is_final else args.prefilter(self.loss)
         key = DrawKey(args.seed if self.is_final else args.seed + _PREFILTER_SEED, step)
         selection = selector.select(pool, lambda models: Scores(reference=reference), key)
         drawn = selection.indices
         if not self.is_final:
             drawn = drawn.sort().values  # as rows lie that were not drawn: in an order that says nothing of scores
+        _, parts = take_sub_batch(shares, rows, {"reference": reference}, drawn)
+        metrics = {**selection.metrics, **compare_selected(parts, self.loss, group)}
+        drawn = drawn.cpu()
         readers = owners_of(drawn, [len(positions) // n_ranks] * n_ranks)
         if not self.from_stream:  # any rank can read any row
             readers = plan_exchange(readers, n_ranks)
         order, counts = readers.argsort(stable=True), readers.bincount(minlength=n_ranks).tolist()
-        mine = slice(own.start - candidates.start, own.stop - candidates.start)
-        metrics = {**selection.metrics, **self._compared(rows["valid"], reference, drawn)}
+        mine = {name: rows[name][own.start - held.start : own.stop - held.start] for name in ("example_id", "valid")}
         if self.is_final:
             metrics = {"scoring_seconds": 0.0, **metrics}
         else:
             metrics = {f"prefilter/{name}": value for name, value in metrics.items()}
-        unreadable = int((~rows["valid"][mine]).sum())
-        draw = EarlyDraw(self.is_final, order, counts, rows["example_id"][mine], unreadable, metrics)
+        unreadable = int((~mine["valid"]).sum())
+        draw = EarlyDraw(self.is_final, order, counts, mine["example_id"].cpu(), unreadable, metrics)
         read = order.split(counts)[self.ranks.rank if n_ranks > 1 else 0]
         return positions[drawn[read]].tolist(), draw
 
@@ -240,19 +262,9 @@ class EarlySelection:
             rows["caption_number"] = torch.tensor(numbers, dtype=torch.int64)
         return rows
 
-    def _compared(self, valid: Tensor, reference: Scored, drawn: Tensor) -> dict[str, float]:
-        """The reference's loss of the selected examples, and of as many rejected ones."""
-        parts = {"selected": {"reference": reference.take(drawn)}}
-        rest = valid.clone()
-        rest[drawn] = False
-        rejected = rest.nonzero().flatten()[: len(drawn)]
-        if len(rejected) == len(drawn):
-            parts["rejected"] = {"reference": reference.take(rejected)}
-        return compare_selected(parts, self.loss)
-
     def take(self, step: int) -> EarlyDraw | None:
         """Return the draw of a step, once; `None` for a step whose super-batch was loaded whole."""
-        for earlier in [one for one in self.draws if one < step]:  # skipped after a resume
+        for earlier in [one for one in list(self.draws) if one < step]:  # skipped after a resume
             del self.draws[earlier]
         return self.draws.pop(step, None)
 
@@ -279,9 +291,23 @@ class EarlyBatches(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         step = self.sampler.epoch * len(self)
         keys = iter(self.sampler)
-        for number in range(len(self)):
-            candidates = list(islice(keys, self.super_batch_size))
-            yield [candidates[position] for position in self.selection.draw(candidates, step + number + 1)]
+        batches = (list(islice(keys, self.super_batch_size)) for _ in range(len(self)))
+        numbered = zip(batches, count(step + 1), strict=False)
+        if self.selection.together:  # collectives: in the thread that makes all others
+            for batch, number in numbered:
+                yield self._drawn(batch, number)
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="early-selection") as thread:
+            ahead = None
+            for batch, number in numbered:
+                drawn, ahead = ahead, thread.submit(self._drawn, batch, number)
+                if drawn is not None:
+                    yield drawn.result()
+            if ahead is not None:
+                yield ahead.result()
+
+    def _drawn(self, batch: list[tuple[int, int]], step: int) -> list[tuple[int, int]]:
+        return [batch[position] for position in self.selection.draw(batch, step)]
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.sampler), self.super_batch_size)

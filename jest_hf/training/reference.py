@@ -137,6 +137,7 @@ class ReferencePlan:
         if self.cache is not None:
             if objective.loss_kind is not None:
                 check_loss(objective.loss_kind, "reference cache", self.cache.logit_bias is not None)
+            self.cache.verify_ahead()  # while the run is being made
             self.source = CachedReference.of(self.cache, train_dataset, collator)
             return
         if args.cache_reference:
@@ -193,6 +194,7 @@ class ReferencePlan:
         else:
             cached = live.write_cache(folder / "reference_cache", live.config, *data, dtype="float32", **options)
             self.source, flops = cached, cached.cache.flops
+            cached.cache.verify_ahead()
         self.ref_model, self._live = None, None  # the run does not need their memory any more
         return flops
 

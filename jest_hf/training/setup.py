@@ -50,6 +50,7 @@ from jest_hf.report.sources import Sources
 from jest_hf.report.statistics import RunStatistics
 from jest_hf.scoring import Scorer
 from jest_hf.selection import SelectionSchedule
+from jest_hf.training.advice import Overtaken, SlowLoading, loading_remedies
 from jest_hf.training.callbacks import CompanionsCallback, LedgerCallback
 from jest_hf.training.card import RunFacts
 from jest_hf.training.checks import (
@@ -271,7 +272,7 @@ def build_parts(
         proxy=None if companions.proxy is None else companions.proxy.score,
         autocast=engine.autocast,
     )
-    loaders = Loaders(args, objective, view, ranks)
+    loaders = Loaders(args, objective, view, ranks, lambda: reference.source)
     step = SelectionStep(
         args,
         objective.loss_kind,
@@ -295,16 +296,20 @@ def build_parts(
         engine=engine,
         reference=lambda: reference.source,
         late_images=lambda: loaders.late_images,
+        record=recorder.add,
     )
     if plan.train_dataset is not None:  # 14
         recorder.costs = _costs(plan, reader, learner)
+    slow_loading = SlowLoading(lambda: loading_remedies(args, collator, loaders, not is_stream(plan.train_dataset)))
+    if ranks.rank == 0:
+        recorder.reports = [*recorder.reports, slow_loading, *([Overtaken()] if Overtaken.concerns(args) else [])]
     return Parts(
         reader=reader,
         step=step,
         update=update,
         loaders=loaders,
         evaluator=Evaluator(args, objective, reader, view, ranks, engine),
-        callbacks=[CompanionsCallback(companions)] if companions.models else [],
+        callbacks=[slow_loading, *([CompanionsCallback(companions)] if companions.models else [])],
     )
 
 
