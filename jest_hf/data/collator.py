@@ -30,7 +30,7 @@ from jest_hf.data.captions import (
     text_length,
     usable_captions,
 )
-from jest_hf.images.decoding import log_jpeg_decoder
+from jest_hf.images.decoding import CachedImage, log_jpeg_decoder
 from jest_hf.images.faithful import faithful_geometry
 from jest_hf.images.pixels import BrokenImage, Geometry, ImageGeometry, PatchGeometry, decode_pixels
 from jest_hf.images.views import View
@@ -212,6 +212,8 @@ class JESTDataCollator:
 
     def _encode_image(self, source: Any) -> dict[str, np.ndarray]:
         """Return one image in every geometry. If one of them fails, the row is skipped."""
+        if isinstance(source, CachedImage):
+            return source.encode(self.geometries)
         image = decode_pixels(source, self.geometries.values(), scaled_jpeg_decoding=self.scaled_jpeg_decoding)
         return {
             prefix + name: array for prefix, g in self.geometries.items() for name, array in g.encode(image).items()

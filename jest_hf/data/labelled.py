@@ -24,7 +24,7 @@ from jest_hf.batch import REF_PREFIX
 from jest_hf.data.captions import TextEncoder, text_length
 from jest_hf.data.classes import BrokenExample, Classes
 from jest_hf.data.collator import MAX_LOGGED_SKIPS
-from jest_hf.images.decoding import log_jpeg_decoder
+from jest_hf.images.decoding import CachedImage, log_jpeg_decoder
 from jest_hf.images.faithful import faithful_geometry
 from jest_hf.images.pixels import BrokenImage, Geometry, decode_pixels
 from jest_hf.losses.pointwise import IGNORED
@@ -225,6 +225,8 @@ class ImageLabelCollator(ClassCollator):
     def _read(self, row: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int]:
         label = self._label(row)
         source, geometries = row[self.image_column], self.geometries.values()
+        if isinstance(source, CachedImage):
+            return source.encode(self.geometries), label
         image = decode_pixels(source, geometries, scaled_jpeg_decoding=self.scaled_jpeg_decoding)
         views = {prefix: geometry.encode(image) for prefix, geometry in self.geometries.items()}
         return {prefix + key: array for prefix, view in views.items() for key, array in view.items()}, label
