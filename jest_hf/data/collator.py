@@ -176,7 +176,7 @@ class JESTDataCollator:
                 `view_pixel_values` and, for NaFlex, `view_pixel_attention_mask` and `view_spatial_shapes`. All other
                 views are made on the device from full images: for them, and for `None`, this collator is returned.
         """
-        geometry = None if view is None else _geometry_at(view, self.geometries[""])
+        geometry = None if view is None else geometry_at(view, self.geometries[""])
         if geometry is None:
             return self
         other = copy.copy(self)
@@ -254,7 +254,7 @@ class JESTDataCollator:
         return f"JESTDataCollator({columns}, {', '.join(inputs)})"
 
 
-def _geometry_at(view: View, full: Geometry) -> Geometry | None:
+def geometry_at(view: View, full: Geometry) -> Geometry | None:
     """Return the geometry of a view that is a smaller image; `None` for other views."""
     if view.kind == "num_patches" and isinstance(full, PatchGeometry):
         return replace(full, max_num_patches=int(view.value))

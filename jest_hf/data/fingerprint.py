@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What identifies the images of a data set, without reading them all.
 
-The images are identified by their number, by a sample of them, byte for byte, and in a `datasets.Dataset` by the length
-of every image file (or, of images that lie in files of their own, by the name of every file). The fingerprint of
-`datasets` is no substitute: it is random after a transform that cannot be hashed, and differs between ways to load the
-same files. An image that is replaced by one of the same length, between two rows of the sample, is not noticed.
+The images are identified by their number, by a sample of them, byte for byte, and in a `datasets.Dataset` by the
+length of every image file (or, of images that lie in files of their own, by the name of every file). The fingerprint
+of `datasets` is no substitute: it is random after a transform that cannot be hashed, and differs between ways to load
+the same files. An image that is replaced by one of the same length, between two rows of the sample, is not noticed.
 """
 
 from __future__ import annotations

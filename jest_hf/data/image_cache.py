@@ -167,7 +167,9 @@ def open_images(folder: str | Path) -> ImageCache:
     cache = find_images(Path(folder))
     missing = None if cache is None else np.count_nonzero(cache.states() == MISSING)
     if cache is None or missing:
-        what = "no image cache" if cache is None else f"an unfinished image cache ({missing} of {cache.n_rows} rows lack)"
+        what = (
+            "no image cache" if cache is None else f"an unfinished image cache ({missing} of {cache.n_rows} rows lack)"
+        )
         raise FileNotFoundError(f"{folder} has {what}; run `jest-hf cache-images --output_dir {folder}` first.")
     return cache
 

@@ -68,9 +68,7 @@ class CachedImage:
         """
         if self.inputs is None:
             raise BrokenImage("the image could not be decoded when the image cache was made")
-        return {
-            prefix + name: array for prefix, one in geometries.items() for name, array in self.inputs[one].items()
-        }
+        return {prefix + name: array for prefix, one in geometries.items() for name, array in self.inputs[one].items()}
 
 
 class Shape(Protocol):

@@ -20,6 +20,7 @@ from jest_hf.images.views import View
 from jest_hf.objectives import Objective
 from jest_hf.reference import ReferenceSource
 from jest_hf.training.early_selection import EarlyBatches, EarlySelection
+from jest_hf.training.images import RunImages
 
 
 class Loaders:
@@ -31,6 +32,7 @@ class Loaders:
         objective ([`Objective`]): Checks the rows, and makes the collators of an evaluation.
         view ([`~jest_hf.models.View`], *optional*): The scoring view.
         ranks ([`~jest_hf.distributed.Ranks`]): All processes of the run.
+        images ([`~training.images.RunImages`]): The image cache of the run, where there is one.
 
     Attributes:
         late_images ([`~data.late.LateImages`], *optional*): Brings the full images of a sub-batch, where the loader
@@ -38,11 +40,14 @@ class Loaders:
         early ([`~training.early_selection.EarlySelection`], *optional*): Selects before decoding, where a run can.
     """
 
-    def __init__(self, args: JESTConfig, objective: Objective, view: View | None, ranks: Ranks) -> None:
+    def __init__(
+        self, args: JESTConfig, objective: Objective, view: View | None, ranks: Ranks, images: RunImages
+    ) -> None:
         self.args = args
         self.objective = objective
         self.view = view
         self.ranks = ranks
+        self.images = images
         self.late_images: LateImages | None = None
         self.early: EarlySelection | None = None
 
@@ -75,7 +80,9 @@ class Loaders:
         args, view = self.args, self.view
         rows = Rows(dataset, collator.image_column)
         self.late_images = None
-        reads_images = source is not None and source.reads_images
+        if self.images.cache is not None:
+            rows = rows.with_images(self.images.cache)
+        reads_images = (source is not None and source.reads_images) or rows.images is not None
         if view is not None and args.selects and not reads_images:
             settings = args.settings
             in_full = (1 - settings.filter_ratio) * (1 - settings.low_resolution_fraction)
