@@ -78,12 +78,12 @@ class Loaders:
                 of the super-batch, these cannot come late.
         """
         args, view = self.args, self.view
-        rows = Rows(dataset, collator.image_column)
+        rows, images = Rows(dataset, collator.image_column), self.images.cache
+        if images is not None:
+            rows = rows.with_images(images)
         self.late_images = None
-        if self.images.cache is not None:
-            rows = rows.with_images(self.images.cache)
-        reads_images = (source is not None and source.reads_images) or rows.images is not None
-        if view is not None and args.selects and not reads_images:
+        reads_images = source is not None and source.reads_images
+        if view is not None and args.selects and not reads_images and images is None:  # a cache has all sizes
             settings = args.settings
             in_full = (1 - settings.filter_ratio) * (1 - settings.low_resolution_fraction)
             n_threads = max(1, args.dataloader_num_workers)
