@@ -13,6 +13,7 @@ import pickle
 import resource
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -315,6 +316,30 @@ def test_the_kernels_own_error_is_a_sentence(tmp_path):
     (message,) = run(1, write_with_small_files, str(tmp_path / "a"))
     assert "pixels.u8 could not be written (File too large); make room and start again" in message
     make(tmp_path / "a")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 12 KiB, on which a cache is 17,664 bytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12k", "none", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_on_a_real_disk_another_program_takes_the_room(small_disk, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(small_disk)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**9))
+    with pytest.raises(OSError, match=r"pixels\.u8 could not be written \(No space left on device\)"):
+        make(small_disk / "a")
+    assert np.fromfile(small_disk / "a" / "rows.u8", dtype=np.uint8).tolist() == [1, 1, 1, 2, 1] + [0] * 18
+    subprocess.run(["mount", "-o", "remount,size=64k", str(small_disk)], check=True)
+    make(small_disk / "a")
+    make(tmp_path / "b")
+    assert contents(small_disk / "a") == contents(tmp_path / "b")
 
 
 # ---- What is refused ----

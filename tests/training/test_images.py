@@ -137,16 +137,25 @@ def test_no_image_is_decoded_and_no_image_file_is_read(tmp_path, monkeypatch):
     assert_equal(tmp_path, trainer, without)
 
 
-def test_the_reference_is_cached_from_the_same_pixels(tmp_path, monkeypatch):
-    """With scaled decoding only where the reference's images are all that is cached."""
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_reference_is_cached_from_the_same_pixels(tmp_path, monkeypatch, scaled):
+    """With scaled decoding of two sizes it is not: the reference's cache decodes for the reference alone."""
     decoded = []
     monkeypatch.setattr(
         collator_module, "decode_pixels", lambda *given, **more: decoded.append(1) or decode_pixels(*given, **more)
     )
-    trainer = make_trainer(tmp_path, rows=random_rows(40), image_cache=str(tmp_path / "images"), **CACHED)
+    processors = tiny_siglip_processor(), tiny_siglip_processor(24)
+    trainer = make_trainer(
+        tmp_path,
+        reference=tiny_siglip(1, image_size=24),
+        options={"data_collator": JESTDataCollator(*processors, scaled_jpeg_decoding=scaled)},
+        rows=random_rows(40),
+        image_cache=str(tmp_path / "images"),
+        **CACHED,
+    )
     decoded.clear()
     trainer.plan.make_caches(trainer.train_dataset, trainer.data_collator)
-    assert len(decoded) == 1  # the row by which the columns are checked
+    assert len(decoded) == (41 if scaled else 1)  # one row more, by which the columns are checked
 
 
 def test_a_resumed_run_goes_on_from_the_cache(tmp_path):
