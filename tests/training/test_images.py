@@ -7,6 +7,7 @@ from __future__ import annotations
 import shutil
 
 import datasets
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,8 @@ from jest_hf.images.decoding import decode_pixels
 from jest_hf.report import read_selections
 from tests.distributed.processes import run
 from tests.helpers import (
+    encode,
+    random_image,
     random_rows,
     tiny_siglip,
     tiny_siglip2,
@@ -156,6 +159,26 @@ def test_the_reference_is_cached_from_the_same_pixels(tmp_path, monkeypatch, sca
     decoded.clear()
     trainer.plan.make_caches(trainer.train_dataset, trainer.data_collator)
     assert len(decoded) == (41 if scaled else 1)  # one row more, by which the columns are checked
+
+
+def test_full_images_need_not_come_late(tmp_path):
+    """A run that would bring them after the selection, in a second reading, has them in the cache."""
+    generator = np.random.default_rng(0)
+    rows = [{"image": encode(random_image(64, 64, generator), "JPEG"), "text": "a star"} for _ in range(80)]
+    found = {}
+    for image_cache in (None, str(tmp_path / "images")):
+        trainer = make_trainer(
+            tmp_path / str(len(found)),
+            rows=rows,
+            options={"data_collator": JESTDataCollator(tiny_siglip_processor(), scaled_jpeg_decoding=True)},
+            image_cache=image_cache,
+            scoring_view="image:8",
+            cache_reference=True,
+            max_steps=1,
+        )
+        trainer.train()
+        found[image_cache is None] = trainer.parts.loaders.late_images is None
+    assert found == {True: False, False: True}
 
 
 def test_a_resumed_run_goes_on_from_the_cache(tmp_path):
