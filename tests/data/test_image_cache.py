@@ -196,6 +196,7 @@ def write_and_be_killed(folder: str, call: str, number: int) -> None:
         ("posix_fallocate", 1, 0),  # the first is for the states of the rows
         ("pwrite", 2, 0),  # in the middle of the first region
         ("pwrite", 4, 0),  # all its rows are there, and do not count yet
+        ("fsync", 4, 0),  # after those of the empty cache: all rows of the first region are written, and not yet safe
         ("pwrite", 5, 5),
         ("pwrite", 13, 10),
         ("pwrite", 26, 20),
@@ -236,6 +237,20 @@ def test_two_writers_share_the_work_and_both_return_the_whole_cache(tmp_path):
     shares = run(2, write_with_others, str(tmp_path / "two"))
     assert sum(shares) == 23 and min(shares) >= 5
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_a_cache_that_another_has_begun_meanwhile_is_gone_on_with(tmp_path, monkeypatch):
+    counted = counting(monkeypatch)
+    locked = image_writer._locked
+
+    def after_another(*given, **more):
+        monkeypatch.setattr(image_writer, "_locked", locked)
+        make(tmp_path)
+        return locked(*given, **more)
+
+    monkeypatch.setattr(image_writer, "_locked", after_another)
+    make(tmp_path)
+    assert len(counted) == 23
 
 
 def write_and_hang(folder: str, begun) -> None:
