@@ -6,7 +6,7 @@
     jest-hf cache-reference --ref_model ... --dataset ...    embed a data set once
     jest-hf cache-images --model ... --dataset ...           decode and resize a data set once
 
-See [`jest_hf.reference.command`] and [`jest_hf.data.image_command`].
+See [`jest_hf.reference.command`] and [`jest_hf.training.image_command`].
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from pathlib import Path
 CONFIGS = Path(__file__).parent / "configs"
 CACHES = {  # by command, where it is and what it does
     "cache-reference": ("jest_hf.reference.command", "embed a data set with a reference, once for all runs"),
-    "cache-images": ("jest_hf.data.image_command", "decode and resize the images of a data set, once for all runs"),
+    "cache-images": (
+        "jest_hf.training.image_command",
+        "decode and resize the images of a data set, once for all runs",
+    ),
 }
 
 

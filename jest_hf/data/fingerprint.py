@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jest_hf.data.rows import Rows
-from jest_hf.images.pixels import BrokenImage, decode_image
+from jest_hf.images.pixels import decode_image
+from jest_hf.images.reading import BrokenImage, read_encoded
 
 
 SAMPLED_ROWS = 256
@@ -83,10 +84,8 @@ def content_of(image: Any) -> bytes:
     if isinstance(image, Mapping):
         image = image.get("path") if image.get("bytes") is None else image["bytes"]
     try:
-        if isinstance(image, str | PathLike):
-            return Path(image).read_bytes()
-        if isinstance(image, bytes | bytearray | memoryview):
-            return bytes(image)
+        if isinstance(image, str | PathLike | bytes | bytearray | memoryview):
+            return bytes(read_encoded(image))
         decoded = decode_image(image)
         return f"{decoded.size}".encode() + decoded.tobytes()
     except (OSError, BrokenImage):

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from jest_hf.data.files import changed, flat, read_json
-from jest_hf.images.decoding import CachedImage
+from jest_hf.images.decoding import DecodedImage
 from jest_hf.images.pixels import Geometry, ImageGeometry, PatchGeometry
 from jest_hf.images.resizing import resizer
 
@@ -66,12 +66,12 @@ class ImageCache:
         """Bytes of all images, also of those that are not written yet."""
         return self.n_rows * self.record.itemsize
 
-    def image(self, row: int) -> CachedImage:
+    def image(self, row: int) -> DecodedImage:
         """Return the image of a row at all sizes; nothing is read from the disk before the arrays are."""
         state, columns = self._mapped[0][row], self._mapped[1]
         if state != WRITTEN:
-            return CachedImage(None)
-        return CachedImage(
+            return DecodedImage(None)
+        return DecodedImage(
             {one: {name: column[row] for name, column in of_one.items()} for one, of_one in columns.items()}
         )
 

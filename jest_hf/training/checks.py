@@ -93,8 +93,9 @@ def check_options(args: JESTConfig, objective: type[Objective]) -> None:
         )
     for option, neutral in objective.refused.items():
         if getattr(args, option) != neutral:
+            made_for = "examples with labels" if objective.pairs else "image-text pairs"
             raise ValueError(
-                f"{option}={getattr(args, option)!r} is for image-text pairs, and objective={objective.name!r} has "
+                f"{option}={getattr(args, option)!r} is for {made_for}, and objective={objective.name!r} has "
                 "none; leave it out."
             )
 
@@ -241,7 +242,7 @@ def number_of_rows(dataset: Any, image_column: str, ranks: Ranks) -> int | None:
     return len(Rows(dataset, image_column))
 
 
-def check_functions(objective: Objective, args: JESTConfig, functions: Mapping[str, Any]) -> None:
+def check_functions(objective: Objective, functions: Mapping[str, Any]) -> None:
     """
     Refuse functions of the user, among the further arguments of a Trainer, that would not be called.
 
@@ -258,8 +259,3 @@ def check_functions(objective: Objective, args: JESTConfig, functions: Mapping[s
                 f"logits of whole examples; {way_out}."
             )
     objective.check_metrics(functions.get("compute_metrics"))
-    if args.batch_eval_metrics:
-        raise ValueError(
-            "batch_eval_metrics=True is not supported: compute_metrics is called once, with a whole data set; leave "
-            "batch_eval_metrics out."
-        )

@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
-
-from transformers import AutoProcessor
 
 from jest_hf.data.collator import geometry_at
 from jest_hf.data.image_cache import BROKEN, ImageCache
@@ -25,6 +22,8 @@ from jest_hf.data.sources import add_source_arguments, load_named
 from jest_hf.images.faithful import faithful_geometry
 from jest_hf.images.pixels import Geometry
 from jest_hf.images.views import View
+from jest_hf.models.load import load_processor
+from jest_hf.reference.load import locate_reference
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,8 +85,7 @@ def _geometries(options: argparse.Namespace) -> list[Geometry]:
 
 
 def _geometry_of(model: str, revision: str | None) -> Geometry:
-    auto: Any = AutoProcessor
-    processor = auto.from_pretrained(model, revision=revision or "main")
+    processor = load_processor(locate_reference(model, revision, weights=False).folder)
     return faithful_geometry(getattr(processor, "image_processor", processor))
 
 
