@@ -260,7 +260,7 @@ class JESTTrainer(Trainer):
         if self.train_dataset is None:
             raise ValueError("train_dataset=None: pass the rows to train on to JESTTrainer.")
         if is_stream(self.train_dataset):
-            return self.parts.loaders.stream(self.train_dataset, self.data_collator)
+            return self.parts.loaders.stream(self.train_dataset, self.data_collator, self.reference)
         rows, sampler = self.parts.loaders.rows(self.train_dataset, self.data_collator, self.reference)
         self.pop_callback(EpochCallback)
         self.add_callback(EpochCallback(sampler))

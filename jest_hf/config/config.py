@@ -70,7 +70,7 @@ class JESTConfig(JESTOptions):
     prefilter_ratio (`float`, *optional*, defaults to `0.0`):
         Selection in two stages: the share of the candidates that fall before anything is decoded, in [0, 1). The
         cached reference draws the super-batch from the candidates, each by its own reference loss; `selection` then
-        draws the sub-batch from the super-batch. Needs `cache_reference` or `reference_cache`, and map-style data.
+        draws the sub-batch from the super-batch. Needs `cache_reference` or, for a stream too, `reference_cache`.
         With 0.8 and `filter_ratio=0.5` there are 10 candidates for 2 rows of the super-batch and 1 of the sub-batch.
     n_chunks (`int`, *optional*, defaults to `16`):
         Number of chunks in which joint selection draws the sub-batch.
@@ -146,9 +146,10 @@ class JESTConfig(JESTOptions):
 
     select_before_decoding (`bool`, *optional*):
         Select in the loader, before images are read and decoded, so that only the selected rows are: possible with
-        `criterion="easy_reference"` and a cached reference, on map-style data. The selections are those of the step.
-        `True` requires it, `False` selects in the step. Default: in the loader, unless a joint draw is too large
-        for a CPU (4 B b D above 2e10 FLOPs, for instance B = 10,240, b = 2,048, D = 256).
+        `criterion="easy_reference"` and a cached reference. Of a stream all rows are read, and only the selected ones
+        are decoded. The selections are those of the step. `True` requires it, `False` selects in the step. Default:
+        in the loader, unless a joint draw is too large for a CPU (4 B b D above 2e10 FLOPs, for instance B = 10,240,
+        b = 2,048, D = 256).
     image_cache (`str`, *optional*):
         Folder of the training images, decoded and resized (150,528 bytes for 224 x 224 pixels). If the folder has no
         whole cache of these images, it is made, or finished, before the first step: by all processes and their

@@ -218,7 +218,17 @@ class CachedReference:
                 "no such column), or train on the data set itself."
             )
         number = int(cache.rows_of(torch.tensor([key]))[0])
-        cache.check(data=describe_row(row, number, collator))
+        try:
+            cache.check(data=describe_row(row, number, collator))
+        except ValueError as error:
+            if isinstance(dataset, datasets.IterableDataset):
+                column = collator.image_column
+                error.args = (
+                    f"{error} If the data are the same, the stream may decode its images: before map, filter, "
+                    f"add_column, remove_columns and rename_column, call stream.cast_column({column!r}, "
+                    "datasets.Image(decode=False)).",
+                )
+            raise
         return cls(cache, by_key=True)
 
     @property

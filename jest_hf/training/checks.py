@@ -203,21 +203,16 @@ def check_gradient_cache(args: JESTConfig) -> None:
 
 def check_train_size(n_rows: int | None, args: JESTConfig) -> None:
     """Check that an epoch holds a super-batch; a stream (`n_rows=None`) has neither epochs nor an index."""
-    if n_rows is None and args.cache_reference:
+    if n_rows is None and args.cache_reference and args.reference_cache is None:
         raise ValueError(
-            "cache_reference=True embeds the training data by index, and a stream has no index; set it to False, or "
-            "pass a map-style data set."
+            "cache_reference=True embeds the training data by index, and a stream has no index; set reference_cache "
+            "to a cache of the same data, made by `jest-hf cache-reference`, or pass a map-style data set."
         )
     if n_rows is None and "epoch" in (args.eval_strategy, args.save_strategy):
         raise ValueError(
             f"eval_strategy={IntervalStrategy(args.eval_strategy).value!r}, "
             f"save_strategy={SaveStrategy(args.save_strategy).value!r}: a stream has no epochs; set them to 'steps' "
             "or 'no'."
-        )
-    if n_rows is None and args.settings.prefilter_ratio > 0:
-        raise ValueError(
-            f"prefilter_ratio={args.prefilter_ratio} selects by index, and a stream has no index; set it to 0, or "
-            "pass a map-style data set."
         )
     if n_rows is not None and n_rows < args.candidates_size:
         raise ValueError(

@@ -8,6 +8,10 @@ tokenize b rows in place of B. Every rank makes the draw of the whole super-batc
 and the noise is a function of (seed, step, position), so that no rank has to talk to another. The draw is the one that
 the step would have made ([`~training.step.SelectionStep`]), bit by bit, and so is the share of each rank.
 
+Of a stream the bytes of every candidate pass by, each rank sees its own part, and the ranks exchange the ids of their
+candidates ([`~jest_hf.data.chosen.ChosenBatches`]). A rank then decodes the drawn rows among its own, be they more or
+fewer than its share; the step moves the surplus to other ranks, as after a draw in the step.
+
 A chosen row that turns out broken when it is decoded is left out, as in a uniform batch: the sub-batch then has one
 example less, and `examples_skipped` counts it.
 
@@ -51,7 +55,9 @@ class EarlyDraw:
 
     Args:
         is_final (`bool`): Whether it is the sub-batch, and not a super-batch that the step selects from.
-        order (`torch.Tensor`): The place in the order of drawing of each row that this rank reads, int64 `[m]`.
+        order (`torch.Tensor`): The place in the order of drawing of each row that is loaded, int64 `[b]`: the rows of
+            the first of the ranks that select together, then those of the second, and so on.
+        counts (`list[int]`): Rows that each of these ranks loads.
         ids (`torch.Tensor`): Ids of this rank's rows of the super-batch, int64 `[n]`.
         unreadable (`int`): Rows among them that could not be read when they were cached.
         metrics (`dict`): What there is to log about the draw.
@@ -59,6 +65,7 @@ class EarlyDraw:
 
     is_final: bool
     order: Tensor
+    counts: list[int]
     ids: Tensor
     unreadable: int
     metrics: dict[str, float]
@@ -74,19 +81,28 @@ class EarlySelection:
         loss (`str`, *optional*): `"sigmoid"` or `"softmax"`, for pairs.
         caption_seed (`int`): Seed of the choice among the captions of a row.
         ranks ([`~jest_hf.distributed.Ranks`]): All processes of the run.
+        from_stream (`bool`, *optional*, defaults to `False`): Whether the data are a stream, of which a rank can load
+            only its own candidates.
 
     Attributes:
         draws (`dict`): By step, the draws whose rows are on their way through the loader.
     """
 
     def __init__(
-        self, args: JESTConfig, source: ReferenceSource, loss: str | None, caption_seed: int, ranks: Ranks
+        self,
+        args: JESTConfig,
+        source: ReferenceSource,
+        loss: str | None,
+        caption_seed: int,
+        ranks: Ranks,
+        from_stream: bool = False,
     ) -> None:
         self.args = args
         self.source = source
         self.loss = loss
         self.caption_seed = caption_seed
         self.ranks = ranks
+        self.from_stream = from_stream
         self.draws: dict[int, EarlyDraw] = {}
         settings = args.settings
         self.is_final = settings.prefilter_ratio == 0
@@ -96,7 +112,13 @@ class EarlySelection:
 
     @classmethod
     def where_it_serves(
-        cls, args: JESTConfig, source: ReferenceSource | None, loss: str | None, collator: Any, ranks: Ranks
+        cls,
+        args: JESTConfig,
+        source: ReferenceSource | None,
+        loss: str | None,
+        collator: Any,
+        ranks: Ranks,
+        from_stream: bool = False,
     ) -> EarlySelection | None:
         """
         Return an [`EarlySelection`] where a run can select before decoding and `args.select_before_decoding` lets it;
@@ -107,7 +129,7 @@ class EarlySelection:
         """
         wanted = args.select_before_decoding
         if args.settings.prefilter_ratio > 0 and source is not None:
-            return cls(args, source, loss, getattr(collator, "seed", 0), ranks)
+            return cls(args, source, loss, getattr(collator, "seed", 0), ranks, from_stream)
         if wanted is False:
             return None
         obstacle = _obstacle(args, source)
@@ -122,9 +144,24 @@ class EarlySelection:
             flops = 4.0 * args.super_batch_size * args.sub_batch_size * (source.width or 0)
             if flops > MOST_FLOPS:
                 return None
-        return cls(args, source, loss, getattr(collator, "seed", 0), ranks)
+        return cls(args, source, loss, getattr(collator, "seed", 0), ranks, from_stream)
 
-    def draw(self, keys: Sequence[tuple[int, int]], step: int) -> list[tuple[int, int]]:
+    def choose(self, ids: Tensor, epoch: int, step: int) -> list[int]:
+        """
+        Draw the rows of a step of a stream, as [`~EarlySelection.draw`].
+
+        Args:
+            ids (`torch.Tensor`): Ids of the candidates of all ranks, int64 `[W, n]`.
+            epoch (`int`): Number of the pass over the stream, from 0.
+            step (`int`): Number of the step, from 1.
+
+        Returns:
+            `list[int]`: the places of the rows that this rank loads, among its own n candidates.
+        """
+        positions = self.draw([(epoch, one) for one in ids.flatten().tolist()], step)
+        return [position - self.ranks.rank * ids.shape[1] for position in positions]
+
+    def draw(self, keys: Sequence[tuple[int, int]], step: int) -> list[int]:
         """
         Draw the rows of a step, and keep what there is to know about the draw in `draws`.
 
@@ -134,21 +171,22 @@ class EarlySelection:
             step (`int`): Number of the step, from 1.
 
         Returns:
-            `list[tuple[int, int]]`: the keys of the rows that this rank loads: its sub-batch, in order of drawing, or
-            its super-batch, in order of positions. During the warm-up, which scores nothing, the first rows.
+            `list[int]`: the positions in `keys` of the rows that this rank loads: of its sub-batch, in order of
+            drawing, or its super-batch, in order of positions; of a stream, of the drawn rows among its own. During
+            the warm-up, which scores nothing, the first rows.
         """
         start = time.perf_counter()
         n_rows = len(keys) // self.ranks.size
         own = slice(self.ranks.rank * n_rows, (self.ranks.rank + 1) * n_rows)
         if not self.schedule.selects(step):
-            return list(keys[own][: self.args.per_device_super_batch_size])
+            return list(range(len(keys))[own])[: self.args.per_device_super_batch_size]
         is_local = self.args.selection_scope == "local"
         # With the local scope each rank draws from its own rows alone, and keeps what it draws.
         chosen, draw = self._draw(keys, own, own if is_local else slice(0, len(keys)), step)
         name = "selection_seconds" if self.is_final else "prefilter/seconds"
         draw.metrics[name] = time.perf_counter() - start
         self.draws[step] = draw
-        return [keys[position] for position in chosen]
+        return chosen
 
     def _draw(
         self, keys: Sequence[tuple[int, int]], own: slice, candidates: slice, step: int
@@ -174,18 +212,20 @@ class EarlySelection:
         drawn = selection.indices
         if not self.is_final:
             drawn = drawn.sort().values  # as rows lie that were not drawn: in an order that says nothing of scores
-        destinations = torch.zeros_like(drawn)
-        if n_ranks > 1:
-            destinations = plan_exchange(owners_of(drawn, [len(positions) // n_ranks] * n_ranks), n_ranks)
-        order = (destinations == (self.ranks.rank if n_ranks > 1 else 0)).nonzero().flatten()
+        readers = owners_of(drawn, [len(positions) // n_ranks] * n_ranks)
+        if not self.from_stream:  # any rank can read any row
+            readers = plan_exchange(readers, n_ranks)
+        order, counts = readers.argsort(stable=True), readers.bincount(minlength=n_ranks).tolist()
         mine = slice(own.start - candidates.start, own.stop - candidates.start)
         metrics = {**selection.metrics, **self._compared(rows["valid"], reference, drawn)}
         if self.is_final:
             metrics = {"scoring_seconds": 0.0, **metrics}
         else:
             metrics = {f"prefilter/{name}": value for name, value in metrics.items()}
-        draw = EarlyDraw(self.is_final, order, rows["example_id"][mine], int((~rows["valid"][mine]).sum()), metrics)
-        return positions[drawn[order]].tolist(), draw
+        unreadable = int((~rows["valid"][mine]).sum())
+        draw = EarlyDraw(self.is_final, order, counts, rows["example_id"][mine], unreadable, metrics)
+        read = order.split(counts)[self.ranks.rank if n_ranks > 1 else 0]
+        return positions[drawn[read]].tolist(), draw
 
     def _rows(self, keys: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         """What a cache needs to know of rows: their ids, and which caption is drawn in their epoch."""
@@ -240,7 +280,8 @@ class EarlyBatches(Sampler[list[tuple[int, int]]]):
         step = self.sampler.epoch * len(self)
         keys = iter(self.sampler)
         for number in range(len(self)):
-            yield self.selection.draw(list(islice(keys, self.super_batch_size)), step + number + 1)
+            candidates = list(islice(keys, self.super_batch_size))
+            yield [candidates[position] for position in self.selection.draw(candidates, step + number + 1)]
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.sampler), self.super_batch_size)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import seed_worker
 
 from jest_hf.config import JESTConfig
+from jest_hf.data.chosen import load_chosen
 from jest_hf.data.late import LateImages
 from jest_hf.data.rows import EpochSampler, Rows, share_batches
 from jest_hf.data.stream import StreamedRows, load_stream
@@ -51,21 +52,31 @@ class Loaders:
         self.late_images: LateImages | None = None
         self.early: EarlySelection | None = None
 
-    def stream(self, dataset: Any, collator: Any) -> Any:
-        """The loader of a stream, which is read as it comes, each rank its own part."""
-        args = self.args
-        return load_stream(
-            dataset,
-            self._at_view(collator),
-            args.per_device_super_batch_size,
-            image_column=collator.image_column,
-            ranks=self.ranks,
-            device=args.device,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-        )
+    def stream(self, dataset: Any, collator: Any, source: ReferenceSource | None) -> Any:
+        """
+        The loader of a stream, which is read as it comes, each rank its own part: of super-batches or, where a run can
+        select before decoding, of selected rows.
+
+        Args:
+            dataset: The stream.
+            collator: The data collator of the run.
+            source ([`~jest_hf.reference.ReferenceSource`], *optional*): The reference in use.
+
+        Raises:
+            ValueError: for `select_before_decoding=True` in a run whose scores need more than a cache.
+        """
+        args, at_view = self.args, self._at_view(collator)
+        options: dict[str, Any] = {
+            "image_column": collator.image_column,
+            "ranks": self.ranks,
+            "device": args.device,
+            **self._worker_options,
+        }
+        loss = self.objective.loss_kind
+        self.early = EarlySelection.where_it_serves(args, source, loss, collator, self.ranks, from_stream=True)
+        if self.early is None:
+            return load_stream(dataset, at_view, args.per_device_super_batch_size, **options)
+        return load_chosen(dataset, at_view, args.candidates_size // self.ranks.size, self.early.choose, **options)
 
     def rows(self, dataset: Any, collator: Any, source: ReferenceSource | None) -> tuple[Rows, EpochSampler]:
         """
@@ -121,14 +132,23 @@ class Loaders:
             rows,
             batch_sampler=batches,
             collate_fn=self.training_collator(collator),
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
             worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+            **self._worker_options,
         )
         # The batches are this rank's own: accelerate must not split them once more.
         return prepare_data_loader(loader, args.device, num_processes=1, process_index=0, put_on_device=True)
+
+    @property
+    def _worker_options(self) -> dict[str, Any]:
+        """The options of the run about loader workers, by their names in a torch `DataLoader`."""
+        args = self.args
+        return {
+            "num_workers": args.dataloader_num_workers,
+            "pin_memory": args.dataloader_pin_memory,
+            "persistent_workers": args.dataloader_persistent_workers,
+            "prefetch_factor": args.dataloader_prefetch_factor,
+            "multiprocessing_context": args.dataloader_multiprocessing_context,
+        }
 
     def training_collator(self, collator: Any) -> Any:
         """The collator of super-batches: with images at the scoring view too, or with these alone."""

@@ -25,6 +25,7 @@ from jest_hf.selection import (
     Selection,
     SelectionSchedule,
     Selector,
+    take_drawn,
     take_readable,
     take_sub_batch,
 )
@@ -126,6 +127,10 @@ class SelectionStep:
         drawn = None if early is None else early.take(step)
         if drawn is not None and drawn.is_final:
             return self._drawn_early(super_batch, drawn, step)
+        if drawn is not None:
+            loaded = Shares(self.group, drawn.counts, drawn.counts)
+            every = torch.ones_like(super_batch["valid"])
+            super_batch = take_drawn(dict(super_batch), loaded, drawn.order, every).batch
         pool = self.pool(super_batch, step)
         if drawn is not None:
             self.metrics.add(drawn.metrics)
@@ -153,14 +158,9 @@ class SelectionStep:
             super_batch_ids=draw.ids,
             unreadable=draw.unreadable,
         )
-        exchanged = take_readable(pool.rows, shares)
-        order = draw.order.to(exchanged.order.device)
-        if shares.readable != shares.rows:
-            positions = shares.positions(pool.rows["valid"])[exchanged.order]
-            order = self.group.gather_rows(order, shares.rows)[positions]
+        exchanged = take_drawn(pool.rows, shares, draw.order, pool.rows["valid"])
         self.metrics.add(draw.metrics)
-        sub_batch = SubBatch.of(exchanged, is_selected=True)
-        return replace(sub_batch, order=order), pool
+        return SubBatch.of(exchanged, is_selected=True), pool
 
     def selects(self, step: int) -> bool:
         """Whether a step scores and selects."""
