@@ -316,8 +316,8 @@ class JESTTrainer(Trainer):
     # ---- Records and checkpoints ----
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As [`~transformers.Trainer.train`], after caching the reference if `args.cache_reference`."""
-        self.plan.cache_reference(self.train_dataset, self.data_collator)
+        """As [`~transformers.Trainer.train`], after making the caches of images and reference that `args` name."""
+        self.plan.make_caches(self.train_dataset, self.data_collator)
         return super().train(*args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Tensor]) -> float:  # type: ignore[override]  # the Trainer adds floats

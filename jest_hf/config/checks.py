@@ -177,6 +177,8 @@ def check_training(args: JESTOptions, settings: SelectionSettings) -> None:
         value = getattr(args, name)
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name}={value} must be a finite number of at least 0.")
+    if args.image_cache is not None and not args.image_cache:
+        raise ValueError("image_cache='' must be the path of a folder; leave it out to decode images in every epoch.")
     check_inherited(args)
 
 

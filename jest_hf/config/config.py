@@ -151,6 +151,12 @@ class JESTConfig(JESTOptions):
         2e10 FLOPs, for instance B = 10,240, b = 2,048, D = 256) is made on the GPUs, by all ranks together. `True`
         requires it, `False` selects in the step. Default: in the loader; without a GPU, a joint draw that is too large
         for a CPU is made in the step.
+    image_cache (`str`, *optional*):
+        Folder of the training images, decoded and resized (150,528 bytes for 224 x 224 pixels). If the folder has no
+        whole cache of these images, it is made, or finished, before the first step: by all processes and their
+        `dataloader_num_workers`, or beforehand with `jest-hf cache-images`. Training then reads pixels in place of
+        image files. Selections and weights stay the same. Needs map-style data without a random transform. Default:
+        images are decoded in every epoch.
 
     > Parameters that control the resolution (Flexi-JEST)
 

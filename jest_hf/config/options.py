@@ -211,6 +211,13 @@ class JESTOptions(TrainingArguments):
             "without a GPU only if the draw is fast on a CPU."
         },
     )
+    image_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of decoded images of the training data, made before the first step where they are missing "
+            "and then read in place of image files. Default: none."
+        },
+    )
     scoring_view: str | None = field(
         default=None,
         metadata={

@@ -8,7 +8,9 @@ and not a Hub id.
 
 from __future__ import annotations
 
+import argparse
 import glob
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,35 @@ BUILDERS = {
     ".csv": "csv",
     ".tar": "webdataset",
 }
+
+
+def add_source_arguments(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Add the flags that name data, of the commands that read a data set once.
+
+    Args:
+        parser (`argparse.ArgumentParser`): The parser of a command.
+        purpose (`str`): What the data are for, for the help text, such as `"embed"`.
+    """
+    add = parser.add_argument
+    add(
+        "--dataset",
+        required=True,
+        help=f"data to {purpose}: scenes:<split>, a local file, glob or folder, or a Hub id",
+    )
+    add("--dataset_split", help="split of --dataset, e.g. train")
+    add("--dataset_where", type=json.loads, help='keep only rows with these column values: {"split": "train"} (JSON)')
+    add("--max_train_rows", type=int, help="keep only this many rows, the first ones; default: all")
+    add("--image_column", default="image", help="column of the images; default: image")
+
+
+def load_named(options: argparse.Namespace) -> datasets.Dataset:
+    """Load the data that the flags of [`add_source_arguments`] name."""
+    return load_source(
+        options.dataset,
+        split=options.dataset_split,
+        where=options.dataset_where,
+        max_rows=options.max_train_rows,
+    )
 
 
 def load_source(

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any, Protocol, cast
@@ -43,6 +44,28 @@ _UPRIGHT = {  # EXIF orientation -> the transformation to upright
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
 _WHITE = (255, 255, 255, 255)
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """An image that is decoded and resized, perhaps long ago: an image cache has these.
+
+    Args:
+        inputs (mapping, *optional*): The model inputs of the image by geometry, as its `encode` returns them; `None`
+            for an image that could not be decoded.
+    """
+
+    inputs: Mapping[Any, Mapping[str, np.ndarray]] | None
+
+    def encode(self, geometries: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Return the model inputs of the image in some geometries, by prefix of the names of the inputs.
+
+        Raises:
+            BrokenImage: for an image that could not be decoded.
+        """
+        if self.inputs is None:
+            raise BrokenImage("the image could not be decoded when the image cache was made")
+        return {prefix + name: array for prefix, one in geometries.items() for name, array in self.inputs[one].items()}
 
 
 class Shape(Protocol):
@@ -126,6 +149,11 @@ def _decode(source: Any, geometries: Iterable[Shape], *, fast: bool) -> Image.Im
     """Return the image or, only with `fast`, perhaps its pixels. A JPEG is decoded at reduced size if there are
     `geometries`.
     """
+    if isinstance(source, DecodedImage):
+        raise TypeError(
+            "an image of an image cache has the sizes of the models only, and cannot be decoded once more; leave "
+            "image_cache out where a collator of your own reads the images."
+        )
     if isinstance(source, Tensor):
         source = _array_of(source)
     if isinstance(source, np.ndarray):
@@ -246,4 +274,4 @@ def _from_16_bits(levels: np.ndarray) -> Image.Image:
     return Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8))
 
 
-__all__ = ["BrokenImage", "Shape", "check_pixels", "decode_image", "decode_pixels", "log_jpeg_decoder"]
+__all__ = ["BrokenImage", "DecodedImage", "Shape", "check_pixels", "decode_image", "decode_pixels", "log_jpeg_decoder"]

@@ -11,7 +11,6 @@ The flags for data have the names of those of `examples/run_jest.py`.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from typing import Any
@@ -20,10 +19,10 @@ import torch
 from accelerate import Accelerator
 from transformers.utils import logging
 
-from jest_hf.data import load_source
 from jest_hf.data.collator import JESTDataCollator
 from jest_hf.data.reasons import mostly_broken
 from jest_hf.data.rows import Rows
+from jest_hf.data.sources import add_source_arguments, load_named
 from jest_hf.distributed import Ranks
 from jest_hf.models import DualEncoder, expose_temperature
 from jest_hf.reference.cache import SHARD_ROWS, write_cache
@@ -41,11 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--ref_model", required=True, help="Hub id or path of the reference")
     add("--ref_model_revision", help="branch, tag or commit of a --ref_model on the Hub; default: main")
-    add("--dataset", required=True, help="data to embed: scenes:<split>, a local file, glob or folder, or a Hub id")
-    add("--dataset_split", help="split of --dataset, e.g. train")
-    add("--dataset_where", type=json.loads, help='keep only rows with these column values: {"split": "train"} (JSON)')
-    add("--max_train_rows", type=int, help="keep only this many rows, the first ones; default: all")
-    add("--image_column", default="image", help="column of the images; default: image")
+    add_source_arguments(parser, "embed")
     add("--caption_column", help="column of the captions; default: the first of text, caption and captions")
     add("--max_length", type=int, help="tokens that captions are padded to; default: the reference's own length")
     add("--scaled_jpeg_decoding", action="store_true", help="decode large JPEGs at 1/2, 1/4 or 1/8 of their size")
@@ -67,12 +62,7 @@ def run(options: argparse.Namespace) -> ReferenceCache:
             "`accelerate launch $(jest-hf preset ddp) -m jest_hf.cli cache-reference`."
         )
     start = time.perf_counter()
-    rows = load_source(
-        options.dataset,
-        split=options.dataset_split,
-        where=options.dataset_where,
-        max_rows=options.max_train_rows,
-    )
+    rows = load_named(options)
     ranks, device = Ranks.world(), accelerator.device
     model, processor = load_reference(options.ref_model, options.ref_model_revision, ranks=ranks, device=device)
     identity = identify_reference(options.ref_model, model.config._commit_hash)  # the commit that was loaded

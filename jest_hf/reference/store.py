@@ -15,8 +15,6 @@ with its sha256 before its first row is used ([`~reference.verified.ShardChecks`
 
 from __future__ import annotations
 
-import json
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from jest_hf.data.files import read_json, to_json, write_atomically
 from jest_hf.reference.fingerprint import difference
 from jest_hf.reference.verified import ShardChecks, sha256_of
 from jest_hf.selection import ContrastiveEmbeddings
@@ -40,51 +39,6 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32}
 def shard_name(number: int) -> str:
     """Return the file name of a shard."""
     return f"shard-{number:05d}.safetensors"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file in one move: whatever happens meanwhile, it is there whole or not at all.
-
-    Args:
-        path (`Path`): The file.
-        data (`bytes`): The contents of the file.
-
-    Raises:
-        OSError: if the file cannot be written. The part that was written is removed.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(
-            error.errno,
-            f"{path} could not be written ({error.strerror}); make room and start again: finished files are kept",
-        ) from error
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # so that the new name is on the disk too
-    finally:
-        os.close(folder)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the contents of a JSON file; `None` if there is no such file."""
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete its folder, and make a new cache.") from error
-
-
-def to_json(manifest: dict[str, Any]) -> bytes:
-    """Return a manifest as JSON; floats keep all their digits."""
-    return (json.dumps(manifest, indent=1) + "\n").encode()
 
 
 def is_whole(path: Path, n_rows: int, width: int) -> bool:
@@ -328,4 +282,4 @@ def check_format(manifest: dict[str, Any], folder: Path) -> None:
         )
 
 
-__all__ = ["ReferenceCache", "open_folder", "write_atomically"]
+__all__ = ["ReferenceCache", "open_folder", "read_json", "to_json", "write_atomically"]

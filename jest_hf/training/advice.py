@@ -124,7 +124,7 @@ def loading_remedies(
             remedies.append(f"{needed}select_before_decoding=True (only what is selected is decoded)")
         elif args.uses_reference and frozen:
             remedies.append(f"{needed}prefilter_ratio=0.8 with filter_ratio=0.5 (the super-batch is smaller)")
-    if getattr(args, "image_cache", False) is None:  # the option is there, and off
+    if args.image_cache is None and map_style:
         remedies.append("image_cache=<folder> (each image is decoded once for all epochs and runs)")
     decodes = hasattr(collator, "scaled_jpeg_decoding")
     if decodes and find_spec("simplejpeg") is None:

@@ -22,6 +22,7 @@ from jest_hf.images.views import View
 from jest_hf.objectives import Objective
 from jest_hf.reference import FetchingCollator, ReferenceSource
 from jest_hf.training.early_selection import EarlyBatches, EarlySelection
+from jest_hf.training.images import RunImages
 
 
 class Loaders:
@@ -33,6 +34,7 @@ class Loaders:
         objective ([`Objective`]): Checks the rows, and makes the collators of an evaluation.
         view ([`~jest_hf.models.View`], *optional*): The scoring view.
         ranks ([`~jest_hf.distributed.Ranks`]): All processes of the run.
+        images ([`~training.images.RunImages`]): The image cache of the run, where there is one.
         reference (`Callable`, *optional*): Returns the reference in use, or `None`. Default: there is none.
 
     Attributes:
@@ -47,6 +49,7 @@ class Loaders:
         objective: Objective,
         view: View | None,
         ranks: Ranks,
+        images: RunImages,
         reference: Callable[[], ReferenceSource | None] = lambda: None,
     ) -> None:
         self.args = args
@@ -54,6 +57,7 @@ class Loaders:
         self.view = view
         self.ranks = ranks
         self.reference = reference
+        self.images = images
         self.late_images: LateImages | None = None
         self.early: EarlySelection | None = None
 
@@ -95,10 +99,12 @@ class Loaders:
                 of the super-batch, these cannot come late.
         """
         args, view = self.args, self.view
-        rows = Rows(dataset, collator.image_column)
+        rows, images = Rows(dataset, collator.image_column), self.images.cache
+        if images is not None:
+            rows = rows.with_images(images)
         self.late_images = None
         reads_images = source is not None and source.reads_images
-        if view is not None and args.selects and not reads_images:
+        if view is not None and args.selects and not reads_images and images is None:  # a cache has all sizes
             settings = args.settings
             in_full = (1 - settings.filter_ratio) * (1 - settings.low_resolution_fraction)
             n_threads = max(1, args.dataloader_num_workers)

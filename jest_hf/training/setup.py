@@ -10,7 +10,7 @@ Before `Trainer.__init__`, in [`plan_run`]:
 4. the objective is found;
 5. the adapter is put on the learner;
 6. the reference is found, and the collator completed with its processor;
-7. the data are checked; statistics, ledger and schedule are made;
+7. the data and their image cache are checked; statistics, ledger and schedule are made;
 8. the publisher is made.
 
 After it, in [`build_parts`]:
@@ -69,6 +69,7 @@ from jest_hf.training.companions import Companions
 from jest_hf.training.costs import RunCosts, dry_run
 from jest_hf.training.engine import Engine
 from jest_hf.training.evaluator import Evaluator
+from jest_hf.training.images import RunImages
 from jest_hf.training.loaders import Loaders, first_row
 from jest_hf.training.recorder import RunRecorder
 from jest_hf.training.reference import ReferencePlan
@@ -90,6 +91,7 @@ class RunPlan:
     ranks: Ranks
     group: Ranks
     reference: ReferencePlan
+    images: RunImages
     recorder: RunRecorder
     companions: Companions
     publisher: Publisher
@@ -101,9 +103,14 @@ class RunPlan:
         ledger = self.recorder.ledger
         return [self.recorder.statistics] + ([LedgerCallback(ledger)] if ledger is not None else [])
 
+    def make_caches(self, dataset: Any, collator: Any) -> None:
+        """Make the image cache, with `args.image_cache`, and then the cache of the reference. A collective."""
+        self.images.make(dataset, collator)
+        self.cache_reference(dataset, collator)
+
     def cache_reference(self, dataset: Any, collator: Any) -> None:
         """Cache the reference's scores of the training data, with `args.cache_reference`. A collective."""
-        flops = self.reference.cache_now(self.objective, dataset, collator, self.engine)
+        flops = self.reference.cache_now(self.objective, dataset, collator, self.engine, self.images.cache)
         if flops is not None:
             self.recorder.costs.of_cache = flops
 
@@ -197,6 +204,9 @@ def plan_run(
 
     group = ranks if args.selection_scope == "global" else Ranks()  # 7
     recorder = _recorder(args, objective, collator, train_dataset, ranks, group, reports)
+    view = View.parse(args.scoring_view) if args.scoring_view else None
+    images = RunImages(args, view, ranks)
+    images.check(train_dataset, collator)
 
     return RunPlan(
         args=args,
@@ -205,10 +215,11 @@ def plan_run(
         collator=collator,
         train_dataset=train_dataset,
         objective=objective,
-        view=View.parse(args.scoring_view) if args.scoring_view else None,
+        view=view,
         ranks=ranks,
         group=group,
         reference=reference,
+        images=images,
         recorder=recorder,
         companions=Companions(args, objective, ranks, engine, collator.ref_processor or processing_class),
         publisher=Publisher(args),  # 8
@@ -272,7 +283,7 @@ def build_parts(
         proxy=None if companions.proxy is None else companions.proxy.score,
         autocast=engine.autocast,
     )
-    loaders = Loaders(args, objective, view, ranks, lambda: reference.source)
+    loaders = Loaders(args, objective, view, ranks, plan.images, lambda: reference.source)
     step = SelectionStep(
         args,
         objective.loss_kind,

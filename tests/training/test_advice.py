@@ -97,8 +97,8 @@ def remedies(folder, collator=None, early=None, cached=False, stream=False, n_co
 
 
 def test_the_remedies_are_those_of_the_run(tmp_path, monkeypatch):
-    def of(**changes):
-        return remedies(tmp_path, **changes)
+    def of(image_cache="images", **changes):
+        return remedies(tmp_path, image_cache=image_cache, **changes)
 
     assert of(selection="uniform") == []
     assert of(selection="uniform", n_cores=4) == ["dataloader_num_workers=3"]
@@ -106,7 +106,10 @@ def test_the_remedies_are_those_of_the_run(tmp_path, monkeypatch):
     assert of() == ["cache_reference=True,"]
     assert of(cached=True) == ["prefilter_ratio=0.8"]
     assert of(cached=True, criterion="easy_reference") == ["select_before_decoding=True"]
-    assert of(cached=True, early=object()) == of(cached=True, stream=True) == of(reference="online") == []
+    assert of(cached=True, early=object()) == of(stream=True) == of(reference="online") == []
+    assert of(cached=True, stream=True) == ["prefilter_ratio=0.8"]
+    assert of(image_cache=None, selection="uniform") == ["image_cache=<folder>"]
+    assert of(image_cache=None, selection="uniform", stream=True) == []
     assert of(criterion="hard_learner") == []
     collator = JESTDataCollator(tiny_siglip_processor())
     for module, expected in ((None, ["pip", "scaled_jpeg_decoding=True"]), (object(), ["scaled_jpeg_decoding=True"])):
