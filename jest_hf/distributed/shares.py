@@ -40,8 +40,8 @@ class Shares(NamedTuple):
     @classmethod
     def of(cls, ranks: Ranks, valid: Tensor) -> Shares:
         """Return the shares; `valid`, bool `[n]`, marks the readable examples of this rank. A collective."""
-        rows, readable = ranks.gather(torch.stack([valid.new_tensor(len(valid), dtype=torch.int64), valid.sum()])).T
-        return cls(ranks, rows.tolist(), readable.tolist())
+        rows, readable = zip(*ranks.gather_numbers([len(valid), int(valid.sum())], valid.device), strict=True)
+        return cls(ranks, list(rows), list(readable))
 
     @property
     def start(self) -> int:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jest_hf.batch import ContrastiveEmbeddings, PointwiseLosses, Scored
+from jest_hf.selection import arithmetic
 
 
 # A tile of logits should stay in a CPU's cache between the product and the softplus (measured: 1.8x faster than one
@@ -38,7 +39,8 @@ class Running(Protocol):
         """Add drawn examples, given as the rows of [`Part.take`], `[m, width]`."""
 
     def total(self) -> Tensor:
-        """Return the conditional term, float64 `[B]`: 0 before anything is drawn, undefined for drawn examples."""
+        """Return the conditional term, float64 `[B]` (float32 on MPS): 0 before anything is drawn, undefined for drawn
+        examples."""
 
 
 class Part(Protocol):
@@ -74,14 +76,15 @@ class PairLoss:
         positive (`Callable`): Maps logits of the candidates' own pairs, `[t]`, to their losses, `[t]`.
         reduce (`Callable`): Maps logits of m drawn examples against t candidates, `[m, t]`, to `[t]`; may overwrite
             the logits.
-        combine (`Callable`): Maps the reductions over two disjoint sets of drawn examples to the reduction over both.
+        combine (`Callable`): Maps the reductions over two disjoint sets of drawn examples to the reduction over both;
+            takes `out=`.
         empty (`float`): The reduction over no example, which `combine` with any value leaves unchanged.
         direction_weight (`float`): The weight of each direction (as image, as text) in the conditional term.
     """
 
     positive: Callable[[Tensor], Tensor]
     reduce: Callable[[Tensor], Tensor]
-    combine: Callable[[Tensor, Tensor], Tensor]
+    combine: Callable[..., Tensor]
     empty: float
     direction_weight: float
 
@@ -133,6 +136,7 @@ class ModelPart:
     divisible: ClassVar[bool] = True
     embeddings: ContrastiveEmbeddings
     loss: PairLoss
+    precision: str = "float32"
 
     @property
     def width(self) -> int:
@@ -151,49 +155,61 @@ class ModelPart:
         return torch.cat([taken.image.detach(), taken.text.detach()], dim=1).float()
 
     def start(self) -> Running:
-        return _RunningLoss(self.embeddings, self.loss)
+        return _RunningLoss(self.embeddings, self.loss, self.precision)
 
 
 class _RunningLoss:
     """Running reductions over the drawn examples, one per direction: candidates as images, and candidates as texts."""
 
-    def __init__(self, embeddings: ContrastiveEmbeddings, loss: PairLoss) -> None:
+    def __init__(self, embeddings: ContrastiveEmbeddings, loss: PairLoss, precision: str) -> None:
         self._image, self._text = embeddings.image.detach(), embeddings.text.detach()
+        if precision == "bfloat16":  # once, and not in each chunk
+            self._image, self._text = self._image.bfloat16(), self._text.bfloat16()
         self._scale, self._bias = embeddings.logit_scale, embeddings.logit_bias
-        self._loss = loss
+        self._loss, self._precision = loss, precision
         # Two float64 vectors are cheap, and the difference of two large sums (learner minus reference) stays accurate.
-        self._as_image = torch.full((len(embeddings),), loss.empty, dtype=torch.float64, device=self._image.device)
+        device = self._image.device
+        dtype = arithmetic.wide_dtype(device)
+        self._as_image = torch.full((len(embeddings),), loss.empty, dtype=dtype, device=device)
         self._as_text = self._as_image.clone()
         self._nothing_drawn = True
 
     def add(self, drawn: Tensor) -> None:
-        for part in torch.split(drawn, _TILE_COLUMNS):
-            image, text = part.chunk(2, dim=1)
-            self._reduce_into(self._as_image, self._image, text)
-            self._reduce_into(self._as_text, self._text, image)
-            self._nothing_drawn = False
+        with arithmetic.products(self._precision, drawn.device):
+            for part in torch.split(drawn, _TILE_COLUMNS):
+                image, text = part.chunk(2, dim=1)
+                self._reduce_into(self._as_image, self._image, text)
+                self._reduce_into(self._as_text, self._text, image)
+                self._nothing_drawn = False
 
     def total(self) -> Tensor:
         if self._nothing_drawn:
             return torch.zeros_like(self._as_image)
-        return self._loss.direction_weight * (self._as_image + self._as_text)
+        return (self._as_image + self._as_text).mul_(self._loss.direction_weight)
 
     def _reduce_into(self, running: Tensor, candidates: Tensor, drawn: Tensor) -> None:
-        tiles = _logit_tiles(candidates, drawn, self._scale, self._bias)
-        reduced = torch.cat([self._loss.reduce(logits) for logits in tiles])
-        running.copy_(self._loss.combine(running, reduced.double()))
+        drawn = drawn.mul(self._scale)
+        if self._precision == "bfloat16":
+            drawn = drawn.bfloat16()
+        reduced = torch.cat([self._loss.reduce(logits) for logits in _logit_tiles(candidates, drawn, self._bias)])
+        self._loss.combine(running, reduced.to(running.dtype), out=running)
 
 
-def _logit_tiles(candidates: Tensor, drawn: Tensor, scale: float, bias: float) -> Iterator[Tensor]:
-    """Yield float32 logits `[m, t]` of `drawn` against t `candidates` at a time; all tiles share scratch memory.
+def _logit_tiles(candidates: Tensor, drawn: Tensor, bias: float) -> Iterator[Tensor]:
+    """Yield float32 logits `[m, t]` of `drawn`, multiplied by the scale, against t `candidates` at a time.
 
-    The products are float32 for embeddings of any dtype, upcast one tile at a time; `out=` also keeps an enclosing
-    autocast from lowering their precision. The candidates are the contiguous dimension, as their number is a multiple
-    of the vector width and that of the drawn examples may not be (measured: 4 % faster with 204 drawn).
+    All tiles share scratch memory. The products are float32 for embeddings of any dtype, upcast one tile at a time,
+    and for two bfloat16 ones the same on a GPU, whose products of bfloat16 add up in float32. `out=` also keeps an
+    enclosing autocast from lowering their precision. The candidates are the contiguous dimension, as their number is
+    a multiple of the vector width and that of the drawn examples may not be (measured: 4 % faster with 204 drawn).
     """
-    drawn = drawn.mul(scale)
-    offset = drawn.new_tensor([bias])
     step = _tile_rows(candidates.device)
+    if drawn.is_cuda and drawn.dtype == candidates.dtype == torch.bfloat16:
+        for tile in torch.split(candidates, step):
+            yield torch.mm(drawn, tile.T, out_dtype=torch.float32).add_(bias)
+        return
+    drawn = drawn.float()
+    offset = drawn.new_full((1,), bias)
     scratch = drawn.new_empty(len(drawn) * min(step, len(candidates)))
     for tile in torch.split(candidates, step):
         logits = scratch[: len(drawn) * len(tile)].view(len(drawn), len(tile))
@@ -230,7 +246,7 @@ class PointwisePart:
         return self.losses.new_empty(len(indices), 0)
 
     def start(self) -> Running:
-        return _RunningNothing(torch.zeros_like(self.losses, dtype=torch.float64))
+        return _RunningNothing(torch.zeros_like(self.losses, dtype=arithmetic.wide_dtype(self.losses.device)))
 
 
 class _RunningNothing:
@@ -244,19 +260,21 @@ class _RunningNothing:
         return self._zeros
 
 
-def model_part(scored: Scored, loss: str) -> Part:
+def model_part(scored: Scored, loss: str, precision: str = "float32") -> Part:
     """Return the part of one model.
 
     Args:
         scored ([`ContrastiveEmbeddings`] or [`PointwiseLosses`]): What the model computed of the super-batch.
         loss (`str`): One of `PAIR_LOSSES`, or `"similarity"`: minus the product of the two embeddings of a pair,
             without scale, bias and negatives (ActiveCLIP, arXiv 2312.05328). Ignored for [`PointwiseLosses`].
+        precision (`str`, *optional*, defaults to `"float32"`): One of `arithmetic.PRECISIONS`, of the products of
+            different examples.
     """
     if isinstance(scored, PointwiseLosses):
         return PointwisePart(scored.losses)
     if loss == "similarity":
         return PointwisePart(-_own_products(scored))
-    return ModelPart(scored, PAIR_LOSSES[loss])
+    return ModelPart(scored, PAIR_LOSSES[loss], precision)
 
 
 @dataclass(frozen=True)
@@ -277,12 +295,14 @@ class MatrixPart:
         return self.matrix.detach().diagonal().float()
 
     def take(self, indices: Tensor) -> Tensor:
-        """Return what each example adds to every candidate, float64 `[m, B]`: its row plus its column."""
+        """Return what each example adds to every candidate, float64 `[m, B]` (float32 on MPS): its row plus its
+        column."""
         matrix = self.matrix.detach()
-        return matrix[indices].double().add_(matrix[:, indices].T)
+        return matrix[indices].to(arithmetic.wide_dtype(matrix.device)).add_(matrix[:, indices].T)
 
     def start(self) -> Running:
-        return _RunningMatrix(torch.zeros(len(self.matrix), dtype=torch.float64, device=self.matrix.device))
+        device = self.matrix.device
+        return _RunningMatrix(torch.zeros(len(self.matrix), dtype=arithmetic.wide_dtype(device), device=device))
 
 
 class _RunningMatrix:
