@@ -60,6 +60,13 @@ class Shares(NamedTuple):
         local = positions - self.start
         return local[(local >= 0) & (local < self.rows[self.ranks.rank])]
 
+    def places(self, positions: Tensor) -> Tensor:
+        """Return the place of each position within this rank's share, int64; for those of other ranks the number of
+        this rank's rows. Unlike the result of `own`, the size is that of `positions`: no host waits for it."""
+        local = positions - self.start
+        n_rows = self.rows[self.ranks.rank]
+        return torch.where((local >= 0) & (local < n_rows), local, n_rows)
+
 
 def owners_of(positions: Tensor, rows: Sequence[int]) -> Tensor:
     """Return the rank that holds each position, int64; `rows` are the numbers of rows that the ranks hold."""

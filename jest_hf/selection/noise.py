@@ -128,7 +128,7 @@ def noise_at(seed: int, step: int, n_chunks: int, positions: Tensor, *, first_ch
     chunks = _mix(state + torch.arange(first_chunk, first_chunk + n_chunks, device=positions.device)[:, None])
     noise = torch.empty(n_chunks, len(positions), device=positions.device)
     block = max(1, _BLOCK // n_chunks if positions.is_cpu else len(positions))
-    for values, part in zip(noise.split(block, dim=1), positions.split(block), strict=True):
+    for values, part in zip(torch.split(noise, block, dim=1), torch.split(positions, block), strict=True):
         # 52 bits plus one half: every value is exact in float64 and strictly inside (0, 1), so both logarithms are
         # finite.
         uniform = _shift_right(_mix(chunks + part), 12).double().add_(0.5).mul_(2.0**-52)

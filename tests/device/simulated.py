@@ -130,7 +130,9 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     masks = name.startswith("aten::index") and any(one.dtype in (torch.bool, torch.uint8) for one in far[1:])
     if far and (name in _WAITS or to_cpu or masks):
         frames = [frame for frame in traceback.extract_stack() if "jest_hf" + os.sep in frame.filename]
-        waits.append(f"{name} at {frames[-1].filename.split('jest_hf' + os.sep)[-1]}:{frames[-1].lineno}" if frames else name)
+        waits.append(
+            f"{name} at {frames[-1].filename.split('jest_hf' + os.sep)[-1]}:{frames[-1].lineno}" if frames else name
+        )
     result = func(*_near(args), **_near(kwargs))
     if name == "aten::_local_scalar_dense":
         return result
@@ -138,7 +140,9 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
         named = [*zip(schema.arguments, args, strict=False)]
         named += [(one, kwargs[one.name]) for one in schema.arguments if one.name in kwargs]
         if any(one.shape != one.near.shape for one in far):
-            raise NotImplementedError(f"{name} changes the shape of its argument, which the simulated device cannot do.")
+            raise NotImplementedError(
+                f"{name} changes the shape of its argument, which the simulated device cannot do."
+            )
         changed = [value for one, value in named if one.alias_info is not None and one.alias_info.is_write]
         if not schema.returns:
             return None
