@@ -67,24 +67,24 @@ def reduce_logits(candidates: Tensor, drawn: Tensor, bias: float, *, softmax: bo
     return reduced
 
 
-def _reduce_logits(
-    candidates: Any,
-    drawn: Any,
-    reduced: Any,
-    n_candidates: Any,
-    n_drawn: Any,
-    width: Any,
-    candidates_row: Any,
-    candidates_column: Any,
-    drawn_row: Any,
-    drawn_column: Any,
-    bias: Any,
+def _reduce_logits(  # type: ignore[no-untyped-def]  # Triton reads annotations as types of its own
+    candidates,
+    drawn,
+    reduced,
+    n_candidates,
+    n_drawn,
+    width,
+    candidates_row,
+    candidates_column,
+    drawn_row,
+    drawn_column,
+    bias,
     SOFTMAX: tl.constexpr,
     PRECISION: tl.constexpr,
     CANDIDATES: tl.constexpr,
     DRAWN: tl.constexpr,
     WIDTH: tl.constexpr,
-) -> None:
+):
     of_candidates = tl.program_id(0) * CANDIDATES + tl.arange(0, CANDIDATES)
     # int64: B times D may exceed 2**31.
     candidate_rows = of_candidates.to(tl.int64)[:, None] * candidates_row
@@ -125,7 +125,7 @@ def _reduce_logits(
     tl.store(reduced + of_candidates, total, mask=of_candidates < n_candidates)
 
 
-_kernel = None if triton is None else triton.jit(_reduce_logits)
+_kernel: Any = None if triton is None else triton.jit(_reduce_logits)
 
 
 __all__ = ["is_available", "reduce_logits"]
