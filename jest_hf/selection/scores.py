@@ -76,8 +76,8 @@ class PairwiseScores:
                 The products are summed in float32 in each, and the scores of own pairs are always float32.
 
         Raises:
-            ValueError: for an unknown criterion, loss or precision, a model that the criterion needs and that is missing, or
-                learner and reference of different kinds, of different length or on different devices.
+            ValueError: for an unknown criterion, loss or precision, a model that the criterion needs and that is
+                missing, or learner and reference of different kinds, of different length or on different devices.
         """
         chosen = criterion if isinstance(criterion, Criterion) else CRITERIA.get(criterion or "")
         if chosen is None:

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""The Triton kernel reduces logits as the literal matrices do: on a CUDA device, and without one in the interpreter."""
+"""The Triton kernel reduces logits as the literal matrices do: on a CUDA device, or else in Triton's interpreter."""
 
 from __future__ import annotations
 
