@@ -16,6 +16,7 @@ from jest_hf.data.rows import Rows
 from jest_hf.distributed import Ranks, ask_first_rank
 from jest_hf.hub.pull import Snapshot
 from jest_hf.models import Reader, add_reference_adapter
+from jest_hf.models.adapters import adapter_tensors
 from jest_hf.models.fit import check_loss
 from jest_hf.models.labelled import PointwiseReader
 from jest_hf.objectives import Objective
@@ -31,6 +32,7 @@ from jest_hf.reference import (
     open_cache,
     place_reference,
 )
+from jest_hf.reference.load import check_adapter
 from jest_hf.reference.losses import IrreducibleLosses
 from jest_hf.training.engine import Engine
 
@@ -107,6 +109,8 @@ class ReferencePlan:
             if learner is None:
                 raise ValueError("reference='adapter' needs the learner from the start; pass model, not model_init.")
             add_reference_adapter(learner, None if self._adapter is None else self._adapter.folder)
+            if self._adapter is not None:
+                check_adapter(self._adapter.folder, adapter_tensors(learner), f"ref_model={ref_model!r}")
         elif ref_model is not None:
             self.ref_model, processor = load_reference(ref_model, revision, processor, ranks=self.ranks, device=device)
             return processor
