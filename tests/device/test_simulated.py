@@ -87,3 +87,41 @@ else:
     )
     result = python(str(script))
     assert result.returncode == 0, result.stdout + result.stderr[-3000:]
+
+
+def test_a_step_of_selection_waits_for_the_device_at_most_eight_times(tmp_path):
+    """From the marks of readable rows to the record of the step, without the waits of the Trainer and of the loader.
+
+    Chunks add none: four times as many chunks wait as often.
+    """
+    script = tmp_path / "waits.py"
+    script.write_text(
+        """
+import os, sys
+from collections import Counter
+from unittest.mock import patch
+
+import torch
+
+from tests.device import simulated  # noqa: F401
+from tests.device.__main__ import play
+from tests.invariant.matrix import SETTINGS
+
+os.chdir(sys.argv[1])
+torch.use_deterministic_algorithms(True)
+ours = ("selection/", "distributed/", "report/", "training/", "batch.py")
+found = []
+for n_chunks in (2, 8):
+    with patch.dict(SETTINGS, {"n_chunks": n_chunks, "save_strategy": "no", "eval_strategy": "no"}):
+        record, waits = play("preset_jest", "far")
+    steps = len(record["batches"])
+    places = Counter(wait.partition(" at ")[2] for wait in waits)
+    mine = {place: count for place, count in places.items() if place.startswith(ours)}
+    assert steps == 4 and 0 < sum(mine.values()) <= 8 * steps, mine
+    found.append(sum(mine.values()))
+assert found[0] == found[1], found
+print(found, mine)
+"""
+    )
+    result = python(str(script), str(tmp_path))
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -95,3 +96,30 @@ def test_a_draw_with_the_kernel_is_that_of_the_literal_algorithm(loss, monkeypat
     scores = PairwiseScores.from_embeddings(learner.to(DEVICE), reference.to(DEVICE), loss=loss)
     losses = literal.signed_losses(learner, reference, "learnability", loss)
     assert select_jointly(scores, 67, 8, noise=noise).tolist() == literal.select_jointly(losses, 67, 8, noise)
+
+
+COMPILE = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from jest_hf.selection import fused
+
+sizes = {"CANDIDATES": fused._CANDIDATES, "DRAWN": fused._DRAWN, "WIDTH": fused._WIDTH}
+for dtype, precision in (("bf16", "ieee"), ("fp32", "tf32")):
+    for softmax in (False, True):
+        types = {name: "constexpr" if name.isupper() else "i32" for name in fused._kernel.arg_names}
+        types |= {"candidates": f"*{dtype}", "drawn": f"*{dtype}", "reduced": "*fp32", "bias": "fp32"}
+        source = ASTSource(fused._kernel, types, {"SOFTMAX": softmax, "PRECISION": precision, **sizes})
+        compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": 8})
+        assert "mma.sync" in compiled.asm["ptx"]  # by tensor cores
+"""
+
+
+def test_it_compiles_for_a_gpu(tmp_path):
+    """Without one too: the interpreter accepts what the compiler refuses."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    result = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
