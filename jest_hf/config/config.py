@@ -80,7 +80,7 @@ class JESTConfig(JESTOptions):
     selection_precision (`str`, *optional*, defaults to `"float32"`):
         How joint selection rounds the embeddings that it multiplies: `"float32"`, `"tf32"` (10 bits; on a CUDA device,
         elsewhere float32) or `"bfloat16"` (7 bits). All products are summed in float32. On a GPU the last two are
-        several times as fast, and change which examples are drawn where scores nearly tie.
+        faster, and change which examples are drawn where scores nearly tie.
     selection_scope (`str`, *optional*, defaults to `"global"`):
         `"global"` selects from the super-batches of all devices together: the same sub-batch for any number of
         devices. `"local"` selects on each device alone, a weaker method. On one device the two are the same.
