@@ -76,8 +76,9 @@ class ContrastiveEmbeddings:
             )
         object.__setattr__(self, "image", image)
         object.__setattr__(self, "text", text)
-        object.__setattr__(self, "logit_scale", _as_float("logit_scale", logit_scale))
-        object.__setattr__(self, "logit_bias", _as_float("logit_bias", 0.0 if logit_bias is None else logit_bias))
+        numbers = {"logit_scale": logit_scale, "logit_bias": 0.0 if logit_bias is None else logit_bias}
+        for name, value in _as_floats(numbers).items():
+            object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return self.image.shape[0]
@@ -194,11 +195,18 @@ class Scores:
         return {name: scored for name, scored in both.items() if scored is not None}
 
 
-def _as_float(name: str, value: float | Tensor) -> float:
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
+def _as_floats(numbers: Mapping[str, float | Tensor]) -> dict[str, float]:
+    """Return the values of numbers or tensors of one element. The host waits once for all tensors of one device."""
+    for name, value in numbers.items():
+        if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"{name} must be a number or a tensor of one element, got shape {list(value.shape)}.")
-        value = value.detach().item()
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}.")
-    return float(value)
+    tensors = {name: value.detach().reshape(()) for name, value in numbers.items() if isinstance(value, Tensor)}
+    values = {name: value for name, value in numbers.items() if not isinstance(value, Tensor)}
+    if len({(value.dtype, value.device) for value in tensors.values()}) == 1:
+        values |= dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
+    else:
+        values |= {name: value.item() for name, value in tensors.items()}
+    for name, number in values.items():
+        if not math.isfinite(number):
+            raise ValueError(f"{name} must be finite, got {number}.")
+    return {name: float(number) for name, number in values.items()}

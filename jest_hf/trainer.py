@@ -174,12 +174,12 @@ class JESTTrainer(Trainer):
     @property
     def statistics(self) -> RunStatistics:
         """Counts of the run, and means of its logging window."""
-        return self.plan.recorder.statistics
+        return self.plan.recorder.settled().statistics
 
     @property
     def ledger(self) -> SelectionLedger | None:
         """The ledger of selections, on the first process of a run with `record_selection=True`."""
-        return self.plan.recorder.ledger
+        return self.plan.recorder.settled().ledger
 
     @property
     def learner_view(self) -> Reader:
@@ -225,7 +225,7 @@ class JESTTrainer(Trainer):
         super_batch, step = cast(dict[str, Tensor], self._prepare_input(inputs)), self.state.global_step + 1
         sub_batch, pool = self.parts.step(model, super_batch, step)
         self.plan.recorder.record(step, sub_batch, pool)
-        self.statistics.add(self.plan.companions.step(pool, sub_batch.rows))
+        self.plan.recorder.statistics.add(self.plan.companions.step(pool, sub_batch.rows))
         batch = self.parts.update.prepare(model, sub_batch, step)
         with self.parts.update.learning(batch):
             return self.learn(model, batch.rows, num_items_in_batch)

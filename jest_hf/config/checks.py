@@ -12,12 +12,14 @@ from jest_hf.config.options import JESTOptions, SelectionSettings
 from jest_hf.losses import LOSSES
 from jest_hf.models.labelled import KINDS
 from jest_hf.selection import CRITERIA, SELECTIONS, Selector
+from jest_hf.selection.arithmetic import PRECISIONS
 
 
 # `objective` is checked when the trainer is made: a user may register an objective after making the arguments.
 CHOICES: dict[str, Collection[str]] = {
     "selection": SELECTIONS,
     "criterion": CRITERIA,
+    "selection_precision": PRECISIONS,
     "selection_scope": ("global", "local"),
     "pair_score": ("loss", "similarity"),
     "scoring": ("learner", "proxy"),

@@ -85,6 +85,13 @@ class JESTOptions(TrainingArguments):
     selection_gain: float = field(
         default=1.0, metadata={"help": "Factor on the scores before sampling; larger is greedier."}
     )
+    selection_precision: str = field(
+        default="float32",
+        metadata={
+            "help": "Precision of the products of embeddings in joint selection: float32, tf32 or bfloat16 (faster on "
+            "a GPU). Default: float32."
+        },
+    )
     selection_scope: str = field(
         default="global",
         metadata={"help": "Select from the super-batches of all devices together (global) or on each alone (local)."},

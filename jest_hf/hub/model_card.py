@@ -183,6 +183,7 @@ def _curation(summary: RunSummary, selects: bool) -> list[tuple[str, object]]:
         ("filter ratio", summary.filter_ratio),
         ("chunks", summary.n_chunks if "n_chunks" in shown else None),
         ("gain on the scores", summary.gain if "gain" in shown else None),
+        ("precision of the products in scores", summary.precision if "n_chunks" in shown else None),
         ("super-batch (examples scored a step)", summary.super_batch_size),
     ]
     flexible = [

@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
+from jest_hf.report.figures import Figure, read_all
 from jest_hf.report.flops import StepFlops
 
 
@@ -60,7 +61,7 @@ class RunStatistics(TrainerCallback, ExportableState):
         # By source: number of examples trained on, and number of examples seen.
         self.sources = dict.fromkeys(self.source_names, (0, 0))
         self._ever_trained = np.zeros(self.n_examples or 0, dtype=bool)
-        self._window: dict[str, list[float]] = defaultdict(list)
+        self._window: dict[str, list[Figure]] = defaultdict(list)
 
     @property
     def unique_share(self) -> float | None:
@@ -91,14 +92,15 @@ class RunStatistics(TrainerCallback, ExportableState):
             so_far, seen_so_far = self.sources[name]
             self.sources[name] = (so_far + more_trained, seen_so_far + more_seen)
 
-    def add(self, metrics: Mapping[str, float]) -> None:
-        """Add metrics of one step to the logging window."""
+    def add(self, metrics: Mapping[str, Figure]) -> None:
+        """Add metrics of one step to the logging window: numbers, or what `pop` reads from a device."""
         for name, value in metrics.items():
             self._window[name].append(value)
 
     def pop(self) -> dict[str, float]:
         """Return the means over the logging window and the totals of the run, and start a new window."""
-        means = {name: float(np.mean(values)) for name, values in self._window.items()}
+        numbers = iter(read_all([value for values in self._window.values() for value in values]))
+        means = {name: float(np.mean([next(numbers) for _ in values])) for name, values in self._window.items()}
         self._window.clear()
         return {**means, **self.totals()}
 

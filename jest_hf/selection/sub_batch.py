@@ -69,12 +69,16 @@ def take_sub_batch(
     # Embeddings or losses of an example travel with its row.
     taken = exchange(shares.ranks, {**super_batch, **_packed(embeddings)}, indices, shares.rows)
     parts = {"selected": _unpacked(taken.batch, embeddings)}
-    drawn = torch.bincount(owners_of(indices, shares.rows), minlength=shares.ranks.size).tolist()
+    drawn = [len(indices)]
+    if shares.ranks.size > 1:
+        drawn = torch.bincount(owners_of(indices, shares.rows), minlength=shares.ranks.size).tolist()
     spare = [readable - m for readable, m in zip(shares.readable, drawn, strict=True)]
     if all(n >= q for n, q in zip(spare, quotas(len(indices), shares.ranks.size), strict=True)):
-        rest = super_batch["valid"].clone()
-        rest[shares.own(indices)] = False
-        rejected = rest.nonzero().flatten()[: len(taken.order)]
+        valid = super_batch["valid"]
+        rest = torch.cat([valid, valid.new_zeros(1)]).index_fill_(0, shares.places(indices), False)[:-1]
+        # The first rows of the rest: the k-th is where the count reaches k. Their number is known, so no host waits.
+        places = torch.arange(1, len(taken.order) + 1, device=rest.device)
+        rejected = torch.searchsorted(rest.cumsum(0), places)
         parts["rejected"] = {name: scored.take(rejected) for name, scored in embeddings.items()}
     return taken, parts
 

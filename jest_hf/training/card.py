@@ -129,6 +129,7 @@ def summarise_run(
         filter_ratio=args.filter_ratio,
         n_chunks=args.n_chunks,
         gain=args.selection_gain,
+        precision=args.selection_precision if args.selection_precision != "float32" else None,
         scoring_view=args.scoring_view,
         low_resolution_fraction=args.low_resolution_fraction,
         scaled_jpeg_decoding=getattr(facts.collator, "scaled_jpeg_decoding", False),

@@ -84,6 +84,15 @@ def warn_of_low_precision(model: nn.Module) -> None:
         )
 
 
+def warn_of_precision(args: JESTConfig) -> None:
+    """Log that TF32 has no effect on a device other than CUDA's."""
+    if args.selection_precision == "tf32" and args.device.type != "cuda":
+        logger.warning(
+            f"selection_precision='tf32' has no effect on {args.device.type}: the products are float32; leave it out, "
+            "or train on a CUDA device."
+        )
+
+
 def check_options(args: JESTConfig, objective: type[Objective]) -> None:
     """Refuse options that have no use with an objective."""
     if SELECTIONS[args.settings.selection].needs_pairs and not objective.pairs:

@@ -64,6 +64,7 @@ from jest_hf.training.checks import (
     check_train_size,
     number_of_rows,
     warn_of_low_precision,
+    warn_of_precision,
 )
 from jest_hf.training.companions import Companions
 from jest_hf.training.costs import RunCosts, dry_run
@@ -122,7 +123,7 @@ class RunPlan:
             model=model,
             objective=self.objective,
             collator=self.collator,
-            statistics=self.recorder.statistics,
+            statistics=self.recorder.settled().statistics,
             flops=self.recorder.run_flops,
             reference=self.reference.about(),
             hub_model_id=hub_model_id,
@@ -174,6 +175,7 @@ def plan_run(
     check_distinct(model=model, ref_model=ref_model, proxy_model=proxy_model)
     check_launch(args)
     check_gradient_cache(args)
+    warn_of_precision(args)
 
     ranks = Ranks.world()  # 2
 

@@ -16,7 +16,8 @@ from jest_hf.batch import Scored, without_cached
 from jest_hf.config import JESTConfig
 from jest_hf.distributed import Exchanged, Ranks, Shares
 from jest_hf.reference import ReferenceSource
-from jest_hf.report.compare import compare_selected, compare_selectors
+from jest_hf.report.compare import selected_figures, selector_figures
+from jest_hf.report.figures import Figure
 from jest_hf.report.sources import Sources
 from jest_hf.scoring import ScoredRows, Scorer
 from jest_hf.selection import (
@@ -64,7 +65,7 @@ class SubBatch:
 class Metrics(Protocol):
     """Where the metrics and times of a step go."""
 
-    def add(self, metrics: Mapping[str, float]) -> None: ...
+    def add(self, metrics: Mapping[str, Figure]) -> None: ...
 
     def timed(self, name: str) -> AbstractContextManager[None]: ...
 
@@ -145,7 +146,7 @@ class SelectionStep:
             selection = self.select(pool, scores, DrawKey(self.args.seed, step))
         pool = self._without_cached(pool, by_model)
         exchanged, parts = take_sub_batch(pool.shares, pool.rows, by_model, selection.indices)
-        self.metrics.add(compare_selected(parts, self.loss, self.group))
+        self.metrics.add(selected_figures(parts, self.loss, self.group))
         return SubBatch.of(exchanged, True, parts["selected"]), pool
 
     def _drawn_early(self, rows: Mapping[str, Tensor], draw: EarlyDraw, step: int) -> tuple[SubBatch, Pool]:
@@ -233,7 +234,7 @@ class SelectionStep:
             if self.sources is not None:
                 source_of = self.sources.of(pool.rows["example_id"]).to(indices.device)
                 names = self.sources.names
-            self.metrics.add(compare_selectors(others, pool, known, key, indices, self.loss, source_of, names))
+            self.metrics.add(selector_figures(others, pool, known, key, indices, self.loss, source_of, names))
         return selection
 
 
@@ -244,7 +245,8 @@ def compared_selectors(args: JESTConfig, loss: str | None) -> Sequence[Selector]
         needs_pairs = Selector.parse(name).needs_pairs
         # Joint scores are always made of losses: similarities are no scores of different examples.
         kind = "similarity" if args.pair_score == "similarity" and not needs_pairs else loss
-        selectors.append(Selector.parse(name, loss=kind, n_chunks=args.n_chunks, gain=args.selection_gain))
+        settings = {"n_chunks": args.n_chunks, "gain": args.selection_gain, "precision": args.selection_precision}
+        selectors.append(Selector.parse(name, loss=kind, **settings))
     return selectors
 
 

@@ -176,9 +176,12 @@ class Update:
         start = self.ranks.rank * args.per_device_train_batch_size
         # A row of noise that no draw has used.
         noise = gumbel_noise(
-            args.seed, step, args.n_chunks + 1, args.sub_batch_size, start=start, stop=start + len(ids)
+            *(args.seed, step, args.n_chunks + 1, args.sub_batch_size),
+            start=start,
+            stop=start + len(ids),
+            device=ids.device,
         )
-        order = noise[-1].argsort().to(ids.device)
+        order = noise[-1].argsort()
         shuffled = {name: value.index_select(0, order) for name, value in rows.items()}
         return shuffled, None if teacher is None else teacher.take(order)
 
