@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
-from transformers.utils import logging
 
 from jest_hf.config import JESTConfig
 from jest_hf.data.collator import JESTDataCollator
@@ -29,15 +28,12 @@ from jest_hf.models.load import restore_renamed
 from jest_hf.objectives import Objective
 from jest_hf.reference import ReferenceSource
 from jest_hf.report import Report, RunStatistics, SelectionLedger, StepFlops
-from jest_hf.training.callbacks import EpochCallback, JESTProgress, ReportsCallback
-from jest_hf.training.card import RunFacts, summarise_run, write_run_card
+from jest_hf.training.callbacks import EpochCallback, JESTProgress, ReportsCallback, keep_callbacks
+from jest_hf.training.card import RunFacts, summarise_run, try_card, write_run_card
 from jest_hf.training.costs import check_evaluation
 from jest_hf.training.engine import Engine
 from jest_hf.training.online_model import OnlineModel
-from jest_hf.training.setup import Parts, RunPlan, build_parts, plan_run, prepare_learner
-
-
-logger = logging.get_logger(__name__)
+from jest_hf.training.setup import Parts, build_parts, plan_run, prepare_learner
 
 
 class JESTTrainer(Trainer):
@@ -104,7 +100,7 @@ class JESTTrainer(Trainer):
     ) -> None:
         self.model_init = cast(Any, model_init)
         # Before `Trainer.__init__`, which calls some of the methods below: these use the plan, and not the parts.
-        self.plan: RunPlan = plan_run(
+        self.plan = plan = plan_run(
             *(model, cast(JESTConfig, args), data_collator, train_dataset, processing_class),
             Engine(lambda: self.accelerator),
             first_learner=None if model_init is None else cast(Any, super().call_model_init),
@@ -115,7 +111,6 @@ class JESTTrainer(Trainer):
             reports=reports,
             functions=trainer_arguments,
         )
-        plan = self.plan
         super().__init__(
             model=plan.model,
             args=plan.args,
@@ -280,13 +275,12 @@ class JESTTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """This rank's share of the rows, in order, each image with all of its captions ([`CaptionCollator`])."""
-        if isinstance(eval_dataset, str):
-            eval_dataset = self.eval_dataset[eval_dataset]
-        elif eval_dataset is None:
-            eval_dataset = self.eval_dataset
-        if eval_dataset is None:
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]
+        if dataset is None:
             raise ValueError("eval_dataset=None: pass the rows to evaluate on to JESTTrainer or to evaluate().")
-        return self.parts.loaders.evaluation(eval_dataset, self.data_collator)
+        return self.parts.loaders.evaluation(dataset, self.data_collator)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
         """As [`~JESTTrainer.get_eval_dataloader`], of rows to predict: they need no labels."""
@@ -315,10 +309,11 @@ class JESTTrainer(Trainer):
 
     # ---- Records and checkpoints ----
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As [`~transformers.Trainer.train`], after caching the reference if `args.cache_reference`."""
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As the Trainer's, after caching the reference if `args.cache_reference`; resumes from whole checkpoints."""
         self.plan.cache_reference(self.train_dataset, self.data_collator)
-        return super().train(*args, **kwargs)
+        with self.plan.checkpoints.running(resume_from_checkpoint) as checkpoint:
+            return super().train(checkpoint, *args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Tensor]) -> float:  # type: ignore[override]  # the Trainer adds floats
         """FLOPs of the step just taken, for `state.total_flos`: both towers, scoring, reference and selection."""
@@ -337,11 +332,13 @@ class JESTTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.plan.recorder.on_checkpoint(self.state.global_step)  # first: a run may be killed while it saves
         if self.args.push_to_hub:  # it goes up with the checkpoint
-            try:
-                self.create_model_card()
-            except ValueError as error:  # of a README.md that somebody has edited: no reason to end a run
-                logger.warning("The model card is left as it is: %s", error)
-        super()._save_checkpoint(model, trial)
+            try_card(self.create_model_card)
+        with self.plan.checkpoints.saving(self.state, self._get_output_dir(trial)):
+            super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)  # the last file of each rank
+        self.plan.checkpoints.wait_for_all()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -351,13 +348,17 @@ class JESTTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         self.plan.companions.resumed_from = checkpoint
 
+    def _load_callback_state(self) -> None:
+        super()._load_callback_state()
+        keep_callbacks(self.callback_handler, self.plan.callbacks)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if model is not None or self.is_fsdp_enabled or not restore_renamed(self.model, resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        best, engine = self.state.best_model_checkpoint, self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if engine or best is None or not restore_renamed(self.model, best):
+        best = self.plan.checkpoints.checked(self.state.best_model_checkpoint)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or not best or not restore_renamed(self.model, best):
             super()._load_best_model()
 
     # ---- The Hub: see `hub.publisher.Publisher` ----
@@ -392,9 +393,8 @@ class JESTTrainer(Trainer):
             revision=revision,
         )
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        make, push = super().init_hf_repo, super()._push_from_checkpoint
-        self.plan.publisher.push_checkpoint(self, checkpoint_folder, make, push)
+    def _push_from_checkpoint(self, folder: str) -> None:
+        self.plan.publisher.push_checkpoint(self, folder, super().init_hf_repo, super()._push_from_checkpoint)
 
     def _finish_current_push(self) -> None:
         self.plan.publisher.finish(self, super()._finish_current_push, self._push_from_checkpoint)

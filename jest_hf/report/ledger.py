@@ -5,10 +5,10 @@
     selections.parquet/part-000001.parquet    the steps up to the first flush
     selections.parquet/part-000002.parquet    the steps up to the second one, and so on
 
-[`SelectionLedger.flush`] adds a part and changes no other, so that its time does not depend on the steps before. A part
-has its name when it is whole: if the process is killed, all parts up to the last flush are there. pyarrow, pandas and
-`datasets` read the folder like a file; [`read_selections`] also reads the single file of earlier versions, which
-becomes the first part of the folder when the run goes on.
+[`SelectionLedger.flush`] adds a part and changes no other, so its time does not depend on the steps before. A part has
+its name when it is whole: if the process is killed, all parts up to the last flush are there. pyarrow and pandas read
+the folder like a file; [`read_selections`] also reads the single file of earlier versions, which becomes the first
+part of the folder when the run goes on.
 """
 
 from __future__ import annotations

@@ -120,6 +120,7 @@ class RunStatistics(TrainerCallback, ExportableState):
         return {
             "args": {"n_examples": self.n_examples, "settings": self.settings},
             "attributes": {
+                "manifest": True,  # a checkpoint without one is a part: see training.checkpoints
                 "counts": counts,
                 "flops": asdict(self.flops),
                 "ever_trained": base64.b64encode(bits).decode("ascii"),

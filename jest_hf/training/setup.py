@@ -11,7 +11,7 @@ Before `Trainer.__init__`, in [`plan_run`]:
 5. the ranks are known;
 6. the reference is found, and the collator completed with its processor;
 7. the data are checked; statistics, ledger and schedule are made;
-8. the publisher is made.
+8. publisher and checkpoints are made.
 
 After it, in [`build_parts`]:
 
@@ -52,6 +52,7 @@ from jest_hf.scoring import Scorer
 from jest_hf.selection import SelectionSchedule
 from jest_hf.training.callbacks import CompanionsCallback, LedgerCallback
 from jest_hf.training.card import RunFacts
+from jest_hf.training.checkpoints import Checkpoints
 from jest_hf.training.checks import (
     check_arguments,
     check_distinct,
@@ -92,6 +93,7 @@ class RunPlan:
     recorder: RunRecorder
     companions: Companions
     publisher: Publisher
+    checkpoints: Checkpoints
     engine: Engine
 
     @property
@@ -212,6 +214,7 @@ def plan_run(
         recorder=recorder,
         companions=Companions(args, objective, ranks, engine, collator.ref_processor or processing_class),
         publisher=Publisher(args),  # 8
+        checkpoints=Checkpoints(args, ranks, recorder.ledger),
         engine=engine,
     )
 

@@ -267,9 +267,9 @@ def test_a_missing_ledger_is_said(tmp_path, caplog, monkeypatch):
 
 LOCKED = """
 import sys
-from jest_hf.report import SelectionLedger
+from jest_hf.files import lock
 
-SelectionLedger(sys.argv[1]).acquire()
+assert lock(sys.argv[1])
 print("locked", flush=True)
 sys.stdin.read()
 """
@@ -279,7 +279,7 @@ sys.stdin.read()
 def test_two_runs_at_once_are_refused_until_the_first_has_died(tmp_path):
     path = tmp_path / "selections.parquet"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", LOCKED, path], **pipes) as other:
+    with subprocess.Popen([sys.executable, "-c", LOCKED, tmp_path / ".selections.parquet.lock"], **pipes) as other:
         assert other.stdout.readline() == b"locked\n"
         ledger = SelectionLedger(path)
         with pytest.raises(ValueError, match=f"another run is writing its selections to {path}; wait for its end"):
