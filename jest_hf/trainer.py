@@ -2,9 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`JESTTrainer`: a `transformers.Trainer` that chooses what it trains on.
 
-A step is five verbs: **score** the super-batch with learner and reference, **select** the sub-batch, **take** it,
-**record** what was chosen, and **learn** from the sub-batch alone. Each is a part in `jest_hf.training`; the methods
-here are the Trainer's, and each calls a part.
+A step **scores** the super-batch with learner and reference, **selects** the sub-batch, **takes** it, **records** what
+was chosen, and **learns** from the sub-batch alone. Each is a part in `jest_hf.training`, which the methods here call.
 """
 
 from __future__ import annotations
@@ -288,6 +287,8 @@ class JESTTrainer(Trainer):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, timed: a loader that cannot keep up shows as `loading_seconds`."""
+        if self.state.global_step >= self.state.max_steps:  # resumed at its end: the Trainer would take one more step
+            return [], None
         with self.plan.recorder.timed("loading_seconds"):
             return super().get_batch_samples(*args, **kwargs)
 
@@ -301,7 +302,6 @@ class JESTTrainer(Trainer):
     ) -> EvalLoopOutput:
         """
         The objective's metrics over the whole data set, and `compute_metrics` over the rows with a label.
-
         With `args.eval_at_view` also at the scoring view, as `{prefix}_at_view_R@1` and so on. Without pairs, each row
         has a prediction and a label, in order: NaN for a row that cannot be read, -100 for a row without a label.
         """

@@ -69,6 +69,7 @@ from jest_hf.training.companions import Companions
 from jest_hf.training.costs import RunCosts, dry_run
 from jest_hf.training.engine import Engine
 from jest_hf.training.evaluator import Evaluator
+from jest_hf.training.identity import identify_run
 from jest_hf.training.loaders import Loaders, first_row
 from jest_hf.training.recorder import RunRecorder
 from jest_hf.training.reference import ReferencePlan
@@ -264,6 +265,9 @@ def build_parts(
     companions = plan.companions
     companions.make_proxy(proxy_model, reference.ref_model)  # 12
     companions.make_reference(reference.ref_model, learner)  # 13
+    recorder.statistics.settings |= identify_run(
+        objective, reference.frozen(learner), plan.train_dataset, collator.image_column
+    )
     reference.place(objective, learner, reader, collator, plan.processor, plan.train_dataset, engine)
     if companions.reference is not None:
         reference.source = companions.reference
