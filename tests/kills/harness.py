@@ -109,6 +109,14 @@ def kill_at_random(folder: Path, world_size: int, chance: random.Random, tally: 
     return alive
 
 
+def kill_after(folder: Path, world_size: int, checkpoint: str) -> None:
+    """Start a run, and kill it as soon as a checkpoint is whole."""
+    run = Run(folder, world_size)
+    while not run.is_over and is_being_saved(folder / checkpoint):
+        time.sleep(0.001)
+    run.kill(random.Random(0))
+
+
 def is_being_saved(checkpoint: Path) -> bool:
     with suppress(FileNotFoundError):
         return json.loads((checkpoint / "jest_manifest.json").read_text())["complete"] is False
@@ -184,7 +192,7 @@ def fill_the_disk(world_size: int, folder: Path) -> list[str]:
     """
     whole, run = folder / f"whole-{world_size}", folder / f"full-{world_size}"
     finish(whole, world_size)
-    finish(run, world_size, steps=4)
+    kill_after(run, world_size, "checkpoint-4")
     limit = (run / "checkpoint-4" / "optimizer.pt").stat().st_size // 2
     errors = [outcome["error"] for outcome in Run(run, world_size, file_limit=limit).wait()]
     assert errors[0], "a full disk was not noticed"

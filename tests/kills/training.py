@@ -52,7 +52,6 @@ class Job:
         rank (`int`): Its rank.
         world_size (`int`): Number of processes.
         store (`str`): A file that does not exist, where the processes meet.
-        steps (`int`): Steps after which the run ends.
         file_limit (`int`, *optional*): Bytes that a file can have at most: a disk that is full.
     """
 
@@ -60,7 +59,6 @@ class Job:
     rank: int = 0
     world_size: int = 1
     store: str = ""
-    steps: int = STEPS
     file_limit: int | None = None
 
     @property
@@ -123,7 +121,7 @@ def make_trainer(job: Job) -> JESTTrainer:
     return JESTTrainer(
         model=tiny.siglip(0, dropout=0.1),
         ref_model=tiny.siglip(1),
-        args=JESTConfig(output_dir=job.folder, **{**SETTINGS, "max_steps": job.steps}),
+        args=JESTConfig(output_dir=job.folder, **SETTINGS),
         train_dataset=tiny.pairs(96),
         processing_class=tiny.siglip_processor(),
     )
