@@ -397,4 +397,4 @@ class JESTTrainer(Trainer):
         self.plan.publisher.push_checkpoint(self, folder, super().init_hf_repo, super()._push_from_checkpoint)
 
     def _finish_current_push(self) -> None:
-        self.plan.publisher.finish(self, super()._finish_current_push, self._push_from_checkpoint)
+        self.plan.publisher.finish(self, self._push_from_checkpoint)

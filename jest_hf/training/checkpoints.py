@@ -105,6 +105,9 @@ class Checkpoints:
         """
         Save a checkpoint of the step of `state` within this block, in which the Trainer writes `trainer_state.json`
         as the last file, then pushes, then removes older checkpoints: the manifest is completed before the last two.
+
+        Raises:
+            OSError: if the checkpoint cannot be written; what was written is left, as half-written.
         """
         if not self.args.should_save:
             yield
@@ -122,6 +125,13 @@ class Checkpoints:
         own["save_to_json"] = save_and_complete
         try:
             yield
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise theirs for a full disk
+            if not _is_half_written(folder):
+                raise
+            raise OSError(
+                f"{folder} could not be saved ({str(error).splitlines()[0]}); make room if the disk is full, and go "
+                "on from the checkpoint before it with resume_from_checkpoint=True."
+            ) from error
         finally:
             own.pop("save_to_json", None)
 

@@ -8,7 +8,7 @@ Before `Trainer.__init__`, in [`plan_run`]:
 2. processor and learner are loaded, or `model_init` is called for the first time;
 3. the objective is found;
 4. the adapter is put on the learner;
-5. the ranks are known;
+5. the ranks are known, and wait for each other for `ddp_timeout`;
 6. the reference is found, and the collator completed with its processor;
 7. the data are checked; statistics, ledger and schedule are made;
 8. publisher and checkpoints are made.
@@ -38,7 +38,7 @@ from transformers import AutoProcessor, PretrainedConfig, PreTrainedModel, Train
 
 from jest_hf.config import JESTConfig
 from jest_hf.data.stream import is_stream
-from jest_hf.distributed import Ranks
+from jest_hf.distributed import Ranks, end_group_at_exit, limit_waits
 from jest_hf.hub.publisher import Publisher
 from jest_hf.images.views import View
 from jest_hf.models import Reader, add_adapter, base_model, check_view, load_model
@@ -187,6 +187,8 @@ def plan_run(
         model = cast(PreTrainedModel, add_adapter(model, peft_config))
 
     ranks = Ranks.world()  # 5
+    limit_waits(args.ddp_timeout)
+    end_group_at_exit()
 
     reference = ReferencePlan(args, ranks)  # 6
     collator = data_collator or objective.collator(processing_class, None, args.seed)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 
 import pytest
@@ -27,7 +28,7 @@ def test_killed_runs_end_as_one_that_was_left_alone(tmp_path, world_size, kills)
 
 def test_a_run_on_a_full_disk_goes_on_once_there_is_room(tmp_path):
     errors = fill_the_disk(1, tmp_path)
-    assert "optimizer.pt" in errors[0] or "write" in errors[0] or "File too large" in errors[0]
+    assert re.search(r"^OSError: .*checkpoint-6 could not be saved \(.*\); make room if the disk is full", errors[0])
 
 
 def test_a_run_that_was_killed_at_its_end_takes_no_step_more(tmp_path):
