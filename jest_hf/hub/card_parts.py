@@ -56,7 +56,7 @@ def read_template(name: str) -> str:
 def plain(value: object) -> str:
     """Return a name, a caption or an id of a user as text of a card that shows as it is: no Markdown, no HTML."""
     text = " ".join(str(value).split())
-    text = re.sub(r"([\\`*\[\]~]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+    text = re.sub(r"([\\`*\[\]~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
     return re.sub(r"&(?=#?\w+;)", "&amp;", text).replace("<", "&lt;").replace(">", "&gt;")
 
 
