@@ -212,8 +212,14 @@ class SelectionLedger:
         return step - sum(last - first + 1 for first, last in map(_steps, self._parts()))
 
     def _write(self, path: Path, table: pa.Table) -> None:
-        with replacing(path) as file, pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
-            writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+        try:
+            with replacing(path) as file, pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
+                writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+        except OSError as error:
+            raise OSError(
+                f"{path} could not be written ({error}); make room if the disk is full, and go on from the last "
+                "checkpoint with resume_from_checkpoint=True."
+            ) from error
 
 
 def _steps(part: Path) -> tuple[int, int]:

@@ -113,8 +113,6 @@ class Checkpoints:
             yield
             return
         folder = Path(run_folder) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_manifest(folder, {"complete": False})
         save = state.save_to_json
 
         def save_and_complete(path: str) -> None:
@@ -124,9 +122,13 @@ class Checkpoints:
         own = vars(state)  # on the object: the class is the Trainer's
         own["save_to_json"] = save_and_complete
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_manifest(folder, {"complete": False})
             yield
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise theirs for a full disk
-            if not _is_half_written(folder):
+            if (_read_manifest(folder) or {}).get(
+                "complete"
+            ):  # it is whole: the push failed, or the removal of another
                 raise
             raise OSError(
                 f"{folder} could not be saved ({str(error).splitlines()[0]}); make room if the disk is full, and go "

@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 from contextlib import suppress
@@ -185,18 +186,44 @@ def try_kills(kills: int, world_size: int, folder: Path, seed: int, per_run: int
 
 def fill_the_disk(world_size: int, folder: Path) -> list[str]:
     """
-    A run whose disk is full when it saves an optimizer state, then one with room; the errors of the first.
+    A run whose files may not grow to an optimizer state, then one with room; the errors of the first.
 
     Raises:
         AssertionError: if the first does not fail, or the second ends otherwise than one that was left alone.
     """
-    whole, run = folder / f"whole-{world_size}", folder / f"full-{world_size}"
-    finish(whole, world_size)
+    run = folder / f"full-{world_size}"
     kill_after(run, world_size, "checkpoint-4")
     limit = (run / "checkpoint-4" / "optimizer.pt").stat().st_size // 2
     errors = [outcome["error"] for outcome in Run(run, world_size, file_limit=limit).wait()]
+    _go_on_with_room(run, world_size, folder, errors)
+    return errors
+
+
+def fill_a_small_disk(world_size: int, folder: Path) -> list[str] | None:
+    """As [`fill_the_disk`], on a disk of its own with room for two checkpoints and a half; `None` without the right
+    to mount one."""
+    whole, run = folder / f"whole-{world_size}", folder / f"small-{world_size}"
+    finish(whole, world_size)
+    size = sum(path.stat().st_size for path in (whole / LAST).rglob("*") if path.is_file())
+    run.mkdir()
+    options = f"size={size * 5 // 2 // 1024}k"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", run], capture_output=True).returncode != 0:
+        return None
+    try:
+        errors = [outcome["error"] for outcome in Run(run, world_size).wait()]
+        subprocess.run(["mount", "-o", "remount,size=64m", run], check=True)
+        _go_on_with_room(run, world_size, folder, errors)
+        return errors
+    finally:
+        subprocess.run(["umount", run], check=True)
+
+
+def _go_on_with_room(run: Path, world_size: int, folder: Path, errors: list[str]) -> None:
     assert errors[0], "a full disk was not noticed"
-    finish(run, world_size)
+    whole = folder / f"whole-{world_size}"
+    finish(whole, world_size)
+    tally = Tally()
+    finish(run, world_size, tally)
+    assert tally.resumed == 1, f"started again: {tally.fresh}"
     found = differences(contents(whole, world_size), contents(run, world_size))
     assert not found, f"after a full disk on {world_size} processes: {found[:5]}"
-    return errors
