@@ -126,9 +126,7 @@ class Checkpoints:
             _write_manifest(folder, {"complete": False})
             yield
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise theirs for a full disk
-            if (_read_manifest(folder) or {}).get(
-                "complete"
-            ):  # it is whole: the push failed, or the removal of another
+            if (_read_manifest(folder) or {}).get("complete"):  # a push failed, or the removal of another one
                 raise
             raise OSError(
                 f"{folder} could not be saved ({str(error).splitlines()[0]}); make room if the disk is full, and go "

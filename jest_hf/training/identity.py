@@ -23,7 +23,6 @@ from jest_hf.data.stream import is_stream
 from jest_hf.models import has_adapter
 from jest_hf.objectives import Objective
 from jest_hf.reference import ReferenceCache
-from jest_hf.training.loaders import first_row
 
 
 SAMPLED_ROWS = 16
@@ -36,6 +35,7 @@ def identify_run(
     reference: nn.Module | ReferenceCache | None,
     dataset: Any,
     image_column: str | None,
+    first_row: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """
     Describe the loss, the reference and the training rows of a run.
@@ -44,8 +44,9 @@ def identify_run(
         objective ([`Objective`]): What the run trains for.
         reference (`torch.nn.Module` or [`ReferenceCache`], *optional*): The frozen reference, not placed yet, or its
             cache. Of a learner with an adapter, the weights that are not trained.
-        dataset (*optional*): The training data; of a stream, the first row is described.
+        dataset (*optional*): The training data.
         image_column (`str`, *optional*): The column of images.
+        first_row (mapping, *optional*): The first row of `dataset`, which alone is described of a stream.
 
     Returns:
         `dict`: `loss`, `ref_model` and `train_dataset`, the last two by kind of description; `None` for what cannot be
@@ -57,7 +58,10 @@ def identify_run(
         about = {"cache": str(known.get("weights") or known.get("commit"))[:16]}
     elif reference is not None:
         about = {"weights": _of_weights(reference)}
-    rows = None if dataset is None else _of_rows(dataset, image_column)
+    rows = None
+    if first_row is not None:
+        stream = is_stream(dataset)
+        rows = _digest([_of_row(first_row, image_column)]) if stream else _of_rows(dataset, image_column)
     return {
         "loss": objective.loss_kind or objective.name,
         "ref_model": about,
@@ -78,8 +82,6 @@ def _of_weights(model: nn.Module) -> str:
 
 
 def _of_rows(dataset: Any, image_column: str | None) -> str | None:
-    if is_stream(dataset):
-        return _digest([_of_row(first_row(dataset, image_column, True), image_column)])
     rows = Rows(dataset, image_column)
     numbers = np.unique(np.linspace(0, len(rows) - 1, SAMPLED_ROWS).astype(np.int64)).tolist() if len(rows) else []
     try:

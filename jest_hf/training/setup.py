@@ -19,7 +19,7 @@ After it, in [`build_parts`]:
 10. the progress bar is replaced;
 11. the learner's reader is made, which opens the model for views and its temperature;
 12. the proxy is made;
-13. the reference is identified for a cache, and then placed;
+13. the reference and the rows are identified, for a resume and for a cache, and then the reference is placed;
 14. one row is read and checked against every model: the dry run.
 
 Until (14) the Trainer may call `call_model_init`, `init_hf_repo` and callbacks: what they use is in the plan.
@@ -267,8 +267,11 @@ def build_parts(
     companions = plan.companions
     companions.make_proxy(proxy_model, reference.ref_model)  # 12
     companions.make_reference(reference.ref_model, learner)  # 13
+    row = None
+    if plan.train_dataset is not None:
+        row = first_row(plan.train_dataset, collator.image_column, is_stream(plan.train_dataset))
     recorder.statistics.settings |= identify_run(
-        objective, reference.frozen(learner), plan.train_dataset, collator.image_column
+        objective, reference.frozen(learner), plan.train_dataset, collator.image_column, row
     )
     reference.place(objective, learner, reader, collator, plan.processor, plan.train_dataset, engine)
     if companions.reference is not None:
@@ -306,8 +309,8 @@ def build_parts(
         reference=lambda: reference.source,
         late_images=lambda: loaders.late_images,
     )
-    if plan.train_dataset is not None:  # 14
-        recorder.costs = _costs(plan, reader, learner)
+    if row is not None:  # 14
+        recorder.costs = _costs(plan, reader, learner, row)
     return Parts(
         reader=reader,
         step=step,
@@ -335,9 +338,8 @@ def prepare_learner(learner: nn.Module, view: View | None, *, fsdp: bool, deepsp
         check_view(view, base_model(learner).config)
 
 
-def _costs(plan: RunPlan, reader: Reader, learner: PreTrainedModel) -> RunCosts:
+def _costs(plan: RunPlan, reader: Reader, learner: PreTrainedModel, row: dict[str, Any]) -> RunCosts:
     """Collate the first row: a missing column or a foreign processor shows here and not in a worker."""
-    row = first_row(plan.train_dataset, plan.collator.image_column, is_stream(plan.train_dataset))
     batch = plan.collator([row])
     companions = plan.companions
     readers: dict[str, tuple[Reader, PretrainedConfig]] = {"learner": (reader, base_model(learner).config)}
