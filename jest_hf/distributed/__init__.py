@@ -4,7 +4,6 @@
 
 from jest_hf.distributed.exchange import Exchanged, exchange, plan_exchange, quotas
 from jest_hf.distributed.gather import ask_first_rank, gather_objects, gather_to_cpu
-from jest_hf.distributed.group import end_group_at_exit, limit_waits
 from jest_hf.distributed.ranks import Ranks
 from jest_hf.distributed.shares import Shares, owners_of
 
@@ -14,11 +13,9 @@ __all__ = [
     "Ranks",
     "Shares",
     "ask_first_rank",
-    "end_group_at_exit",
     "exchange",
     "gather_objects",
     "gather_to_cpu",
-    "limit_waits",
     "owners_of",
     "plan_exchange",
     "quotas",

@@ -38,7 +38,8 @@ from transformers import AutoProcessor, PretrainedConfig, PreTrainedModel, Train
 
 from jest_hf.config import JESTConfig
 from jest_hf.data.stream import is_stream
-from jest_hf.distributed import Ranks, end_group_at_exit, limit_waits
+from jest_hf.distributed import Ranks
+from jest_hf.distributed.group import end_group_at_exit, limit_waits
 from jest_hf.hub.publisher import Publisher
 from jest_hf.images.views import View
 from jest_hf.models import Reader, add_adapter, base_model, check_view, load_model

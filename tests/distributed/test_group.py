@@ -34,7 +34,7 @@ def test_ddp_timeout_bounds_a_hang_on_gloo(tmp_path):
 ENDS = """
 import atexit, os, sys
 import torch.distributed as dist
-from jest_hf.distributed import end_group_at_exit
+from jest_hf.distributed.group import end_group_at_exit
 
 atexit.register(lambda: print("initialised:", dist.is_initialized()))  # called after what is registered later
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)

@@ -93,6 +93,14 @@ def finish(folder: Path, world_size: int, tally: Tally | None = None, **options:
             tally.resumed += 1
 
 
+def left_alone(folder: Path, world_size: int) -> Path:
+    """The folder of a run that was not killed, which is made once."""
+    whole = folder / f"whole-{world_size}"
+    if not whole.exists():
+        finish(whole, world_size)
+    return whole
+
+
 def kill_at_random(folder: Path, world_size: int, chance: random.Random, tally: Tally, seconds: float) -> bool:
     """Start a run, or go on with it, and kill it; whether it was still alive. Half of the kills are while it saves."""
     run = Run(folder, world_size)
@@ -163,11 +171,8 @@ def try_kills(kills: int, world_size: int, folder: Path, seed: int, per_run: int
         AssertionError: if a run cannot go on, or ends otherwise than one that was left alone.
     """
     chance, tally = random.Random(seed), Tally()
-    whole = folder / f"whole-{world_size}"
-    finish(whole, world_size)
-    start = time.monotonic()
-    finish(folder / "timed", world_size)
-    seconds = time.monotonic() - start
+    whole = left_alone(folder, world_size)
+    seconds = json.loads(Job(str(whole)).outcome.read_text())["seconds"]
     expected = contents(whole, world_size)
     number = 0
     while tally.kills < kills:
@@ -202,8 +207,7 @@ def fill_the_disk(world_size: int, folder: Path) -> list[str]:
 def fill_a_small_disk(world_size: int, folder: Path) -> list[str] | None:
     """As [`fill_the_disk`], on a disk of its own with room for two checkpoints and a half; `None` without the right
     to mount one."""
-    whole, run = folder / f"whole-{world_size}", folder / f"small-{world_size}"
-    finish(whole, world_size)
+    whole, run = left_alone(folder, world_size), folder / f"small-{world_size}"
     size = sum(path.stat().st_size for path in (whole / LAST).rglob("*") if path.is_file())
     run.mkdir()
     options = f"size={size * 5 // 2 // 1024}k"
@@ -220,8 +224,7 @@ def fill_a_small_disk(world_size: int, folder: Path) -> list[str] | None:
 
 def _go_on_with_room(run: Path, world_size: int, folder: Path, errors: list[str]) -> None:
     assert errors[0], "a full disk was not noticed"
-    whole = folder / f"whole-{world_size}"
-    finish(whole, world_size)
+    whole = left_alone(folder, world_size)
     tally = Tally()
     finish(run, world_size, tally)
     assert tally.resumed == 1, f"started again: {tally.fresh}"

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import resource
+import time
 import traceback
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -22,7 +23,7 @@ from jest_hf import JESTConfig, JESTTrainer
 from tests.invariant import tiny
 
 
-STEPS = 8
+STEPS = 6  # in the middle of an epoch
 SETTINGS = {
     "per_device_train_batch_size": 4,
     "filter_ratio": 0.75,
@@ -77,6 +78,7 @@ def work(job: Job) -> None:
     if job.file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (job.file_limit, job.file_limit))
     outcome: dict[str, object] = {"job": asdict(job), "error": None, "fresh": None}
+    start = time.monotonic()
     try:
         if job.world_size > 1:
             meet(job)
@@ -84,6 +86,7 @@ def work(job: Job) -> None:
     except BaseException as error:
         traceback.print_exc()
         outcome["error"] = f"{type(error).__name__}: {error}"
+    outcome["seconds"] = time.monotonic() - start
     job.outcome.write_text(json.dumps(outcome))
     logging.shutdown()
     os._exit(0)  # a process group whose other ranks were killed is not waited for
@@ -122,7 +125,7 @@ def make_trainer(job: Job) -> JESTTrainer:
         model=tiny.siglip(0, dropout=0.1),
         ref_model=tiny.siglip(1),
         args=JESTConfig(output_dir=job.folder, **SETTINGS),
-        train_dataset=tiny.pairs(96),
+        train_dataset=tiny.pairs(128),
         processing_class=tiny.siglip_processor(),
     )
 
