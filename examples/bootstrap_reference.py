@@ -36,7 +36,7 @@ import numpy as np
 import yaml
 from accelerate import PartialState
 from huggingface_hub.errors import HTTPError
-from transformers import AutoModel, AutoProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
@@ -46,7 +46,8 @@ from jest_hf.data import build_processor, load_source
 from jest_hf.data.rows import Rows
 from jest_hf.hub import CuratedSummary
 from jest_hf.models import build_siglip
-from jest_hf.reference import identify_reference, load_reference
+from jest_hf.models.load import load_processor
+from jest_hf.reference import identify_reference, load_learner, load_reference
 from jest_hf.reference.fingerprint import describe_data, describe_reading
 from jest_hf.report.flops import forward_flops
 
@@ -154,7 +155,7 @@ class Chain:
         self.model = model  # as it identifies a stage: by the commit or the weights of a given learner
         if model["learner"] is not None:
             self.model = model | {"learner": identify_reference(model["learner"])}
-            self.processor = AutoProcessor.from_pretrained(model["learner"])
+            self.processor = load_processor(model["learner"])
         else:
             known = [rows for rows in (self.seed_rows, self.curated_rows, self.pool) if rows is not None]
             captions = [text for rows in known for text in run_jest.captions_of(rows, recipe.caption_column)]
@@ -323,7 +324,7 @@ class Chain:
         if self.validation is not None and "group" in self.validation.column_names:
             args.eval_group_column = args.eval_group_column or "group"
         return JESTTrainer(
-            model=AutoModel.from_pretrained(reference.folder) if warm else self.fresh_model(args.seed),
+            model=load_learner(str(reference.folder), self.processor)[0] if warm else self.fresh_model(args.seed),
             ref_model=ref_model,
             args=args,
             data_collator=self.collator(args.seed),
@@ -336,7 +337,7 @@ class Chain:
         """Return a model before training."""
         model = self.recipe.model
         if model["learner"] is not None:
-            return AutoModel.from_pretrained(model["learner"], dtype="float32")
+            return load_learner(model["learner"], self.processor, option="learner")[0]
         sizes = {name: model[name] for name in ("image_size", "patch_size")}
         return build_siglip(model["size"], self.processor.tokenizer, seed=seed, **sizes)
 

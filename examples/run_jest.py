@@ -16,15 +16,16 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from datasets import Dataset
-from transformers import AutoModel, AutoProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from jest_hf import JESTConfig, JESTDataCollator
 from jest_hf.data import build_processor
 from jest_hf.data.captions import CAPTION_COLUMNS
 from jest_hf.models import build_siglip
+from jest_hf.models.load import load_processor
+from jest_hf.reference import load_learner
 
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -75,7 +76,7 @@ class Job(comparison.Comparison):
         if self.eval is not None and args.eval_group_column is None and "group" in self.eval.column_names:
             args.eval_group_column = "group"
         if script.learner is not None:
-            self.processor = AutoProcessor.from_pretrained(script.learner)
+            self.processor = load_processor(script.learner)
         else:
             sources = [rows for rows in (self.curated, self.train) if rows is not None]
             captions = [caption for rows in sources for caption in captions_of(rows, script.caption_column)]
@@ -85,7 +86,7 @@ class Job(comparison.Comparison):
         """Return the learner before training."""
         script = self.script
         if script.learner is not None:
-            return AutoModel.from_pretrained(script.learner, dtype=torch.float32)
+            return load_learner(script.learner, self.processor, option="learner")[0]
         return build_siglip(
             script.learner_size,
             self.processor.tokenizer,

@@ -25,7 +25,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
-    AutoProcessor,
     PreTrainedModel,
 )
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -35,6 +34,8 @@ from jest_hf import JESTConfig
 from jest_hf.data import train_tokenizer
 from jest_hf.data.labelled import ImageLabelCollator, LabelledCollator, LanguageModelCollator, TextLabelCollator
 from jest_hf.data.tasks import class_names, flip_labels, label_scenes, scramble_texts
+from jest_hf.models.load import check_loaded, load_config, load_processor
+from jest_hf.reference import locate_reference
 
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -144,7 +145,7 @@ class Job(comparison.Comparison):
         """Return the learner's image processor or tokenizer; for a learner with random weights, make one."""
         script = self.script
         if script.learner is not None:
-            processor = AutoProcessor.from_pretrained(script.learner)
+            processor = load_processor(script.learner)
             if script.kind != "image_classification" and processor.pad_token is None:  # as in many decoders
                 processor.pad_token = processor.eos_token
             return processor
@@ -170,10 +171,15 @@ class Job(comparison.Comparison):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             if config is None and script.learner is not None:
-                known = AutoConfig.from_pretrained(script.learner).label2id
+                folder = locate_reference(script.learner, option="learner").folder
+                known = load_config(folder).label2id
                 same = not script.has_labels or known == labels["label2id"]
                 head = {} if same else {**labels, "ignore_mismatched_sizes": True}
-                return architecture.from_pretrained(script.learner, dtype=torch.float32, **head)
+                options = {"dtype": torch.float32, "output_loading_info": True, **head}
+                model, found = architecture.from_pretrained(folder, **options)
+                body = [name for name in found["missing_keys"] if name.startswith(model.base_model_prefix)]
+                check_loaded(body, [], f"learner={script.learner!r}")  # a head may be new
+                return model
             sizes = {"image_size": script.image_size} if script.kind == "image_classification" else self.vocabulary()
             sizes |= labels if script.has_labels else {}
             return architecture.from_config(

@@ -20,6 +20,9 @@ REF_PREFIX = "ref_"  # of keys that only the reference reads
 IMAGE_KEYS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 TEXT_KEYS = ("input_ids", "attention_mask")
 VIEW_PREFIX = "view_"  # of images at the scoring view
+CACHED_PREFIX = "cached_"  # of the reference's cached scores, which the loader's workers read; see `as_bits`
+
+_BITS = {torch.float16: torch.int16, torch.float32: torch.int32}
 
 
 @dataclass(frozen=True, init=False)
@@ -144,6 +147,22 @@ class PointwiseLosses:
     def with_columns(self, columns: Mapping[str, Tensor]) -> PointwiseLosses:
         """Return the same for other examples, with tensors like those of `columns()`."""
         return PointwiseLosses(**columns)
+
+
+def as_bits(values: Tensor) -> Tensor:
+    """Return float16 or float32 values as integers of the same bits, without a copy: the Trainer casts every float
+    tensor of a super-batch to DeepSpeed's dtype, and cached scores must arrive as they are."""
+    return values.view(_BITS[values.dtype])
+
+
+def from_bits(bits: Tensor) -> Tensor:
+    """Return the float32 values of integers made by [`as_bits`]."""
+    return bits.view({integer: floating for floating, integer in _BITS.items()}[bits.dtype]).float()
+
+
+def without_cached(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return rows without the reference's cached scores, which no model reads."""
+    return {name: value for name, value in rows.items() if not name.startswith(CACHED_PREFIX)}
 
 
 # What a model computes of a super-batch: embeddings of pairs, or one loss per example.

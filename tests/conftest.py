@@ -1,12 +1,22 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What makes the whole suite faster: cheap garbage collection, and an order that keeps all workers busy to the end."""
+"""
+The suite runs on the CPU, also on a machine with a GPU: its results are compared bit by bit. `benchmarks/gpu.sh` and
+`python -m tests.device` check what a GPU must show.
+
+And what makes the whole suite faster: cheap garbage collection, and an order that keeps all workers busy to the end.
+"""
 
 from __future__ import annotations
 
-import gc
+import os
 
-import pytest
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch, and for the processes that tests start
+
+import gc  # noqa: E402
+
+import pytest  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:

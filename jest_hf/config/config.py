@@ -11,7 +11,7 @@ import os
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from pathlib import PurePath
-from typing import Any
+from typing import Any, cast
 
 from jest_hf.config.checks import check_choice, check_selection, check_training
 from jest_hf.config.options import JESTOptions, SelectionSettings
@@ -73,7 +73,7 @@ class JESTConfig(JESTOptions):
     prefilter_ratio (`float`, *optional*, defaults to `0.0`):
         Selection in two stages: the share of the candidates that fall before anything is decoded, in [0, 1). The
         cached reference draws the super-batch from the candidates, each by its own reference loss; `selection` then
-        draws the sub-batch from the super-batch. Needs `cache_reference` or `reference_cache`, and map-style data.
+        draws the sub-batch from the super-batch. Needs `cache_reference` or, for a stream too, `reference_cache`.
         With 0.8 and `filter_ratio=0.5` there are 10 candidates for 2 rows of the super-batch and 1 of the sub-batch.
     n_chunks (`int`, *optional*, defaults to `16`):
         Number of chunks in which joint selection draws the sub-batch.
@@ -149,9 +149,11 @@ class JESTConfig(JESTOptions):
 
     select_before_decoding (`bool`, *optional*):
         Select in the loader, before images are read and decoded, so that only the selected rows are: possible with
-        `criterion="easy_reference"` and a cached reference, on map-style data. The selections are those of the step.
-        `True` requires it, `False` selects in the step. Default: in the loader, unless a joint draw is too large
-        for a CPU (4 B b D above 2e10 FLOPs, for instance B = 10,240, b = 2,048, D = 256).
+        `criterion="easy_reference"` and a cached reference. Of a stream all rows are read, and only the selected ones
+        are decoded. The selections are those of the step. A joint draw that is too large for a CPU (4 B b D above
+        2e10 FLOPs, for instance B = 10,240, b = 2,048, D = 256) is made on the GPUs, by all ranks together. `True`
+        requires it, `False` selects in the step. Default: in the loader; without a GPU, a joint draw that is too large
+        for a CPU is made in the step.
 
     > Parameters that control the resolution (Flexi-JEST)
 
@@ -195,7 +197,11 @@ class JESTConfig(JESTOptions):
         check_training(self, self.settings)
         if self.data_seed is None:
             self.data_seed = self.seed
+        is_default = self.accelerator_config is None
         super().__post_init__()  # type: ignore[no-untyped-call]  # transformers annotates no __post_init__
+        if is_default and self.dataloader_pin_memory and self.device.type == "cuda":
+            # The copy of a super-batch need not be waited for: the device's queue keeps it before what reads it.
+            cast(Any, self.accelerator_config).non_blocking = True
 
     def _read(self) -> None:
         """Turn numbers given as strings into floats (YAML reads `1e-4` as a string), and one selector into a list."""

@@ -207,8 +207,8 @@ class JESTOptions(TrainingArguments):
     select_before_decoding: bool | None = field(
         default=None,
         metadata={
-            "help": "Select in the loader, before images are decoded, where cached scores suffice. Default: where the "
-            "draw is fast on a CPU."
+            "help": "Select in the loader, before images are decoded, where cached scores suffice. Default: yes, but "
+            "without a GPU only if the draw is fast on a CPU."
         },
     )
     scoring_view: str | None = field(

@@ -274,12 +274,17 @@ def _read_processor(processor: ProcessorMixin, name: str, max_length: int | None
             f"The tokenizer of {name} has no pad_token, which padding captions to one length needs; set "
             "tokenizer.pad_token, for instance to its eos_token."
         )
-    # SigLIP 2 was trained on lower-cased captions. Siglip2Tokenizer lower-cases; GemmaTokenizer, the tokenizer of the
-    # fixed-resolution checkpoints (with a SiglipProcessor), does not.
-    lower_case = isinstance(processor, Siglip2Processor) or isinstance(tokenizer, GemmaTokenizer)
+    # SigLIP 2 was trained on lower-cased captions. Siglip2Tokenizer lower-cases; Gemma's tokenizer, which belongs to
+    # the fixed-resolution checkpoints (with a SiglipProcessor), does not, whatever class it was loaded as.
+    is_gemma = isinstance(tokenizer, GemmaTokenizer) or _has_token(tokenizer, "<start_of_turn>")
+    lower_case = isinstance(processor, Siglip2Processor) or is_gemma
     return faithful_geometry(processor.image_processor), TextEncoder(
         tokenizer, text_length(tokenizer, name, max_length), lower_case
     )
+
+
+def _has_token(tokenizer: Any, token: str) -> bool:
+    return tokenizer.convert_tokens_to_ids(token) not in (None, tokenizer.unk_token_id)
 
 
 def _names(row: Mapping[str, Any]) -> str:

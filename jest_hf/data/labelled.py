@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
 from jest_hf.batch import REF_PREFIX
-from jest_hf.data.captions import TextEncoder, text_length
+from jest_hf.data.captions import TextEncoder, not_unicode, text_length
 from jest_hf.data.classes import BrokenExample, Classes
 from jest_hf.data.collator import MAX_LOGGED_SKIPS
 from jest_hf.images.decoding import log_jpeg_decoder
@@ -383,6 +383,8 @@ def _text(value: Any) -> str:
         raise BrokenExample(f"its text is a {type(value).__name__}, not a string")
     if not value.strip():
         raise BrokenExample("its text is empty")
+    if (wrong := not_unicode(value)) is not None:
+        raise BrokenExample(f"its text {wrong}")
     return value
 
 

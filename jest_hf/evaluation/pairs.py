@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,15 +29,17 @@ class CaptionCollator:
         collator ([`JESTDataCollator`]): Reads images and captions; after [`~JESTDataCollator.at_view`] also images at
             the view.
         group_column (`str`, *optional*): Column whose equal values are a group: each image of a group is right for
-            each caption of the group. By default every row is a group.
+            each caption of the group. A row with `None`, NaN or `""` there is a group by itself. By default every row
+            is a group.
 
     Returns (from a call):
         The learner's keys of the super-batch, images `[n, ...]` and texts `[m, ...]`, and `caption_of` (int64 `[m]`,
-        row of the image of each caption), `groups` (list of n values) and `skipped` (number of broken rows, which are
-        left out). For n = 0 the batch has one blank image and one blank text, so that it can be fed to a model.
+        row of the image of each caption), `groups` (list of n values) and `readable` (bool, for each of the rows:
+        broken ones are left out). For n = 0 the batch has one blank image and one blank text, so that it can be fed to
+        a model.
 
     Raises:
-        ValueError: In a call, if the rows have no column `group_column`.
+        ValueError: In a call, if the rows have no column `group_column`, or lists or dicts in it.
     """
 
     def __init__(self, collator: JESTDataCollator, group_column: str | None = None) -> None:
@@ -45,31 +48,44 @@ class CaptionCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         if not rows:
-            return self._blank(skipped=0)
+            return self._blank(torch.zeros(0, dtype=torch.bool))
         if self.group_column is not None and self.group_column not in rows[0]:
             raise ValueError(
                 f"eval_group_column={self.group_column!r} is not a column of the evaluation data (there are: "
                 f"{', '.join(sorted(rows[0]))}); name one of these, or leave eval_group_column out."
             )
         batch = self.collator(rows)
-        kept = batch["valid"].nonzero().flatten().tolist()
+        readable = batch["valid"]
+        kept = readable.nonzero().flatten().tolist()
         if not kept:
-            return self._blank(skipped=len(rows))
+            return self._blank(readable)
         captions = [self.collator.captions(rows[index]) for index in kept]
         flat = [caption for several in captions for caption in several]
         caption_of = [image for image, several in enumerate(captions) for _ in several]
-        groups = [rows[index][self.group_column] if self.group_column else rows[index]["example_id"] for index in kept]
         return {
             **{name: value[kept] for name, value in batch.items() if name.removeprefix(VIEW_PREFIX) in IMAGE_KEYS},
             **self.collator.tokenize(flat),
             "caption_of": torch.tensor(caption_of, dtype=torch.int64),
-            "groups": groups,
-            "skipped": len(rows) - len(kept),
+            "groups": [self._group(rows[index]) for index in kept],
+            "readable": readable,
         }
 
-    def _blank(self, skipped: int) -> dict[str, Any]:
+    def _group(self, row: Mapping[str, Any]) -> Hashable:
+        if self.group_column is None:
+            return int(row["example_id"])
+        value = row[self.group_column]
+        if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+            return ("row", row["example_id"])
+        if not isinstance(value, Hashable):
+            raise ValueError(
+                f"eval_group_column={self.group_column!r} holds a {type(value).__name__} ({str(value)[:40]}), and a "
+                "group is one value; name a column of strings or integers."
+            )
+        return value
+
+    def _blank(self, readable: Tensor) -> dict[str, Any]:
         no_caption = torch.empty(0, dtype=torch.int64)
-        return {**self.collator.blank(), "caption_of": no_caption, "groups": [], "skipped": skipped}
+        return {**self.collator.blank(), "caption_of": no_caption, "groups": [], "readable": readable}
 
 
 @dataclass
@@ -77,26 +93,39 @@ class Embedded:
     """The embeddings of a data set under one model, on the CPU.
 
     Args:
-        image (`torch.Tensor`): Image embeddings, fp32 `[N, D]`.
-        text (`torch.Tensor`): Embeddings of all captions, fp32 `[M, D]`.
+        image (`torch.Tensor`): Embeddings of the images that could be read, fp32 `[N, D]`.
+        text (`torch.Tensor`): Embeddings of all captions of these images, fp32 `[M, D]`.
         image_groups, text_groups (`torch.Tensor`): Groups, int64 `[N]` and `[M]`; images and captions of the same
             group are right for each other.
-        loss (`float`): Mean contrastive loss of the batches, each image with its first caption.
-        skipped (`int`): Number of broken rows, which are left out.
+        n_captions (`torch.Tensor`): Number of captions of each image, int64 `[N]`.
+        readable (`torch.Tensor`): Which rows of the data set are among the N, bool.
+        loss (`float`): Contrastive loss of each image with its first caption; see [`embed_dataset`].
     """
 
     image: Tensor
     text: Tensor
     image_groups: Tensor
     text_groups: Tensor
+    n_captions: Tensor
+    readable: Tensor
     loss: float
-    skipped: int
-    label_ids: ClassVar[None] = None  # pairs have no labels
 
     @property
     def predictions(self) -> tuple[np.ndarray, np.ndarray]:
-        """The embeddings of images and texts."""
-        return self.image.numpy(), self.text.numpy()
+        """The embeddings of images, one for each row of the data set (NaN for a broken row), and of all captions."""
+        images = torch.full((len(self.readable), self.image.shape[1]), torch.nan)
+        images[self.readable] = self.image
+        return images.numpy(), self.text.numpy()
+
+    @property
+    def label_ids(self) -> np.ndarray:
+        """For each caption, the row of its image in the data set, int64 `[M]`."""
+        return self.readable.nonzero().flatten().repeat_interleave(self.n_captions).numpy()
+
+    @property
+    def skipped(self) -> int:
+        """Number of broken rows, which are left out."""
+        return int((~self.readable).sum())
 
     @property
     def n_examples(self) -> int:
@@ -117,6 +146,7 @@ def embed_dataset(
     device: torch.device,
     loss: str,
     ranks: Ranks | None = None,
+    loss_batch_size: int | None = None,
 ) -> Embedded:
     """Embed the batches of a [`CaptionCollator`] with a model in eval mode. A collective.
 
@@ -130,6 +160,9 @@ def embed_dataset(
         loss (`str`): `"sigmoid"` or `"softmax"`.
         ranks ([`~jest_hf.distributed.Ranks`], *optional*): The processes that share the data set; by default this
             process alone.
+        loss_batch_size (`int`, *optional*): Pairs in a batch of the loss, which depends on it, whatever the batches of
+            the forwards are. The batches follow each other in the order of the rows; if the pairs do not fill the
+            last one, it begins earlier. By default, or with fewer pairs, all pairs are one batch.
 
     Returns:
         [`Embedded`]: Embeddings of the whole data set, in the order of its rows, on every rank: the same as from one
@@ -140,34 +173,55 @@ def embed_dataset(
     """
     ranks = ranks or Ranks()
     model.eval()
-    columns: dict[str, list[Tensor]] = {"image": [], "text": [], "image_groups": [], "text_groups": []}
-    own_losses: list[float] = []
+    names = ("image", "text", "image_groups", "text_groups", "n_captions", "readable")
+    columns: dict[str, list[Tensor]] = {name: [] for name in names}
     number_of: dict[Any, int] = {}
-    skipped = 0
+    temperature: tuple[Any, Any] = (1.0, None)
     for batch in batches:
-        skipped += batch["skipped"]
         tensors = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
         output = read(model, tensors)
         caption_of, n = batch["caption_of"].cpu(), len(batch["groups"])
         image, text = output.image_embeds[:n].float(), output.text_embeds[: len(caption_of)].float()
         numbers = [number_of.setdefault(group, len(number_of)) for group in batch["groups"]]
         groups = torch.tensor(numbers, dtype=torch.int64)
-        if n > 0:
-            first_captions = torch.searchsorted(caption_of, torch.arange(n))
-            loss_of_batch = LOSSES[loss](image, text[first_captions], output.logit_scale, output.logit_bias)
-            own_losses.append(loss_of_batch.item())
-        rows = {"image": image.cpu(), "text": text.cpu(), "image_groups": groups, "text_groups": groups[caption_of]}
+        temperature = (output.logit_scale, output.logit_bias)
+        rows = {
+            "image": image.cpu(),
+            "text": text.cpu(),
+            "image_groups": groups,
+            "text_groups": groups[caption_of],
+            "n_captions": caption_of.bincount(minlength=n),
+            "readable": batch["readable"].cpu(),
+        }
         for name, values in rows.items():
             columns[name].append(values)
-    skipped = sum(ranks.gather_counts(skipped, device))
-    losses = gather_to_cpu(ranks, torch.tensor(own_losses, dtype=torch.float64), device).tolist()
-    if not losses:
-        raise ValueError(f"not one of the {skipped} evaluation rows can be read; check the image and caption columns.")
+    readable = gather_to_cpu(ranks, torch.cat(columns.pop("readable")), device)
+    if not readable.any():
+        raise ValueError(
+            f"not one of the {len(readable)} evaluation rows can be read; check the image and caption columns."
+        )
     common = _common_numbers(ranks, list(number_of), device)
     own = {name: torch.cat(columns.pop(name)) for name in list(columns)}  # pop: without a second copy of all rows
     own |= {name: common[own[name]] for name in ("image_groups", "text_groups")}
     gathered = {name: gather_to_cpu(ranks, values, device) for name, values in own.items()}
-    return Embedded(**gathered, loss=sum(losses) / len(losses), skipped=skipped)
+    first_captions = gathered["n_captions"].cumsum(0) - gathered["n_captions"]
+    pairs = (gathered["image"], gathered["text"][first_captions])
+    value = _mean_loss(loss, *pairs, *temperature, loss_batch_size or len(pairs[0]), ranks, device)
+    return Embedded(**gathered, readable=readable, loss=value)
+
+
+def _mean_loss(
+    kind: str, image: Tensor, text: Tensor, scale: Any, bias: Any, size: int, ranks: Ranks, device: torch.device
+) -> float:
+    """The mean loss of batches of `size` pairs, which the ranks share. A collective."""
+    n = len(image)
+    size = min(size, n)
+    starts = sorted({*range(0, n - size + 1, size), n - size})
+    losses = torch.zeros(len(starts), dtype=torch.float64)
+    for number in range(ranks.rank, len(starts), ranks.size):
+        rows = slice(starts[number], starts[number] + size)
+        losses[number] = LOSSES[kind](image[rows].to(device), text[rows].to(device), scale, bias).item()
+    return float(ranks.gather(losses.to(device)).sum(dim=0).mean())
 
 
 def _common_numbers(ranks: Ranks, groups: list[Any], device: torch.device) -> Tensor:

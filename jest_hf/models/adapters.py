@@ -94,6 +94,13 @@ def add_reference_adapter(model: nn.Module, folder: str | Path | None) -> None:
             parameter.requires_grad_()
 
 
+def adapter_tensors(model: Any, adapter: str = REFERENCE_ADAPTER) -> list[str]:
+    """Return the names of the tensors of an adapter, as files have them; `model` is a `peft.PeftModel`."""
+    from peft import get_peft_model_state_dict
+
+    return list(get_peft_model_state_dict(model, adapter_name=adapter))
+
+
 @contextmanager
 def as_reference(model: Any) -> Iterator[None]:
     """Within this context, `model` computes as the reference: with its adapter, or without any.
@@ -113,4 +120,4 @@ def as_reference(model: Any) -> Iterator[None]:
         model.set_adapter(learner)
 
 
-__all__ = ["add_adapter", "add_reference_adapter", "as_reference", "base_model", "has_adapter"]
+__all__ = ["adapter_tensors", "add_adapter", "add_reference_adapter", "as_reference", "base_model", "has_adapter"]

@@ -43,6 +43,7 @@ class ContrastiveObjective:
         distillation_weight (`float`, *optional*, defaults to `0.0`): Weight of the distillation loss.
         views (`bool`, *optional*, defaults to `False`): Whether models must accept images at cheaper views too.
         group_column (`str`, *optional*): Column of the evaluation data; rows with equal values are hits of each other.
+        eval_batch_size (`int`, *optional*): Pairs in a batch of the evaluation's loss. Default: all pairs.
 
     Example:
 
@@ -61,7 +62,7 @@ class ContrastiveObjective:
     name = "contrastive"
     pairs = True
     collator_type: ClassVar[type] = JESTDataCollator
-    refused: ClassVar[Mapping[str, Any]] = {}
+    refused: ClassVar[Mapping[str, Any]] = {"label_smoothing_factor": 0.0}
     cached_as: ClassVar[str | None] = "embeddings"
 
     def __init__(
@@ -73,6 +74,7 @@ class ContrastiveObjective:
         distillation_weight: float = 0.0,
         views: bool = False,
         group_column: str | None = None,
+        eval_batch_size: int | None = None,
     ) -> None:
         self.loss_kind = loss
         self.tile_size = tile_size
@@ -80,6 +82,7 @@ class ContrastiveObjective:
         self.distillation_weight = distillation_weight
         self.views = views
         self.group_column = group_column
+        self.eval_batch_size = eval_batch_size
         self._architectures: dict[type[PretrainedConfig], type[PreTrainedModel]] = {}
 
     @property
@@ -99,6 +102,7 @@ class ContrastiveObjective:
             distillation_weight=options.distillation_weight,
             views=options.views,
             group_column=options.eval_group_column,
+            eval_batch_size=options.sub_batch_size,
         )
 
     def collator(self, processor: Any, ref_processor: Any | None, seed: int) -> JESTDataCollator:
@@ -178,7 +182,7 @@ class ContrastiveObjective:
         ranks: Ranks,
     ) -> Embedded:
         """Evaluate retrieval in both directions; the predictions are the image and text embeddings."""
-        return embed_dataset(read, model, batches, device, self._loss_kind(), ranks=ranks)
+        return embed_dataset(read, model, batches, device, self._loss_kind(), ranks, self.eval_batch_size)
 
     def _loss_kind(self) -> str:
         if self.loss_kind is None:

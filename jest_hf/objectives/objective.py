@@ -65,6 +65,8 @@ class ObjectiveOptions:
         views (`bool`, *optional*, defaults to `False`): Whether models must accept images at cheaper views too.
         eval_group_column (`str`, *optional*): Column of the evaluation data; rows with equal values are hits of each
             other in retrieval.
+        sub_batch_size (`int`, *optional*): Pairs in the sub-batch of all ranks, of which the loss of an evaluation
+            makes its batches. Default: all pairs are one batch.
     """
 
     loss: str | None = None
@@ -74,6 +76,7 @@ class ObjectiveOptions:
     label_smoothing: float = 0.0
     views: bool = False
     eval_group_column: str | None = None
+    sub_batch_size: int | None = None
 
 
 # Options that have no effect without pairs, each with the value that it must keep.

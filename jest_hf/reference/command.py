@@ -18,9 +18,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from transformers.utils import logging
 
 from jest_hf.data import load_source
 from jest_hf.data.collator import JESTDataCollator
+from jest_hf.data.reasons import mostly_broken
 from jest_hf.data.rows import Rows
 from jest_hf.distributed import Ranks
 from jest_hf.models import DualEncoder, expose_temperature
@@ -29,6 +31,9 @@ from jest_hf.reference.fingerprint import identify_reference
 from jest_hf.reference.load import load_reference
 from jest_hf.reference.place import place_reference
 from jest_hf.reference.store import DTYPES, ReferenceCache
+
+
+logger = logging.get_logger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,20 +80,22 @@ def run(options: argparse.Namespace) -> ReferenceCache:
         identity = identify_reference(model) | identity
     placed = place_reference(model, accelerator)
     expose_temperature(model)
+    data = Rows(rows, options.image_column)
+    collator = JESTDataCollator(
+        processor,
+        image_column=options.image_column,
+        caption_column=options.caption_column,
+        max_length=options.max_length,
+        scaled_jpeg_decoding=options.scaled_jpeg_decoding,
+    )
     with accelerator.autocast():
         cache = write_cache(
             options.output_dir,
             DualEncoder(model.config, processor),
             placed,
             model.config,
-            Rows(rows, options.image_column),
-            JESTDataCollator(
-                processor,
-                image_column=options.image_column,
-                caption_column=options.caption_column,
-                max_length=options.max_length,
-                scaled_jpeg_decoding=options.scaled_jpeg_decoding,
-            ),
+            data,
+            collator,
             reference=identity,
             batch_size=options.batch_size,
             dtype=options.dtype,
@@ -102,15 +109,26 @@ def run(options: argparse.Namespace) -> ReferenceCache:
     if accelerator.is_main_process:
         print(summary(cache.manifest, options.output_dir, time.perf_counter() - start))
     accelerator.end_training()
+    broken = broken_rows(cache.manifest)
+    complaint = mostly_broken(broken, collator, data)
+    if complaint is not None and broken == len(data):
+        raise SystemExit(f"{options.output_dir}: {complaint}; the cache is of no use.")
+    if complaint is not None:
+        logger.error(f"{options.output_dir}: {complaint}.")
     return cache
+
+
+def broken_rows(manifest: dict[str, Any]) -> int:
+    """Return the number of rows of a cache that could not be read."""
+    return int(manifest["data"]["n_rows"] - sum(shard["readable"] for shard in manifest["shards"]))
 
 
 def summary(manifest: dict[str, Any], folder: str, seconds: float) -> str:
     """Describe a cache in one line."""
     shards, n_rows = manifest["shards"], manifest["data"]["n_rows"]
-    broken = n_rows - sum(shard["readable"] for shard in shards)
     return (
-        f"{folder}: {n_rows:,} rows ({broken:,} broken), {sum(shard['captions'] for shard in shards):,} captions, "
+        f"{folder}: {n_rows:,} rows ({broken_rows(manifest):,} broken), "
+        f"{sum(shard['captions'] for shard in shards):,} captions, "
         f"width {manifest['width']}, {manifest['storage']['dtype']}, {len(shards)} shards, "
         f"{sum(shard['bytes'] for shard in shards) / 1e6:.1f} MB, {manifest['flops']:.2e} FLOPs, {seconds:.0f} s"
     )

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoProcessor, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from jest_hf.data.captions import CAPTION_COLUMNS, BrokenCaption, tokenizer_definition, usable_captions
 from jest_hf.data.collator import JESTDataCollator
@@ -37,6 +37,7 @@ from jest_hf.hub.pull import Snapshot
 from jest_hf.images.pixels import BrokenImage, decode_image
 from jest_hf.images.resizing import resizer
 from jest_hf.models import base_model, has_adapter
+from jest_hf.models.load import load_config, load_processor
 from jest_hf.reference.load import ADAPTER_CONFIG, locate_base, locate_reference
 
 
@@ -94,7 +95,7 @@ def _identify(snapshot: Snapshot) -> dict[str, Any]:
         about = json.loads((snapshot.folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         config = hashlib.sha256(json.dumps([about, base], sort_keys=True).encode()).hexdigest()
     else:
-        config = _hash_config(AutoConfig.from_pretrained(snapshot.folder))
+        config = _hash_config(load_config(snapshot.folder))
     return {"weights": _hash_weights(_tensors(files)), "config": config}
 
 
@@ -121,7 +122,7 @@ def describe_reference(
         snapshot = locate_reference(ref_model, revision, weights=False)
         known["reference"] = _identify(snapshot)
         if ref_processor is None and collator.ref_processor is None:
-            ref_processor = AutoProcessor.from_pretrained(snapshot.folder)
+            ref_processor = load_processor(snapshot.folder)
     elif ref_model is not None:
         known["reference"] = identify_reference(ref_model)
     if collator.ref_processor is None:

@@ -1,19 +1,21 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Load the frozen reference model, with its processor, from the Hub or a folder."""
+"""Load a model by name, with its processor: from a folder, or from the Hub at one commit and verified."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor, PreTrainedModel
+from safetensors import safe_open
+from transformers import PreTrainedModel
 
 from jest_hf.distributed import Ranks, ask_first_rank
 from jest_hf.hub.pull import PROCESSOR_FILES, Snapshot, check_safetensors, pull, pull_model
-from jest_hf.models.load import load_model
+from jest_hf.models.load import check_loaded, load_model, load_processor
 from jest_hf.models.sharding import built_whole
 
 
@@ -53,7 +55,7 @@ def load_reference(
     if isinstance(ref_model, str):
         snapshot = locate_reference(ref_model, revision, ranks=ranks, device=device)
         if processor is None:
-            processor = AutoProcessor.from_pretrained(snapshot.folder)
+            processor = load_processor(snapshot.folder)
         with built_whole():
             model = _read(snapshot, ranks, device)
         model.config._name_or_path, model.config._commit_hash = snapshot.name, snapshot.commit
@@ -66,6 +68,35 @@ def load_reference(
     return ref_model.eval().requires_grad_(False), processor
 
 
+def load_learner(
+    name: str,
+    processor: Any | None = None,
+    *,
+    option: str = "model",
+    ranks: Ranks | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[PreTrainedModel, Any]:
+    """Load a model to train, in float32, with its processor; files of a Hub id are of one commit, and verified.
+
+    Args:
+        name (`str`): Hub id or local path.
+        processor, ranks, device: As in [`load_reference`].
+        option (`str`, *optional*, defaults to `"model"`): Name of the option in error messages.
+
+    Returns:
+        The model and its processor.
+
+    Raises:
+        ValueError: as [`~jest_hf.models.load_model`].
+        OSError: for a model that cannot be pulled ([`~jest_hf.hub.pull.pull_model`]) or read.
+    """
+    snapshot = locate_reference(name, ranks=ranks, device=device, option=option)
+    # float32: in fewer bits, small steps round away.
+    model = load_model(snapshot.folder, f"{option}={name!r}", dtype=torch.float32)
+    model.config._name_or_path, model.config._commit_hash = snapshot.name, snapshot.commit
+    return model, load_processor(snapshot.folder) if processor is None else processor
+
+
 def locate_reference(
     ref_model: str,
     revision: str | None = None,
@@ -73,6 +104,7 @@ def locate_reference(
     weights: bool = True,
     ranks: Ranks | None = None,
     device: torch.device | str = "cpu",
+    option: str = "ref_model",
 ) -> Snapshot:
     """Return the folder of a reference's files; those of a Hub id are downloaded and verified first.
 
@@ -84,6 +116,7 @@ def locate_reference(
         revision (`str`, *optional*): Branch, tag or commit of a Hub id. Default: `main`.
         weights (`bool`, *optional*, defaults to `True`): Whether to download the weights too.
         ranks, device: As in [`load_reference`].
+        option (`str`, *optional*, defaults to `"ref_model"`): Name of the option in error messages.
 
     Returns:
         [`~jest_hf.hub.pull.Snapshot`]: the folder and the commit; the commit of a local path is `None`.
@@ -93,13 +126,15 @@ def locate_reference(
         OSError: for a model that cannot be pulled ([`~jest_hf.hub.pull.pull_model`]).
     """
     ranks = ranks or Ranks()
-    found = ask_first_rank(ranks, lambda: _locate(ref_model, revision, weights), device)
-    return found if ranks.rank == 0 else _locate(ref_model, found.commit, weights)
+    found = ask_first_rank(ranks, lambda: _locate(ref_model, revision, weights, option), device)
+    return found if ranks.rank == 0 else _locate(ref_model, found.commit, weights, option)
 
 
-def _locate(ref_model: str, revision: str | None, weights: bool) -> Snapshot:
+def _locate(ref_model: str, revision: str | None, weights: bool, option: str) -> Snapshot:
     if not Path(ref_model).is_dir():
-        return pull_model(ref_model, revision) if weights else pull(ref_model, revision, "ref_model", PROCESSOR_FILES)
+        if weights:
+            return pull_model(ref_model, revision, option)
+        return pull(ref_model, revision, option, PROCESSOR_FILES)
     if revision is not None:
         raise ValueError(
             f"ref_model_revision={revision!r} names a revision of a Hub repository, but ref_model={ref_model!r} is a "
@@ -139,13 +174,33 @@ def locate_adapter(
 def _read(snapshot: Snapshot, ranks: Ranks | None, device: torch.device | str) -> PreTrainedModel:
     """Load the model in a folder, or the adapter in it on its base model."""
     folder = snapshot.folder
+    setting = f"ref_model={snapshot.name!r}"
     if not (folder / ADAPTER_CONFIG).is_file():
-        return load_model(folder, use_safetensors=True)
-    check_safetensors(folder, [ADAPTER_WEIGHTS], f"ref_model={snapshot.name!r}")
+        return load_model(folder, setting, use_safetensors=True)
+    check_safetensors(folder, [ADAPTER_WEIGHTS], setting)
     # Not left to transformers, which would pull the base model without verifying it.
     model = _read(locate_base(folder, ranks=ranks, device=device), ranks, device)
     model.load_adapter(str(folder))
+    check_adapter(folder, model.get_adapter_state_dict(), setting)
     return model
+
+
+def check_adapter(folder: Path, loaded: Iterable[str], setting: str) -> None:
+    """Refuse an adapter whose file lacks tensors that the model has for the adapter.
+
+    Args:
+        folder (`Path`): Folder of the adapter.
+        loaded (iterable of `str`): Names of the adapter's tensors in the model.
+        setting (`str`): Option and value in error messages.
+
+    Raises:
+        ValueError: as [`~jest_hf.models.load.check_loaded`].
+    """
+    prefix = "base_model.model."
+    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+        saved = {name.removeprefix(prefix) for name in file.keys()}  # noqa: SIM118  # an open file is no dict
+    wanted = {name.removeprefix(prefix) for name in loaded}
+    check_loaded(wanted - saved, saved - wanted, setting)
 
 
 def locate_base(folder: Path, **options: Any) -> Snapshot:
@@ -154,4 +209,11 @@ def locate_base(folder: Path, **options: Any) -> Snapshot:
     return locate_reference(about["base_model_name_or_path"], about.get("revision"), **options)
 
 
-__all__ = ["load_reference", "locate_adapter", "locate_base", "locate_reference"]
+__all__ = [
+    "check_adapter",
+    "load_learner",
+    "load_reference",
+    "locate_adapter",
+    "locate_base",
+    "locate_reference",
+]

@@ -9,12 +9,12 @@ Shard k starts with row `k * shard_rows`. The captions of its i-th row are `text
 them, since another may be drawn in each epoch. Rows that could not be read have zeros, and `valid` False. If the data
 have an integer column `example_id`, `key` is a copy of it, so that a stream of the data finds its rows too.
 
-Opening a cache reads its manifest alone, and the processes of a host share the mapped pages.
+Opening a cache reads its manifest alone, and the processes of a host share the mapped pages. Each shard is compared
+with its sha256 before its first row is used ([`~reference.verified.ShardChecks`]).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from jest_hf.files import replacing
 from jest_hf.reference.fingerprint import difference
+from jest_hf.reference.verified import ShardChecks, sha256_of
 from jest_hf.selection import ContrastiveEmbeddings
 
 
@@ -91,7 +92,7 @@ def about_shard(path: Path) -> dict[str, Any]:
     return {
         "name": path.name,
         "bytes": path.stat().st_size,
-        "sha256": _sha256(path),
+        "sha256": sha256_of(path),
         "readable": int(tensors["valid"].sum()),
         "captions": int(tensors["offsets"].diff()[tensors["valid"]].sum()),
     }
@@ -123,6 +124,9 @@ class ReferenceCache:
         self.loss: str = manifest["loss"]
         self.flops: float = manifest["flops"]
         self._shard_rows: int = manifest["storage"]["shard_rows"]
+        shards = manifest["shards"]
+        files = [folder / shard_name(number) for number in range(len(shards))]
+        self._checks = ShardChecks(files, [about["sha256"] for about in shards])
         self._shards: dict[int, dict[str, Tensor]] = {}
 
     def check(self, **present: dict[str, Any]) -> None:
@@ -153,15 +157,24 @@ class ReferenceCache:
         Raises:
             ValueError: for a row or a caption that the cache does not have, and for a damaged shard.
         """
-        image, text = torch.empty(len(rows), self.width), torch.empty(len(rows), self.width)
+        image, text = self.stored(rows, captions)
+        return ContrastiveEmbeddings(image.float(), text.float(), self.logit_scale, self.logit_bias)
+
+    def stored(self, rows: Tensor, captions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the image and text embeddings of some rows, each `[n, D]`, in the dtype in which they are stored.
+
+        Arguments and errors are those of [`~ReferenceCache.take`].
+        """
+        dtype = DTYPES[self.manifest["storage"]["dtype"]]
+        image, text = (torch.empty(len(rows), self.width, dtype=dtype) for _ in range(2))
         for shard, places, local in self._by_shard(rows):
             first = shard["offsets"][local]
             count = shard["offsets"][local + 1] - first
             number = torch.zeros_like(first) if captions is None else captions[places]
             self._check_captions(rows[places], number, count, drawn=captions is not None)
-            image[places] = shard["image"][local].float()
-            text[places] = shard["text"][first + number].float()
-        return ContrastiveEmbeddings(image, text, self.logit_scale, self.logit_bias)
+            image[places] = shard["image"][local]
+            text[places] = shard["text"][first + number]
+        return image, text
 
     def readable(self, rows: Tensor) -> Tensor:
         """Return which rows (int64 `[n]`, on the CPU) could be read when the cache was made, bool `[n]`."""
@@ -176,6 +189,12 @@ class ReferenceCache:
         for shard, places, local in self._by_shard(rows):
             counts[places] = shard["offsets"][local + 1] - shard["offsets"][local]
         return counts
+
+    def verify_ahead(self) -> None:
+        """Begin to compare every shard with its sha256, in the background. A damaged shard raises where one of its
+        rows is used for the first time, also in a process of a loader.
+        """
+        self._checks.start()
 
     def verify(self) -> None:
         """Compare every shard with its sha256 now; raise a `ValueError` for a damaged one."""
@@ -249,15 +268,10 @@ class ReferenceCache:
             )
 
     def _shard(self, number: int) -> dict[str, Tensor]:
-        """Return a shard, memory-mapped. On first use it is compared with its sha256."""
+        """Return a shard, memory-mapped, once it has been compared with its sha256."""
         if number not in self._shards:
-            path = self.folder / shard_name(number)
-            if _sha256(path) != self.manifest["shards"][number]["sha256"]:
-                raise ValueError(
-                    f"{path} is damaged: its sha256 is not that of the manifest; delete this file, and run `jest-hf "
-                    "cache-reference` again or download it from the Hub again."
-                )
-            self._shards[number] = load_file(path)
+            self._checks.wait_for(number)
+            self._shards[number] = load_file(self.folder / shard_name(number))
         return self._shards[number]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -302,14 +316,6 @@ def check_format(manifest: dict[str, Any], folder: Path) -> None:
             f"the reference cache in {folder} has format {manifest.get('format')!r}, and this version of jest_hf "
             f"reads format {FORMAT}; delete it, and make a new one with `jest-hf cache-reference`."
         )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 __all__ = ["ReferenceCache", "open_folder", "write_atomically"]

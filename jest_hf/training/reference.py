@@ -16,6 +16,7 @@ from jest_hf.data.rows import Rows
 from jest_hf.distributed import Ranks, ask_first_rank
 from jest_hf.hub.pull import Snapshot
 from jest_hf.models import Reader, add_reference_adapter
+from jest_hf.models.adapters import adapter_tensors
 from jest_hf.models.fit import check_loss
 from jest_hf.models.labelled import PointwiseReader
 from jest_hf.objectives import Objective
@@ -31,6 +32,7 @@ from jest_hf.reference import (
     open_cache,
     place_reference,
 )
+from jest_hf.reference.load import check_adapter
 from jest_hf.reference.losses import IrreducibleLosses
 from jest_hf.training.engine import Engine
 
@@ -107,6 +109,8 @@ class ReferencePlan:
             if learner is None:
                 raise ValueError("reference='adapter' needs the learner from the start; pass model, not model_init.")
             add_reference_adapter(learner, None if self._adapter is None else self._adapter.folder)
+            if self._adapter is not None:
+                check_adapter(self._adapter.folder, adapter_tensors(learner), f"ref_model={ref_model!r}")
         elif ref_model is not None:
             self.ref_model, processor = load_reference(ref_model, revision, processor, ranks=self.ranks, device=device)
             return processor
@@ -139,6 +143,7 @@ class ReferencePlan:
         if self.cache is not None:
             if objective.loss_kind is not None:
                 check_loss(objective.loss_kind, "reference cache", self.cache.logit_bias is not None)
+            self.cache.verify_ahead()  # while the run is being made
             self.source = CachedReference.of(self.cache, train_dataset, collator)
             return
         if args.cache_reference:
@@ -195,6 +200,7 @@ class ReferencePlan:
         else:
             cached = live.write_cache(folder / "reference_cache", live.config, *data, dtype="float32", **options)
             self.source, flops = cached, cached.cache.flops
+            cached.cache.verify_ahead()
         self.ref_model, self._live = None, None  # the run does not need their memory any more
         return flops
 

@@ -5,10 +5,10 @@
 Before `Trainer.__init__`, in [`plan_run`]:
 
 1. arguments and launch are checked;
-2. processor and learner are loaded, or `model_init` is called for the first time;
-3. the objective is found;
-4. the adapter is put on the learner;
-5. the ranks are known, and wait for each other for `ddp_timeout`;
+2. the ranks are known, and wait for each other for `ddp_timeout`;
+3. processor and learner are loaded, or `model_init` is called for the first time;
+4. the objective is found;
+5. the adapter is put on the learner;
 6. the reference is found, and the collator completed with its processor;
 7. the data are checked; statistics, ledger and schedule are made;
 8. publisher and checkpoints are made.
@@ -32,9 +32,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import nn
-from transformers import AutoProcessor, PretrainedConfig, PreTrainedModel, TrainerCallback, TrainerState
+from transformers import PretrainedConfig, PreTrainedModel, TrainerCallback, TrainerState
 
 from jest_hf.config import JESTConfig
 from jest_hf.data.stream import is_stream
@@ -42,15 +41,17 @@ from jest_hf.distributed import Ranks
 from jest_hf.distributed.group import end_group_at_exit, limit_waits
 from jest_hf.hub.publisher import Publisher
 from jest_hf.images.views import View
-from jest_hf.models import Reader, add_adapter, base_model, check_view, load_model
+from jest_hf.models import Reader, add_adapter, base_model, check_view
 from jest_hf.models.sharding import check_shardable, prepare_for_fsdp2
 from jest_hf.objectives import Objective, ObjectiveOptions, find_objective
+from jest_hf.reference import load_learner
 from jest_hf.report.ledger import SelectionLedger
 from jest_hf.report.report import Report
 from jest_hf.report.sources import Sources
 from jest_hf.report.statistics import RunStatistics
 from jest_hf.scoring import Scorer
 from jest_hf.selection import SelectionSchedule
+from jest_hf.training.advice import Overtaken, SlowLoading, loading_remedies
 from jest_hf.training.callbacks import CompanionsCallback, LedgerCallback
 from jest_hf.training.card import RunFacts
 from jest_hf.training.checkpoints import Checkpoints
@@ -171,25 +172,24 @@ def plan_run(
     check_launch(args)
     check_gradient_cache(args)
 
-    if processing_class is None and data_collator is not None:  # 2
+    ranks = Ranks.world()  # 2
+    limit_waits(args.ddp_timeout)
+    end_group_at_exit()
+
+    if processing_class is None and data_collator is not None:  # 3
         processing_class = data_collator.processor
     if isinstance(model, str):
-        processing_class = processing_class or AutoProcessor.from_pretrained(model)
-        model = load_model(model, dtype=torch.float32)  # to train: in less, small steps round away
+        model, processing_class = load_learner(model, processing_class, ranks=ranks, device=args.device)
     if processing_class is None:
         raise ValueError("processing_class=None: pass the learner's processor, or a data_collator made from it.")
     learner = first_learner() if model is None and first_learner is not None else model
 
-    objective = objective_of(args, learner)  # 3
+    objective = objective_of(args, learner)  # 4
     check_objective(args, objective, data_collator)
-    check_functions(objective, args, functions)
+    check_functions(objective, functions)
 
-    if peft_config is not None:  # 4
+    if peft_config is not None:  # 5
         model = cast(PreTrainedModel, add_adapter(model, peft_config))
-
-    ranks = Ranks.world()  # 5
-    limit_waits(args.ddp_timeout)
-    end_group_at_exit()
 
     reference = ReferencePlan(args, ranks)  # 6
     collator = data_collator or objective.collator(processing_class, None, args.seed)
@@ -285,7 +285,7 @@ def build_parts(
         proxy=None if companions.proxy is None else companions.proxy.score,
         autocast=engine.autocast,
     )
-    loaders = Loaders(args, objective, view, ranks)
+    loaders = Loaders(args, objective, view, ranks, lambda: reference.source)
     step = SelectionStep(
         args,
         objective.loss_kind,
@@ -309,16 +309,20 @@ def build_parts(
         engine=engine,
         reference=lambda: reference.source,
         late_images=lambda: loaders.late_images,
+        record=recorder.add,
     )
     if row is not None:  # 14
         recorder.costs = _costs(plan, reader, learner, row)
+    slow_loading = SlowLoading(lambda: loading_remedies(args, collator, loaders, not is_stream(plan.train_dataset)))
+    if ranks.rank == 0:
+        recorder.reports = [*recorder.reports, slow_loading, *([Overtaken()] if Overtaken.concerns(args) else [])]
     return Parts(
         reader=reader,
         step=step,
         update=update,
         loaders=loaders,
         evaluator=Evaluator(args, objective, reader, view, ranks, engine),
-        callbacks=[CompanionsCallback(companions)] if companions.models else [],
+        callbacks=[slow_loading, *([CompanionsCallback(companions)] if companions.models else [])],
     )
 
 
@@ -380,6 +384,7 @@ def objective_of(args: JESTConfig, model: nn.Module | None) -> Objective:
             label_smoothing=settings.label_smoothing_factor,
             views=args.scoring_view is not None,
             eval_group_column=args.eval_group_column,
+            sub_batch_size=args.sub_batch_size,
         ),
     )
 

@@ -76,8 +76,9 @@ def _evaluate(
         collate_fn=CaptionCollator(JESTDataCollator(processor), group_column),
     )
     view = DualEncoder(model.config, processor)
-    found = embed_dataset(view, counted, loader, torch.device("cpu"), loss, ranks)
-    return {**vars(found), "metrics": found.metrics()}, counted.forwards
+    found = embed_dataset(view, counted, loader, torch.device("cpu"), loss, ranks, loss_batch_size=3)
+    about = {"metrics": found.metrics(), "skipped": found.skipped, "label_ids": found.label_ids.tolist()}
+    return {**vars(found), **about}, counted.forwards
 
 
 @pytest.mark.parametrize(
@@ -95,9 +96,9 @@ def test_every_rank_finds_what_one_process_finds(world_size, family, n, batch_si
     assert expected["skipped"] == len(broken)
     for found, forwards_of_rank in run(world_size, _evaluate, family, rows, batch_size, group_column):
         assert forwards_of_rank == math.ceil(forwards / world_size)
-        for name in ("image", "text", "image_groups", "text_groups"):
+        for name in ("image", "text", "image_groups", "text_groups", "readable"):
             assert torch.equal(found[name], expected[name]), name
-        assert found["metrics"] == expected["metrics"]
+        assert found["metrics"] == expected["metrics"] and found["label_ids"] == expected["label_ids"]
 
 
 def _unreadable() -> str:

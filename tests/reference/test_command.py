@@ -8,6 +8,7 @@ import argparse
 import re
 
 import pytest
+from datasets import Dataset
 
 from jest_hf.cli import main
 from jest_hf.reference import command
@@ -55,6 +56,24 @@ def test_what_is_missing_is_named(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["cache-reference", "--dataset", "scenes:web"])
     assert "--ref_model, --output_dir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("n_broken", "code"), [(4, None), (6, None), (9, 1)])
+def test_a_cache_of_broken_rows(tmp_path, n_broken, code, caplog):
+    rows = random_rows(9)
+    for row in rows[:n_broken]:
+        row["image"] = {"bytes": b"no image", "path": None}
+    Dataset.from_list(rows).to_parquet(str(tmp_path / "rows.parquet"))
+    tiny_siglip(1).save_pretrained(tmp_path / "reference")
+    tiny_siglip_processor().save_pretrained(tmp_path / "reference")
+    flags = ("--ref_model", str(tmp_path / "reference"), "--dataset", str(tmp_path / "rows.parquet"))
+    options = parse(*flags, "--output_dir", str(tmp_path / "cache"), "--disable_tqdm")
+    if code is None:
+        command.run(options)
+        assert (f"{n_broken} of 9 rows cannot be used (example 0: " in caplog.text) is (n_broken > 4)
+        return
+    with pytest.raises(SystemExit, match="9 of 9 rows cannot be used .*no format.*; the cache is of no use"):
+        command.run(options)
 
 
 def test_the_summary_is_a_line_with_the_broken_rows(tmp_path):
