@@ -7,7 +7,10 @@ All values are checked when the object is made, so that a wrong one costs a seco
 
 from __future__ import annotations
 
+import os
+from copy import deepcopy
 from dataclasses import dataclass, fields
+from pathlib import PurePath
 from typing import Any, cast
 
 from jest_hf.config.checks import check_choice, check_selection, check_training
@@ -179,7 +182,7 @@ class JESTConfig(JESTOptions):
     > Parameters that control the records and the evaluation
 
     record_selection (`bool`, *optional*, defaults to `False`):
-        Write every selected example to `output_dir/selections.parquet` (step, rank, order, example_id).
+        Write every selected example to the folder `output_dir/selections.parquet` (step, rank, order, example_id).
     eval_group_column (`str`, *optional*):
         Column of the evaluation data whose equal values mean "the same thing": any caption of an image's group is a
         hit. Default: only an image's own captions are hits.
@@ -233,8 +236,19 @@ class JESTConfig(JESTOptions):
                 setattr(self, name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        # The Trainer saves, and pushes, a pickle of the arguments with each checkpoint.
-        return {**self.__dict__, "hub_token": None}
+        # The Trainer saves, and pushes, a pickle of the arguments with each checkpoint, and never reads it: without
+        # the token, and without the folders of the machine.
+        state: dict[str, Any] = _without_folders(self.__dict__)
+        return {**state, "hub_token": None}
+
+    def __copy__(self) -> JESTConfig:
+        return self.__deepcopy__(None)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None) -> JESTConfig:
+        """A copy has all that a pickle leaves out."""
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__ if memo is None else deepcopy(self.__dict__, memo))
+        return copied
 
     @property
     def selects(self) -> bool:
@@ -312,6 +326,17 @@ class JESTConfig(JESTOptions):
     def super_batch_size(self) -> int:
         """Examples loaded and scored in a step, on all devices together (B)."""
         return self.per_device_super_batch_size * int(self.world_size)
+
+
+def _without_folders(value: Any) -> Any:
+    """A copy in which of every absolute path only the last part is left."""
+    if isinstance(value, dict):
+        return {name: _without_folders(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(one) for one in value]
+    if isinstance(value, str | PurePath) and os.path.isabs(value):
+        return type(value)(os.path.basename(os.path.normpath(value)))
+    return value
 
 
 # The public module; every pickled `training_args.bin` names it too.

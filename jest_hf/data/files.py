@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from jest_hf.files import replacing
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -21,24 +22,14 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         OSError: if the file cannot be written. The part that was written is removed.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with replacing(path) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OSError(
             error.errno,
             f"{path} could not be written ({error.strerror}); make room and start again: finished files are kept",
         ) from error
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # so that the new name is on the disk too
-    finally:
-        os.close(folder)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -26,6 +26,8 @@ from jest_hf.report.flops import StepFlops
 
 logger = logging.get_logger(__name__)
 
+ROWS = "the number of training rows"
+
 
 class RunStatistics(TrainerCallback, ExportableState):
     """Counts examples over the run, and averages the metrics of steps between two logs.
@@ -34,6 +36,7 @@ class RunStatistics(TrainerCallback, ExportableState):
         n_examples (`int`, *optional*): Number of training rows; for each row one bit is saved, for the unique share.
             `None` for a stream, which has no unique share.
         settings (`dict`): All settings that the selection depends on. Resuming with other settings logs a warning.
+            A dict is a description by kind, such as `{"weights": "1f0c..."}`: only kinds that both have are compared.
         source_names (sequence of `str`, *optional*): Sources of the data, whose selection rates are counted.
 
     Example:
@@ -122,6 +125,7 @@ class RunStatistics(TrainerCallback, ExportableState):
         return {
             "args": {"n_examples": self.n_examples, "settings": self.settings},
             "attributes": {
+                "manifest": True,  # a checkpoint without one is a part: see training.checkpoints
                 "counts": counts,
                 "flops": asdict(self.flops),
                 "ever_trained": base64.b64encode(bits).decode("ascii"),
@@ -136,11 +140,16 @@ class RunStatistics(TrainerCallback, ExportableState):
         saved = state.stateful_callbacks.get(type(self).__name__)
         if state.global_step == 0 or not isinstance(saved, dict):
             return
-        changed = [name for name, value in saved["args"]["settings"].items() if self.settings.get(name) != value]
-        if changed or saved["args"]["n_examples"] != self.n_examples:
-            what = ", ".join(changed) or "the number of training rows"
+        before = {**saved["args"]["settings"], ROWS: saved["args"]["n_examples"]}
+        now = {**self.settings, ROWS: self.n_examples}
+        changed = [
+            f"{name} was {_shown(value)} and is {_shown(now.get(name))}"
+            for name, value in before.items()
+            if _differ(value, now.get(name))
+        ]
+        if changed:
             logger.warning(
-                f"This run is resumed with other settings than its checkpoint ({what}), so after step "
+                f"This run is resumed with other settings than its checkpoint ({'; '.join(changed)}), so after step "
                 f"{state.global_step} it selects other examples than an uninterrupted run."
             )
         if saved["args"]["n_examples"] == self.n_examples:
@@ -153,3 +162,15 @@ class RunStatistics(TrainerCallback, ExportableState):
             packed = zlib.decompress(base64.b64decode(saved["attributes"]["ever_trained"]))
             bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=len(self._ever_trained))
             self._ever_trained = bits.astype(bool)
+
+
+def _differ(before: Any, now: Any) -> bool:
+    """Whether a setting has changed. Two descriptions (dicts) are compared in the kinds that both have."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return any(now[kind] != value for kind, value in before.items() if kind in now)
+    return bool(before != now)
+
+
+def _shown(value: Any) -> str:
+    """A setting for a message: of a description, its kind and its fingerprint."""
+    return " ".join(f"{kind} {one}" for kind, one in value.items()) if isinstance(value, dict) else repr(value)

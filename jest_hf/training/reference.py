@@ -117,6 +117,12 @@ class ReferencePlan:
             return processor
         return None
 
+    def frozen(self, learner: nn.Module) -> nn.Module | ReferenceCache | None:
+        """Return what scores as a frozen reference: a cache, the learner's backbone, or the reference's own model."""
+        if not self.args.uses_reference or self.args.reference == "online":
+            return None
+        return self.cache or (learner if self.args.reference == "adapter" else self.ref_model)
+
     def place(
         self,
         objective: Objective,
