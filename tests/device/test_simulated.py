@@ -92,6 +92,8 @@ else:
 def test_a_step_of_selection_waits_for_the_device_at_most_eight_times(tmp_path):
     """From the marks of readable rows to the record of the step, without the waits of the Trainer and of the loader.
 
+    `report/figures.py` copies without waiting, which the simulated device cannot do.
+
     Chunks add none: four times as many chunks wait as often.
     """
     script = tmp_path / "waits.py"
@@ -114,7 +116,8 @@ for n_chunks in (2, 8):
         record, waits = play("preset_jest", "far")
     steps = len(record["batches"])
     places = Counter(wait.partition(" at ")[2] for wait in waits)
-    mine = {place: count for place, count in places.items() if place.startswith(ours)}
+    waited = {place: count for place, count in places.items() if not place.startswith("report/figures.py")}
+    mine = {place: count for place, count in waited.items() if place.startswith(ours)}
     assert steps == 4 and 0 < sum(mine.values()) <= 8 * steps, mine
     found.append(sum(mine.values()))
 assert found[0] == found[1], found
