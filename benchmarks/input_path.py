@@ -11,7 +11,8 @@ decoding. jest_hf hands uint8 to the device, which rescales and normalises; the 
 image. The images are the synthetic photographs of data_path.py.
 
 - `jest_hf`: the path of the collator, with simplejpeg where it is installed. `jest_hf, PIL decodes`: without it.
-  `jest_hf, scaled`: with `scaled_jpeg_decoding=True`.
+  `jest_hf, scaled`: with `scaled_jpeg_decoding=True`. `jest_hf, image cache`: pixels copied from a cache that
+  `jest-hf cache-images` would write, from pages in memory: what the disk costs beyond that is not measured.
 - `HF PIL`: `SiglipImageProcessorPil`. `HF fast`: `SiglipImageProcessor`, which needs torchvision.
 - `open_clip`: `open_clip.image_transform`, where open_clip is installed. `PIL and numpy`: the same steps without
   torchvision, which are the resize of PIL and a conversion to a normalised float tensor.
@@ -22,6 +23,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +35,8 @@ from PIL import Image
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from benchmarks.data_path import photograph, processor_name
+from jest_hf.data.image_writer import write_images
+from jest_hf.data.rows import Rows
 from jest_hf.images import decoding
 from jest_hf.images.decoding import decode_pixels
 from jest_hf.images.pixels import geometry_of
@@ -68,6 +72,18 @@ def own_paths() -> dict[str, Steps]:
     if decoding.simplejpeg is not None:
         paths["jest_hf, PIL decodes"] = (by_pil, encode)
     return paths
+
+
+def cached_path(files: list[bytes], folder: str) -> Steps:
+    """Copy the pixels of a file from an image cache."""
+    geometry = geometry_of(SiglipImageProcessorPil(size={"height": TARGET, "width": TARGET}))
+    cache = write_images(folder, Rows([{"image": data} for data in files]), "image", [geometry], disable_tqdm=True)
+    places = {data: place for place, data in enumerate(files)}
+
+    def read(data: bytes) -> np.ndarray:
+        return cache.image(places[data]).encode({"": geometry})["pixel_values"]
+
+    return read, np.copy
 
 
 def other_paths() -> tuple[dict[str, Steps], dict[str, str]]:
@@ -128,11 +144,12 @@ def measure(size: int, n_files: int, rounds: int) -> tuple[list[dict[str, Any]],
     files = [photograph(size, "JPEG", rng) for _ in range(n_files)]
     own = own_paths()
     others, missing = other_paths()
-    paths = own | others
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in paths}
-    for _ in range(rounds + 1):
-        for name, steps in paths.items():
-            times[name].append(cpu_ms(steps, files))
+    times: dict[str, list[tuple[float, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        own["jest_hf, image cache"] = cached_path(files, folder)
+        for _ in range(rounds + 1):
+            for name, steps in (own | others).items():
+                times.setdefault(name, []).append(cpu_ms(steps, files))
     taken = {name: np.array(pairs[1:]) for name, pairs in times.items()}  # the first round warms up
     rows = []
     for name, pairs in taken.items():
@@ -144,6 +161,7 @@ def measure(size: int, n_files: int, rounds: int) -> tuple[list[dict[str, Any]],
                 "whole_ms": float(np.median(whole)),
                 "after_decoding_ms": float(np.median(pairs[:, 1])),
                 "whole_over_jest_hf": float(np.median(whole / taken["jest_hf"].sum(axis=1))),
+                "whole_over_image_cache": float(np.median(whole / taken["jest_hf, image cache"].sum(axis=1))),
                 "after_decoding_over_jest_hf": float(np.median(pairs[:, 1] / taken["jest_hf"][:, 1])),
                 "most_levels_off_pil": levels_off(own[name], files) if name in own else None,
             }
@@ -167,15 +185,16 @@ def main(argv: list[str] | None = None) -> None:
     for size in SIZES:
         rows, missing = measure(size, options.files, options.rounds)
         results += rows
-    headers = ["file", "path", "ms", "after decoding", "over jest_hf", "after decoding, over", "levels off"]
+    headers = ["file", "path", "ms", "after decoding", "over jest_hf", "after decoding, over", "over cache", "levels"]
     table = [
         [
             f"{row['pixels']} px",
             row["path"],
-            f"{row['whole_ms']:.2f}",
+            f"{row['whole_ms']:.3f}",
             f"{row['after_decoding_ms']:.2f}",
             f"{row['whole_over_jest_hf']:.2f}",
             f"{row['after_decoding_over_jest_hf']:.2f}",
+            f"{row['whole_over_image_cache']:.0f}",
             "" if row["most_levels_off_pil"] is None else row["most_levels_off_pil"],
         ]
         for row in results

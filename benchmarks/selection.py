@@ -4,6 +4,7 @@
 
     python benchmarks/selection.py              # the table, and benchmarks/results/selection.json
     python benchmarks/selection.py --quick      # a small size, to see that it runs
+    python benchmarks/selection.py --device cuda --output selection.json    # another table, of any device
 
 Three ways to draw the same sub-batch, timed in one run so that their ratios mean something on a busy machine too:
 
@@ -12,6 +13,9 @@ Three ways to draw the same sub-batch, timed in one run so that their ratios mea
   reference, and for every chunk the score matrix multiplied by a mask of the drawn rows, then of the drawn columns,
   and summed. Only its sampling is Gumbel-top-k here too, since exp() of such scores overflows.
 - `products`: nothing but the matrix products that `ours` cannot do without, in the same tiles.
+
+With `--device` a table of that device: the selection with its noise, the noise alone and the bare products, for three
+sizes and, on CUDA, for each `selection_precision`; and how often the host waits for a CUDA device in one selection.
 
 Peak memory is taken in fresh processes: the high-water mark of the resident set during the selection, less the
 resident set before it, with an allocator told to hand freed blocks back to the system at once, so that it hides none.
@@ -26,6 +30,7 @@ import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +45,7 @@ from torch import Tensor  # noqa: E402
 from jest_hf.selection import (  # noqa: E402
     ContrastiveEmbeddings,
     PairwiseScores,
+    arithmetic,
     chunk_sizes,
     gumbel_noise,
     select_jointly,
@@ -47,6 +53,7 @@ from jest_hf.selection import (  # noqa: E402
 
 
 TILE_ROWS = 1024
+DEVICE_SIZES, DEVICE_WIDTH = (1280, 10240, 163840), 768
 RESULTS = Path(__file__).parent / "results" / "selection.json"
 MIB = 2**20
 
@@ -116,6 +123,106 @@ def alternate(functions: dict[str, Callable], repeats: int, *arguments: object) 
     return {name: min(timing[name] for timing in timings) for name in functions}
 
 
+def on_device(
+    learner: ContrastiveEmbeddings, reference: ContrastiveEmbeddings, size: int, n_chunks: int, precision: str
+) -> Tensor:
+    """As `ours`, with the noise made on the device of the embeddings."""
+    scores = PairwiseScores.from_embeddings(learner, reference, precision=precision)
+    noise = gumbel_noise(0, 0, n_chunks, len(scores), device=learner.device)
+    return select_jointly(scores, size, n_chunks, noise=noise)
+
+
+def products_on_device(
+    learner: ContrastiveEmbeddings, reference: ContrastiveEmbeddings, size: int, n_chunks: int, precision: str
+) -> None:
+    """As `products`, in one product for all candidates that fit into 256 MiB."""
+    begin = 0
+    with arithmetic.products(precision, learner.device):
+        for chunk_size in chunk_sizes(size, n_chunks)[:-1]:
+            drawn = slice(begin, begin + chunk_size)
+            begin += chunk_size
+            for model in (learner, reference):
+                for rows, columns in ((model.image, model.text[drawn]), (model.text, model.image[drawn])):
+                    for tile in rows.split(2**26 // chunk_size):
+                        tile @ columns.T
+
+
+def host_waits(function: Callable, *arguments: object) -> int:
+    """How often the host waits for a CUDA device, by torch's own count."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            function(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(one.message) for one in caught)
+
+
+def measure_device(device: torch.device, size: int, width: int, precision: str, repeats: int) -> dict[str, object]:
+    """Time the selection of a fifth of `size` candidates on a device, in milliseconds, the best of `repeats`."""
+    is_cuda = device.type == "cuda"
+    sub_batch, n_chunks = size // 5, 16
+    models = [model.to(device) for model in make_models(size, width)]
+    factors = models
+    if precision == "bfloat16":
+        factors = [
+            ContrastiveEmbeddings(one.image.bfloat16(), one.text.bfloat16(), one.logit_scale, one.logit_bias)
+            for one in models
+        ]
+
+    def waiting(function: Callable) -> Callable:
+        def run(*arguments: object) -> None:
+            function(*arguments)
+            if is_cuda:
+                torch.cuda.synchronize(device)
+
+        return run
+
+    functions = {
+        "ours": waiting(lambda: on_device(*models, sub_batch, n_chunks, precision)),
+        "noise": waiting(lambda: gumbel_noise(0, 0, n_chunks, size, device=device)),
+        "products": waiting(lambda: products_on_device(*factors, sub_batch, n_chunks, precision)),
+    }
+    for function in functions.values():  # libraries are loaded and kernels compiled
+        function()
+    timing = alternate(functions, repeats)
+    row = {"size": size, "sub_batch": sub_batch, "width": width, "n_chunks": n_chunks, "precision": precision}
+    row |= {f"{name}_ms": 1000 * value for name, value in timing.items()}
+    row["ratio_to_products"] = timing["ours"] / timing["products"]
+    if is_cuda:
+        row["host_waits"] = host_waits(on_device, *models, sub_batch, n_chunks, precision)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        on_device(*models, sub_batch, n_chunks, precision)
+        row["peak_extra_mib"] = (torch.cuda.max_memory_allocated(device) - before) / MIB
+    return row
+
+
+def print_device_table(arguments: argparse.Namespace) -> None:
+    device = torch.device(arguments.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    precisions = arithmetic.PRECISIONS if device.type == "cuda" else ("float32",)
+    print(f"{name}, D = {arguments.device_width}, f = 0.8, N = 16")
+    print("     B      b  precision   ours ms  products ms  noise ms  ours/products  waits  peak MiB")
+    rows = []
+    for size in arguments.device_sizes:
+        for precision in precisions:
+            row = measure_device(device, size, arguments.device_width, precision, arguments.repeats)
+            rows.append(row)
+            print(
+                f"{size:>6} {row['sub_batch']:>6} {precision:>10} {row['ours_ms']:>9.2f} {row['products_ms']:>12.2f} "
+                f"{row['noise_ms']:>9.2f} {row['ratio_to_products']:>14.2f} {row.get('host_waits', '-'):>6} "
+                f"{row.get('peak_extra_mib', 0.0):>9.1f}",
+                flush=True,
+            )
+    if arguments.output != RESULTS:
+        found = {"device": name, "torch": torch.__version__, "repeats": arguments.repeats, "rows": rows}
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(found, indent=2) + "\n")
+        print(f"\nWritten to {arguments.output}")
+
+
 def resident(field: str) -> float:
     """A field of this process's memory status in MiB (Linux): `VmRSS` now, `VmHWM` its high-water mark."""
     status = Path("/proc/self/status").read_text()
@@ -154,11 +261,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a small size, to see that it runs; writes no results")
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--device", help="print the table of this device, such as cuda or cpu, instead")
+    parser.add_argument("--device_sizes", type=int, nargs="+", default=DEVICE_SIZES, help="B, with --device")
+    parser.add_argument("--device_width", type=int, default=DEVICE_WIDTH, help="D, with --device")
     parser.add_argument("--peak_memory", nargs=4, type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.size, arguments.sub_batch, arguments.widths = 1024, 204, [32]
         arguments.growth, arguments.repeats = [512, 1024], 1
+        arguments.device_sizes, arguments.device_width = [256, 512], 32
     return arguments
 
 
@@ -189,6 +300,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.peak_memory:
         print_peak_memory(*arguments.peak_memory)
+        return
+    if arguments.device:
+        print_device_table(arguments)
         return
 
     print(f"B = {arguments.size}, b = {arguments.sub_batch}, N = {arguments.n_chunks}, {arguments.threads} threads")

@@ -20,6 +20,9 @@ REF_PREFIX = "ref_"  # of keys that only the reference reads
 IMAGE_KEYS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 TEXT_KEYS = ("input_ids", "attention_mask")
 VIEW_PREFIX = "view_"  # of images at the scoring view
+CACHED_PREFIX = "cached_"  # of the reference's cached scores, which the loader's workers read; see `as_bits`
+
+_BITS = {torch.float16: torch.int16, torch.float32: torch.int32}
 
 
 @dataclass(frozen=True, init=False)
@@ -73,8 +76,9 @@ class ContrastiveEmbeddings:
             )
         object.__setattr__(self, "image", image)
         object.__setattr__(self, "text", text)
-        object.__setattr__(self, "logit_scale", _as_float("logit_scale", logit_scale))
-        object.__setattr__(self, "logit_bias", _as_float("logit_bias", 0.0 if logit_bias is None else logit_bias))
+        numbers = {"logit_scale": logit_scale, "logit_bias": 0.0 if logit_bias is None else logit_bias}
+        for name, value in _as_floats(numbers).items():
+            object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return self.image.shape[0]
@@ -146,6 +150,22 @@ class PointwiseLosses:
         return PointwiseLosses(**columns)
 
 
+def as_bits(values: Tensor) -> Tensor:
+    """Return float16 or float32 values as integers of the same bits, without a copy: the Trainer casts every float
+    tensor of a super-batch to DeepSpeed's dtype, and cached scores must arrive as they are."""
+    return values.view(_BITS[values.dtype])
+
+
+def from_bits(bits: Tensor) -> Tensor:
+    """Return the float32 values of integers made by [`as_bits`]."""
+    return bits.view({integer: floating for floating, integer in _BITS.items()}[bits.dtype]).float()
+
+
+def without_cached(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return rows without the reference's cached scores, which no model reads."""
+    return {name: value for name, value in rows.items() if not name.startswith(CACHED_PREFIX)}
+
+
 # What a model computes of a super-batch: embeddings of pairs, or one loss per example.
 Scored = ContrastiveEmbeddings | PointwiseLosses
 
@@ -175,11 +195,18 @@ class Scores:
         return {name: scored for name, scored in both.items() if scored is not None}
 
 
-def _as_float(name: str, value: float | Tensor) -> float:
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
+def _as_floats(numbers: Mapping[str, float | Tensor]) -> dict[str, float]:
+    """Return the values of numbers or tensors of one element. The host waits once for all tensors of one device."""
+    for name, value in numbers.items():
+        if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"{name} must be a number or a tensor of one element, got shape {list(value.shape)}.")
-        value = value.detach().item()
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}.")
-    return float(value)
+    tensors = {name: value.detach().reshape(()) for name, value in numbers.items() if isinstance(value, Tensor)}
+    values = {name: value for name, value in numbers.items() if not isinstance(value, Tensor)}
+    if len({(value.dtype, value.device) for value in tensors.values()}) == 1:
+        values |= dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
+    else:
+        values |= {name: value.item() for name, value in tensors.items()}
+    for name, number in values.items():
+        if not math.isfinite(number):
+            raise ValueError(f"{name} must be finite, got {number}.")
+    return {name: float(number) for name, number in values.items()}

@@ -4,10 +4,12 @@
 
     accelerate launch $(jest-hf preset zero2) train.py       launch a script with a preset
     jest-hf cache-reference --ref_model ... --dataset ...    embed a data set once
+    jest-hf cache-images --model ... --dataset ...           decode and resize a data set once
     jest-hf score --learner ... --ref_model ... --dataset ...    losses and learnability of every row
-    jest-hf curate scores --keep 0.2 --output curated    a data set of the best rows
+    jest-hf curate scores --keep 0.2 --output curated        a data set of the best rows
 
-See [`jest_hf.reference.command`], [`jest_hf.curation.score_command`] and [`jest_hf.curation.curate_command`].
+See [`jest_hf.reference.command`], [`jest_hf.training.image_command`], [`jest_hf.curation.score_command`] and
+[`jest_hf.curation.curate_command`].
 """
 
 from __future__ import annotations
@@ -20,9 +22,13 @@ from pathlib import Path
 
 
 CONFIGS = Path(__file__).parent / "configs"
-# Modules with `add_arguments` and `run`. They import torch and transformers, which takes seconds.
+# By command, its module (with `add_arguments` and `run`) and what it does.
 COMMANDS = {
     "cache-reference": ("jest_hf.reference.command", "embed a data set with a reference, once for all runs"),
+    "cache-images": (
+        "jest_hf.training.image_command",
+        "decode and resize the images of a data set, once for all runs",
+    ),
     "score": ("jest_hf.curation.score_command", "score every row of a data set, without training"),
     "curate": ("jest_hf.curation.curate_command", "make a data set of the rows with the best scores"),
 }
@@ -59,16 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command `jest-hf`; `arguments` default to those of the process."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(
-        prog="jest-hf", description="Commands of jest_hf: launch presets, reference caches, scores and curated data."
+        prog="jest-hf", description="Commands of jest_hf: launch presets, caches, scores and curated data."
     )
     commands = parser.add_subparsers(dest="command", required=True)
     preset = commands.add_parser("preset", help="print the flags for `accelerate launch`, e.g. preset zero2")
     preset.add_argument("name", choices=preset_names(), help="name of the preset")
     parsers = {name: commands.add_parser(name, help=about) for name, (_, about) in COMMANDS.items()}
-    named = next(iter(arguments), None)
-    if named in COMMANDS:
-        command = importlib.import_module(COMMANDS[named][0])
-        command.add_arguments(parsers[named])
+    if arguments and (name := arguments[0]) in COMMANDS:
+        # Imported here: torch and transformers take seconds, which other commands need not take.
+        command = importlib.import_module(COMMANDS[name][0])
+        command.add_arguments(parsers[name])
         command.run(parser.parse_args(arguments))
     else:
         print(preset_flags(parser.parse_args(arguments).name))

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
 
-from jest_hf.batch import Scored, Scores
+from jest_hf.batch import Scored, Scores, without_cached
 from jest_hf.images.views import View
 from jest_hf.models.reader import Reader
 from jest_hf.reference.source import ReferenceSource
@@ -71,6 +71,7 @@ class Scorer:
         """Score rows with `"learner"` or `"reference"`, on the device of the rows."""
         with self.autocast():
             if name == "learner":
+                rows = without_cached(rows)
                 if self.proxy is not None:
                     return self.proxy(rows, self.batch_size)
                 return self.reader.score(model, rows, self.batch_size, self.view)

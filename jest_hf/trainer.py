@@ -2,9 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`JESTTrainer`: a `transformers.Trainer` that chooses what it trains on.
 
-A step is five verbs: **score** the super-batch with learner and reference, **select** the sub-batch, **take** it,
-**record** what was chosen, and **learn** from the sub-batch alone. Each is a part in `jest_hf.training`; the methods
-here are the Trainer's, and each calls a part.
+A step **scores** the super-batch with learner and reference, **selects** the sub-batch, **takes** it, **records** what
+was chosen, and **learns** from the sub-batch alone. Each is a part in `jest_hf.training`, which the methods here call.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
-from transformers.utils import logging
 
 from jest_hf.config import JESTConfig
 from jest_hf.data.collator import JESTDataCollator
@@ -29,15 +27,12 @@ from jest_hf.models.load import restore_renamed
 from jest_hf.objectives import Objective
 from jest_hf.reference import ReferenceSource
 from jest_hf.report import Report, RunStatistics, SelectionLedger, StepFlops
-from jest_hf.training.callbacks import EpochCallback, JESTProgress, ReportsCallback
-from jest_hf.training.card import RunFacts, summarise_run, write_run_card
+from jest_hf.training.callbacks import EpochCallback, JESTProgress, ReportsCallback, keep_callbacks
+from jest_hf.training.card import RunFacts, summarise_run, try_card, write_run_card
 from jest_hf.training.costs import check_evaluation
 from jest_hf.training.engine import Engine
 from jest_hf.training.online_model import OnlineModel
-from jest_hf.training.setup import Parts, RunPlan, build_parts, plan_run, prepare_learner
-
-
-logger = logging.get_logger(__name__)
+from jest_hf.training.setup import Parts, build_parts, plan_run, prepare_learner
 
 
 class JESTTrainer(Trainer):
@@ -104,7 +99,7 @@ class JESTTrainer(Trainer):
     ) -> None:
         self.model_init = cast(Any, model_init)
         # Before `Trainer.__init__`, which calls some of the methods below: these use the plan, and not the parts.
-        self.plan: RunPlan = plan_run(
+        self.plan = plan = plan_run(
             *(model, cast(JESTConfig, args), data_collator, train_dataset, processing_class),
             Engine(lambda: self.accelerator),
             first_learner=None if model_init is None else cast(Any, super().call_model_init),
@@ -115,7 +110,6 @@ class JESTTrainer(Trainer):
             reports=reports,
             functions=trainer_arguments,
         )
-        plan = self.plan
         super().__init__(
             model=plan.model,
             args=plan.args,
@@ -174,12 +168,12 @@ class JESTTrainer(Trainer):
     @property
     def statistics(self) -> RunStatistics:
         """Counts of the run, and means of its logging window."""
-        return self.plan.recorder.statistics
+        return self.plan.recorder.settled().statistics
 
     @property
     def ledger(self) -> SelectionLedger | None:
         """The ledger of selections, on the first process of a run with `record_selection=True`."""
-        return self.plan.recorder.ledger
+        return self.plan.recorder.settled().ledger
 
     @property
     def learner_view(self) -> Reader:
@@ -225,7 +219,7 @@ class JESTTrainer(Trainer):
         super_batch, step = cast(dict[str, Tensor], self._prepare_input(inputs)), self.state.global_step + 1
         sub_batch, pool = self.parts.step(model, super_batch, step)
         self.plan.recorder.record(step, sub_batch, pool)
-        self.statistics.add(self.plan.companions.step(pool, sub_batch.rows))
+        self.plan.recorder.statistics.add(self.plan.companions.step(pool, sub_batch.rows))
         batch = self.parts.update.prepare(model, sub_batch, step)
         with self.parts.update.learning(batch):
             return self.learn(model, batch.rows, num_items_in_batch)
@@ -280,13 +274,12 @@ class JESTTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """This rank's share of the rows, in order, each image with all of its captions ([`CaptionCollator`])."""
-        if isinstance(eval_dataset, str):
-            eval_dataset = self.eval_dataset[eval_dataset]
-        elif eval_dataset is None:
-            eval_dataset = self.eval_dataset
-        if eval_dataset is None:
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]
+        if dataset is None:
             raise ValueError("eval_dataset=None: pass the rows to evaluate on to JESTTrainer or to evaluate().")
-        return self.parts.loaders.evaluation(eval_dataset, self.data_collator)
+        return self.parts.loaders.evaluation(dataset, self.data_collator)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
         """As [`~JESTTrainer.get_eval_dataloader`], of rows to predict: they need no labels."""
@@ -294,6 +287,8 @@ class JESTTrainer(Trainer):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, timed: a loader that cannot keep up shows as `loading_seconds`."""
+        if self.state.global_step >= self.state.max_steps:  # resumed at its end: the Trainer would take one more step
+            return [], None
         with self.plan.recorder.timed("loading_seconds"):
             return super().get_batch_samples(*args, **kwargs)
 
@@ -307,7 +302,6 @@ class JESTTrainer(Trainer):
     ) -> EvalLoopOutput:
         """
         The objective's metrics over the whole data set, and `compute_metrics` over the rows with a label.
-
         With `args.eval_at_view` also at the scoring view, as `{prefix}_at_view_R@1` and so on. Without pairs, each row
         has a prediction and a label, in order: NaN for a row that cannot be read, -100 for a row without a label.
         """
@@ -315,10 +309,11 @@ class JESTTrainer(Trainer):
 
     # ---- Records and checkpoints ----
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As [`~transformers.Trainer.train`], after caching the reference if `args.cache_reference`."""
-        self.plan.cache_reference(self.train_dataset, self.data_collator)
-        return super().train(*args, **kwargs)
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As the Trainer's, after making the caches that `args` name; resumes from whole checkpoints."""
+        self.plan.make_caches(self.train_dataset, self.data_collator)
+        with self.plan.checkpoints.running(resume_from_checkpoint) as checkpoint:
+            return super().train(checkpoint, *args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Tensor]) -> float:  # type: ignore[override]  # the Trainer adds floats
         """FLOPs of the step just taken, for `state.total_flos`: both towers, scoring, reference and selection."""
@@ -337,11 +332,13 @@ class JESTTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.plan.recorder.on_checkpoint(self.state.global_step)  # first: a run may be killed while it saves
         if self.args.push_to_hub:  # it goes up with the checkpoint
-            try:
-                self.create_model_card()
-            except ValueError as error:  # of a README.md that somebody has edited: no reason to end a run
-                logger.warning("The model card is left as it is: %s", error)
-        super()._save_checkpoint(model, trial)
+            try_card(self.create_model_card)
+        with self.plan.checkpoints.saving(self.state, self._get_output_dir(trial)):
+            super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)  # the last file of each rank
+        self.plan.checkpoints.wait_for_all()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -351,13 +348,17 @@ class JESTTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         self.plan.companions.resumed_from = checkpoint
 
+    def _load_callback_state(self) -> None:
+        super()._load_callback_state()
+        keep_callbacks(self.callback_handler, self.plan.callbacks)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if model is not None or self.is_fsdp_enabled or not restore_renamed(self.model, resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        best, engine = self.state.best_model_checkpoint, self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if engine or best is None or not restore_renamed(self.model, best):
+        best = self.plan.checkpoints.checked(self.state.best_model_checkpoint)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or not best or not restore_renamed(self.model, best):
             super()._load_best_model()
 
     # ---- The Hub: see `hub.publisher.Publisher` ----
@@ -392,9 +393,8 @@ class JESTTrainer(Trainer):
             revision=revision,
         )
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        make, push = super().init_hf_repo, super()._push_from_checkpoint
-        self.plan.publisher.push_checkpoint(self, checkpoint_folder, make, push)
+    def _push_from_checkpoint(self, folder: str) -> None:
+        self.plan.publisher.push_checkpoint(self, folder, super().init_hf_repo, super()._push_from_checkpoint)
 
     def _finish_current_push(self) -> None:
-        self.plan.publisher.finish(self, super()._finish_current_push, self._push_from_checkpoint)
+        self.plan.publisher.finish(self, self._push_from_checkpoint)

@@ -42,7 +42,7 @@ MOVED = {
         "compare_selectors": "jest_hf.report",
         "source_shares": "jest_hf.report",
     },
-    "jest_hf.objectives": {"objective_of": "jest_hf.training.setup"},
+    "jest_hf.objectives": {"objective_of": "jest_hf.training.objective"},
 }
 NAMES = [(old, name, new) for old, names in MOVED.items() for name, new in names.items()]
 

@@ -167,7 +167,7 @@ def test_resuming_with_other_settings_is_said(tmp_path, caplog, monkeypatch):
     make_trainer(tmp_path, save_strategy="steps", save_steps=2).train()
     changed = make_trainer(tmp_path, save_strategy="steps", save_steps=2, n_chunks=2)
     changed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert "other settings than its checkpoint (n_chunks)" in caplog.text
+    assert "other settings than its checkpoint (n_chunks was 4 and is 2)" in caplog.text
 
 
 def test_a_cached_reference_selects_the_same_and_is_called_no_more(tmp_path):

@@ -7,16 +7,19 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
+from jest_hf.config.inherited import check_inherited
 from jest_hf.config.options import JESTOptions, SelectionSettings
 from jest_hf.losses import LOSSES
 from jest_hf.models.labelled import KINDS
 from jest_hf.selection import CRITERIA, SELECTIONS, Selector
+from jest_hf.selection.arithmetic import PRECISIONS
 
 
 # `objective` is checked when the trainer is made: a user may register an objective after making the arguments.
 CHOICES: dict[str, Collection[str]] = {
     "selection": SELECTIONS,
     "criterion": CRITERIA,
+    "selection_precision": PRECISIONS,
     "selection_scope": ("global", "local"),
     "pair_score": ("loss", "similarity"),
     "scoring": ("learner", "proxy"),
@@ -176,22 +179,9 @@ def check_training(args: JESTOptions, settings: SelectionSettings) -> None:
         value = getattr(args, name)
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name}={value} must be a finite number of at least 0.")
-    if args.gradient_accumulation_steps > 1:
-        raise ValueError(
-            f"gradient_accumulation_steps={args.gradient_accumulation_steps} would split the examples of a step into "
-            "parts, and select from each part and compute its loss without the others; set it to 1, and to save "
-            "memory use gradient_checkpointing=True, or for image-text pairs gradient_cache_chunk_size."
-        )
-    if args.remove_unused_columns:
-        raise ValueError(
-            "remove_unused_columns=True would drop the image and caption columns before the collator reads them; "
-            "leave it at False."
-        )
-    if args.auto_find_batch_size:
-        raise ValueError(
-            "auto_find_batch_size=True would change the sub-batch, and with it the loss and the selection, in the "
-            "middle of a run; choose per_device_train_batch_size, and scoring_batch_size if scoring is too large."
-        )
+    if args.image_cache is not None and not args.image_cache:
+        raise ValueError("image_cache='' must be the path of a folder; leave it out to decode images in every epoch.")
+    check_inherited(args)
 
 
 def _check_whole(name: str, value: int, at_least: int) -> None:

@@ -7,8 +7,11 @@ All values are checked when the object is made, so that a wrong one costs a seco
 
 from __future__ import annotations
 
+import os
+from copy import deepcopy
 from dataclasses import dataclass, fields
-from typing import Any
+from pathlib import PurePath
+from typing import Any, cast
 
 from jest_hf.config.checks import check_choice, check_selection, check_training
 from jest_hf.config.options import JESTOptions, SelectionSettings
@@ -22,6 +25,7 @@ _DECISIVE = (
     "criterion",
     "n_chunks",
     "selection_gain",
+    "selection_precision",
     "selection_scope",
     "scoring_view",
     "low_resolution_fraction",
@@ -70,12 +74,16 @@ class JESTConfig(JESTOptions):
     prefilter_ratio (`float`, *optional*, defaults to `0.0`):
         Selection in two stages: the share of the candidates that fall before anything is decoded, in [0, 1). The
         cached reference draws the super-batch from the candidates, each by its own reference loss; `selection` then
-        draws the sub-batch from the super-batch. Needs `cache_reference` or `reference_cache`, and map-style data.
+        draws the sub-batch from the super-batch. Needs `cache_reference` or, for a stream too, `reference_cache`.
         With 0.8 and `filter_ratio=0.5` there are 10 candidates for 2 rows of the super-batch and 1 of the sub-batch.
     n_chunks (`int`, *optional*, defaults to `16`):
         Number of chunks in which joint selection draws the sub-batch.
     selection_gain (`float`, *optional*, defaults to `1.0`):
         Factor on the scores before sampling: larger is greedier.
+    selection_precision (`str`, *optional*, defaults to `"float32"`):
+        How joint selection rounds the embeddings that it multiplies: `"float32"`, `"tf32"` (10 bits; on a CUDA device,
+        elsewhere float32) or `"bfloat16"` (7 bits). All products are summed in float32. On a GPU the last two are
+        faster, and change which examples are drawn where scores nearly tie.
     selection_scope (`str`, *optional*, defaults to `"global"`):
         `"global"` selects from the super-batches of all devices together: the same sub-batch for any number of
         devices. `"local"` selects on each device alone, a weaker method. On one device the two are the same.
@@ -146,9 +154,17 @@ class JESTConfig(JESTOptions):
 
     select_before_decoding (`bool`, *optional*):
         Select in the loader, before images are read and decoded, so that only the selected rows are: possible with
-        `criterion="easy_reference"` and a cached reference, on map-style data. The selections are those of the step.
-        `True` requires it, `False` selects in the step. Default: in the loader, unless a joint draw is too large
-        for a CPU (4 B b D above 2e10 FLOPs, for instance B = 10,240, b = 2,048, D = 256).
+        `criterion="easy_reference"` and a cached reference. Of a stream all rows are read, and only the selected ones
+        are decoded. The selections are those of the step. A joint draw that is too large for a CPU (4 B b D above
+        2e10 FLOPs, for instance B = 10,240, b = 2,048, D = 256) is made on the GPUs, by all ranks together. `True`
+        requires it, `False` selects in the step. Default: in the loader; without a GPU, a joint draw that is too large
+        for a CPU is made in the step.
+    image_cache (`str`, *optional*):
+        Folder of the training images, decoded and resized (150,528 bytes for 224 x 224 pixels). If the folder has no
+        whole cache of these images, it is made, or finished, before the first step: by all processes and their
+        `dataloader_num_workers`, or beforehand with `jest-hf cache-images`. Training then reads pixels in place of
+        image files. Selections and weights stay the same. Needs map-style data without a random transform. Default:
+        images are decoded in every epoch.
 
     > Parameters that control the resolution (Flexi-JEST)
 
@@ -166,7 +182,7 @@ class JESTConfig(JESTOptions):
     > Parameters that control the records and the evaluation
 
     record_selection (`bool`, *optional*, defaults to `False`):
-        Write every selected example to `output_dir/selections.parquet` (step, rank, order, example_id).
+        Write every selected example to the folder `output_dir/selections.parquet` (step, rank, order, example_id).
     eval_group_column (`str`, *optional*):
         Column of the evaluation data whose equal values mean "the same thing": any caption of an image's group is a
         hit. Default: only an image's own captions are hits.
@@ -192,7 +208,11 @@ class JESTConfig(JESTOptions):
         check_training(self, self.settings)
         if self.data_seed is None:
             self.data_seed = self.seed
+        is_default = self.accelerator_config is None
         super().__post_init__()  # type: ignore[no-untyped-call]  # transformers annotates no __post_init__
+        if is_default and self.dataloader_pin_memory and self.device.type == "cuda":
+            # The copy of a super-batch need not be waited for: the device's queue keeps it before what reads it.
+            cast(Any, self.accelerator_config).non_blocking = True
 
     def _read(self) -> None:
         """Turn numbers given as strings into floats (YAML reads `1e-4` as a string), and one selector into a list."""
@@ -216,8 +236,19 @@ class JESTConfig(JESTOptions):
                 setattr(self, name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        # The Trainer saves, and pushes, a pickle of the arguments with each checkpoint.
-        return {**self.__dict__, "hub_token": None}
+        # The Trainer saves, and pushes, a pickle of the arguments with each checkpoint, and never reads it: without
+        # the token, and without the folders of the machine.
+        state: dict[str, Any] = _without_folders(self.__dict__)
+        return {**state, "hub_token": None}
+
+    def __copy__(self) -> JESTConfig:
+        return self.__deepcopy__(None)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None) -> JESTConfig:
+        """A copy has all that a pickle leaves out."""
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__ if memo is None else deepcopy(self.__dict__, memo))
+        return copied
 
     @property
     def selects(self) -> bool:
@@ -243,6 +274,7 @@ class JESTConfig(JESTOptions):
             n_chunks=self.n_chunks,
             gain=self.selection_gain,
             uniform_fraction=self.uniform_fraction,
+            precision=self.selection_precision,
         )
 
     @property
@@ -294,6 +326,17 @@ class JESTConfig(JESTOptions):
     def super_batch_size(self) -> int:
         """Examples loaded and scored in a step, on all devices together (B)."""
         return self.per_device_super_batch_size * int(self.world_size)
+
+
+def _without_folders(value: Any) -> Any:
+    """A copy in which of every absolute path only the last part is left."""
+    if isinstance(value, dict):
+        return {name: _without_folders(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(one) for one in value]
+    if isinstance(value, str | PurePath) and os.path.isabs(value):
+        return type(value)(os.path.basename(os.path.normpath(value)))
+    return value
 
 
 # The public module; every pickled `training_args.bin` names it too.

@@ -85,6 +85,13 @@ class JESTOptions(TrainingArguments):
     selection_gain: float = field(
         default=1.0, metadata={"help": "Factor on the scores before sampling; larger is greedier."}
     )
+    selection_precision: str = field(
+        default="float32",
+        metadata={
+            "help": "Precision of the products of embeddings in joint selection: float32, tf32 or bfloat16 (faster on "
+            "a GPU). Default: float32."
+        },
+    )
     selection_scope: str = field(
         default="global",
         metadata={"help": "Select from the super-batches of all devices together (global) or on each alone (local)."},
@@ -207,8 +214,15 @@ class JESTOptions(TrainingArguments):
     select_before_decoding: bool | None = field(
         default=None,
         metadata={
-            "help": "Select in the loader, before images are decoded, where cached scores suffice. Default: where the "
-            "draw is fast on a CPU."
+            "help": "Select in the loader, before images are decoded, where cached scores suffice. Default: yes, but "
+            "without a GPU only if the draw is fast on a CPU."
+        },
+    )
+    image_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of decoded images of the training data, made before the first step where they are missing "
+            "and then read in place of image files. Default: none."
         },
     )
     scoring_view: str | None = field(

@@ -13,7 +13,7 @@ import argparse
 
 from jest_hf.curation.by_scores import Curated, curate_dataset
 from jest_hf.curation.writers import WRITERS
-from jest_hf.reference.command import add_data_arguments, load_arguments
+from jest_hf.data.sources import add_source_arguments, source_of
 from jest_hf.selection import CRITERIA
 
 
@@ -38,12 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--license", help="licence of the data for the data set card, e.g. cc-by-4.0")
     add("--steps", type=int, help="steps of the planned run; with --batch_size, the card tells how often rows repeat")
     add("--batch_size", type=int, help="rows that the planned run trains on in a step, over all devices")
-    add_data_arguments(parser, "curate, if the scores do not name the data", required=False)
+    purpose = "curate, if the scores do not name the data"
+    add_source_arguments(parser, purpose, required=False, image_column=False)
 
 
 def run(options: argparse.Namespace) -> Curated:
     """Curate the data, and print what was kept."""
-    source = load_arguments(options)
+    source = source_of(options)
     if source and "spec" not in source:
         raise ValueError("--dataset_split, --dataset_where, --max_train_rows and --subset need --dataset.")
     curated = curate_dataset(

@@ -18,9 +18,9 @@ from accelerate import PartialState
 from jest_hf.curation.score_set import ScoreSet
 from jest_hf.curation.scoring import score_dataset
 from jest_hf.data import load_source
+from jest_hf.data.sources import add_source_arguments, source_of
 from jest_hf.losses import LOSSES
 from jest_hf.reference.cache import SHARD_ROWS
-from jest_hf.reference.command import add_data_arguments, load_arguments
 from jest_hf.reference.store import DTYPES
 
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ref_model_revision", help="branch, tag or commit of a --ref_model on the Hub; default: main")
     add("--reference_cache", help="reference cache of the same data, in place of --ref_model; without --learner and "
         "--dataset no image is read")  # fmt: skip
-    add_data_arguments(parser, "score", required=False)
+    add_source_arguments(parser, "score", required=False, image_column=False)
     add("--image_column", help="column of the images; default: image")
     add("--caption_column", help="column of the captions; default: the first of text, caption and captions")
     add("--text_column", help="column of the texts of a text classifier or a language model; default: text")
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> ScoreSet:
     """Score the data, or finish unfinished scores, and print a line about them."""
     start = time.perf_counter()
-    source = load_arguments(options)
+    source = source_of(options)
     scores = score_dataset(
         load_source(**source) if "spec" in source else None,
         options.output_dir,

@@ -21,10 +21,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jest_hf.data.files import read_json
 from jest_hf.data.rows import Rows
 from jest_hf.reference.fingerprint import describe_rows, difference
 from jest_hf.reference.losses import hash_column
-from jest_hf.reference.store import read_json, sha256_of
+from jest_hf.reference.verified import sha256_of
 
 
 MANIFEST = "scores.json"

@@ -30,12 +30,13 @@ from jest_hf.curation.score_set import (
     open_scores,
     shard_name,
 )
+from jest_hf.data.files import read_json, to_json, write_atomically
 from jest_hf.data.rows import Rows
 from jest_hf.distributed import Ranks, gather_objects
 from jest_hf.reference import CachedReference
 from jest_hf.reference.fingerprint import difference, own_keys
 from jest_hf.reference.losses import IrreducibleLosses
-from jest_hf.reference.store import read_json, sha256_of, to_json, write_atomically
+from jest_hf.reference.verified import sha256_of
 
 
 logger = logging.get_logger(__name__)

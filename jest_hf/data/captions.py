@@ -106,17 +106,28 @@ def usable_captions(value: Any) -> list[str]:
     """Return the captions that are not empty.
 
     Raises:
-        BrokenCaption: If no caption is left, or one is not a string.
+        BrokenCaption: If no caption is left, or one is not a string, or not Unicode.
     """
     is_one = value is None or isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable)
-    captions: Iterable[Any] = [value] if is_one else value
+    captions: list[Any] = [value] if is_one else list(value)
     wrong = next((caption for caption in captions if caption is not None and not isinstance(caption, str)), None)
     if wrong is not None:
         raise BrokenCaption(f"its caption is a {type(wrong).__name__}, not a string")
+    if (wrong := next(filter(None, map(not_unicode, filter(None, captions))), None)) is not None:
+        raise BrokenCaption(f"its caption {wrong}")
     usable = [caption for caption in captions if caption is not None and caption.strip()]
     if not usable:
         raise BrokenCaption("its caption is empty")
     return usable
+
+
+def not_unicode(text: str) -> str | None:
+    """Return what is wrong with a string that no tokenizer can read; `None` for any other."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"has half a character ({ascii(text[error.start])})"
+    return None
 
 
 def tokenizer_definition(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:

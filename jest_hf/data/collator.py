@@ -30,7 +30,7 @@ from jest_hf.data.captions import (
     text_length,
     usable_captions,
 )
-from jest_hf.images.decoding import log_jpeg_decoder
+from jest_hf.images.decoding import DecodedImage, log_jpeg_decoder
 from jest_hf.images.faithful import faithful_geometry
 from jest_hf.images.pixels import BrokenImage, Geometry, ImageGeometry, PatchGeometry, decode_pixels
 from jest_hf.images.views import View
@@ -176,7 +176,7 @@ class JESTDataCollator:
                 `view_pixel_values` and, for NaFlex, `view_pixel_attention_mask` and `view_spatial_shapes`. All other
                 views are made on the device from full images: for them, and for `None`, this collator is returned.
         """
-        geometry = None if view is None else _geometry_at(view, self.geometries[""])
+        geometry = None if view is None else geometry_at(view, self.geometries[""])
         if geometry is None:
             return self
         other = copy.copy(self)
@@ -212,6 +212,8 @@ class JESTDataCollator:
 
     def _encode_image(self, source: Any) -> dict[str, np.ndarray]:
         """Return one image in every geometry. If one of them fails, the row is skipped."""
+        if isinstance(source, DecodedImage):
+            return source.encode(self.geometries)
         image = decode_pixels(source, self.geometries.values(), scaled_jpeg_decoding=self.scaled_jpeg_decoding)
         return {
             prefix + name: array for prefix, g in self.geometries.items() for name, array in g.encode(image).items()
@@ -252,7 +254,7 @@ class JESTDataCollator:
         return f"JESTDataCollator({columns}, {', '.join(inputs)})"
 
 
-def _geometry_at(view: View, full: Geometry) -> Geometry | None:
+def geometry_at(view: View, full: Geometry) -> Geometry | None:
     """Return the geometry of a view that is a smaller image; `None` for other views."""
     if view.kind == "num_patches" and isinstance(full, PatchGeometry):
         return replace(full, max_num_patches=int(view.value))
@@ -274,12 +276,17 @@ def _read_processor(processor: ProcessorMixin, name: str, max_length: int | None
             f"The tokenizer of {name} has no pad_token, which padding captions to one length needs; set "
             "tokenizer.pad_token, for instance to its eos_token."
         )
-    # SigLIP 2 was trained on lower-cased captions. Siglip2Tokenizer lower-cases; GemmaTokenizer, the tokenizer of the
-    # fixed-resolution checkpoints (with a SiglipProcessor), does not.
-    lower_case = isinstance(processor, Siglip2Processor) or isinstance(tokenizer, GemmaTokenizer)
+    # SigLIP 2 was trained on lower-cased captions. Siglip2Tokenizer lower-cases; Gemma's tokenizer, which belongs to
+    # the fixed-resolution checkpoints (with a SiglipProcessor), does not, whatever class it was loaded as.
+    is_gemma = isinstance(tokenizer, GemmaTokenizer) or _has_token(tokenizer, "<start_of_turn>")
+    lower_case = isinstance(processor, Siglip2Processor) or is_gemma
     return faithful_geometry(processor.image_processor), TextEncoder(
         tokenizer, text_length(tokenizer, name, max_length), lower_case
     )
+
+
+def _has_token(tokenizer: Any, token: str) -> bool:
+    return tokenizer.convert_tokens_to_ids(token) not in (None, tokenizer.unk_token_id)
 
 
 def _names(row: Mapping[str, Any]) -> str:

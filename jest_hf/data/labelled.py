@@ -21,10 +21,10 @@ from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
 from jest_hf.batch import REF_PREFIX
-from jest_hf.data.captions import TextEncoder, text_length
+from jest_hf.data.captions import TextEncoder, not_unicode, text_length
 from jest_hf.data.classes import BrokenExample, Classes
 from jest_hf.data.collator import MAX_LOGGED_SKIPS
-from jest_hf.images.decoding import log_jpeg_decoder
+from jest_hf.images.decoding import DecodedImage, log_jpeg_decoder
 from jest_hf.images.faithful import faithful_geometry
 from jest_hf.images.pixels import BrokenImage, Geometry, decode_pixels
 from jest_hf.losses.pointwise import IGNORED
@@ -223,11 +223,11 @@ class ImageLabelCollator(ClassCollator):
             self.geometries[REF_PREFIX] = geometry
 
     def _read(self, row: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int]:
-        label = self._label(row)
-        source, geometries = row[self.image_column], self.geometries.values()
-        image = decode_pixels(source, geometries, scaled_jpeg_decoding=self.scaled_jpeg_decoding)
-        views = {prefix: geometry.encode(image) for prefix, geometry in self.geometries.items()}
-        return {prefix + key: array for prefix, view in views.items() for key, array in view.items()}, label
+        label, source = self._label(row), row[self.image_column]
+        if not isinstance(source, DecodedImage):
+            image = decode_pixels(source, self.geometries.values(), scaled_jpeg_decoding=self.scaled_jpeg_decoding)
+            source = DecodedImage({geometry: geometry.encode(image) for geometry in self.geometries.values()})
+        return source.encode(self.geometries), label
 
     def _assemble(self, read: Sequence[tuple[dict[str, np.ndarray], int] | None]) -> dict[str, Tensor]:
         n = len(read)
@@ -383,6 +383,8 @@ def _text(value: Any) -> str:
         raise BrokenExample(f"its text is a {type(value).__name__}, not a string")
     if not value.strip():
         raise BrokenExample("its text is empty")
+    if (wrong := not_unicode(value)) is not None:
+        raise BrokenExample(f"its text {wrong}")
     return value
 
 

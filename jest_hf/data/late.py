@@ -10,7 +10,9 @@ threads (PIL and simplejpeg release the GIL while they decode).
 Let c be the CPU time of a full image, v c the CPU time of a view, and k the share of the super-batch that is trained
 on at full resolution. B examples cost B c with full images for all, and B c (v + k) with late images. The step waits
 for the k B c, which is a loss if the loader is faster than the step. Late images are therefore used only if v is
-clearly below 1 and k is small ([`LateImages.where_it_serves`]).
+clearly below 1 and k is small ([`LateImages.where_it_serves`]). They cannot be decoded ahead: which ones are needed
+depends on the weights that the step before has left. The wait is in the logs as `late_images_seconds`. (Where the
+loader selects, it decodes the full images of the sub-batch itself, and no image is late.)
 """
 
 from __future__ import annotations
@@ -57,8 +59,8 @@ class LateImages:
     def __init__(self, rows: Rows, collator: JESTDataCollator, n_threads: int = 1) -> None:
         self.rows = rows
         self.collator = collator.view_alone()
-        self.n_threads = n_threads
         self.n_enlarged = 0
+        self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="late-images")
         self._full = collator.geometries[""]
 
     @classmethod
@@ -113,14 +115,12 @@ class LateImages:
             return dict(batch)
         full = self._full.empty(len(ids))
         rows = self.rows.__getitems__(ids[n_at_view:].tolist())
-        with ThreadPoolExecutor(self.n_threads) as pool:
-            images = pool.map(self._decode, rows)
-            for place, image in enumerate(images, start=n_at_view):
-                if isinstance(image, BrokenImage):
-                    image = self._enlarge(batch, place, image)
-                for name, array in image.items():
-                    full[name][place] = array
-        return {**batch, **{name: torch.from_numpy(array).to(ids.device) for name, array in full.items()}}
+        for place, image in enumerate(self._threads.map(self._decode, rows), start=n_at_view):
+            if isinstance(image, BrokenImage):
+                image = self._enlarge(batch, place, image)
+            for name, array in image.items():
+                full[name][place] = array
+        return {**batch, **{name: _copy_to(ids.device, array) for name, array in full.items()}}
 
     def _decode(self, row: Mapping[str, Any]) -> dict[str, np.ndarray] | BrokenImage:
         try:
@@ -138,6 +138,14 @@ class LateImages:
             )
         view = {name: batch[VIEW_PREFIX + name][place].cpu().numpy() for name in self._full.empty(0)}
         return enlarge(view, self._full)
+
+
+def _copy_to(device: torch.device, array: np.ndarray) -> Tensor:
+    """Copy an array to a device; to a GPU from pinned memory, without waiting for the copy."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def enlarge(view: Mapping[str, np.ndarray], full: Geometry) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ gets the same examples.
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ import datasets
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
+from jest_hf.data.image_cache import ImageCache
 from jest_hf.distributed import Ranks
 
 
@@ -145,6 +147,30 @@ class Rows(Dataset[dict[str, Any]]):
                     "image_column."
                 )
         self.dataset: Any = dataset
+        self.images: ImageCache | None = None
+
+    def with_images(self, images: ImageCache) -> Rows:
+        """Return the same rows with the images of a cache: image files are then neither read nor decoded.
+
+        Only a `datasets.Dataset` can leave the column of the images out. The rows of other data sets are read whole,
+        and their images replaced.
+
+        Args:
+            images ([`~jest_hf.data.image_cache.ImageCache`]): A whole cache of the images of these rows.
+
+        Raises:
+            ValueError: for a cache of another number of rows.
+        """
+        if images.n_rows != len(self):
+            raise ValueError(
+                f"the image cache in {images.folder} has {images.n_rows} rows, and the data set has {len(self)}; "
+                "set image_cache to a cache of these data."
+            )
+        other = copy.copy(self)
+        other.images = images
+        if isinstance(self.dataset, datasets.Dataset) and images.image_column in self.dataset.column_names:
+            other.dataset = self.dataset.remove_columns([images.image_column])
+        return other
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -152,17 +178,29 @@ class Rows(Dataset[dict[str, Any]]):
     def __getitem__(self, key: Key) -> dict[str, Any]:
         """Return the row at `key`: `(epoch, index)`, or `index` for epoch 0."""
         epoch, index = self._split(key)
-        return _with_ids(self.dataset[index], epoch, index)
+        return self._complete(self.dataset[index], epoch, index)
 
     def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
         """Return the rows at `keys`, in one read of a `datasets.Dataset`. Torch's `DataLoader` calls this method."""
         pairs = [self._split(key) for key in keys]
         indices = [index for _, index in pairs]
+        if self.images is not None:
+            self.images.prefetch(indices)
         if isinstance(self.dataset, datasets.Dataset):
             rows = self.dataset.__getitems__(indices)
         else:
             rows = [self.dataset[index] for index in indices]
-        return [_with_ids(row, epoch, index) for row, (epoch, index) in zip(rows, pairs, strict=True)]
+        return [self._complete(row, epoch, index) for row, (epoch, index) in zip(rows, pairs, strict=True)]
+
+    def _complete(self, row: Any, epoch: int, index: int) -> dict[str, Any]:
+        if not isinstance(row, Mapping):
+            raise TypeError(
+                f"Row {index} is a {type(row).__name__}; return each row as a dict such as {{'image': ..., 'text': "
+                "...}."
+            )
+        images = self.images
+        cached = {} if images is None else {images.image_column: images.image(index)}
+        return {**row, **cached, "example_id": index, "epoch": epoch}
 
     def _split(self, key: Key) -> tuple[int, int]:
         epoch, index = key if isinstance(key, tuple) else (0, operator.index(key))
@@ -197,11 +235,3 @@ def undecoded(dataset: datasets.Dataset | datasets.IterableDataset) -> datasets.
         if isinstance(feature, datasets.Image) and feature.decode:
             dataset = dataset.cast_column(name, datasets.Image(mode=feature.mode, decode=False))
     return dataset
-
-
-def _with_ids(row: Any, epoch: int, index: int) -> dict[str, Any]:
-    if not isinstance(row, Mapping):
-        raise TypeError(
-            f"Row {index} is a {type(row).__name__}; return each row as a dict such as {{'image': ..., 'text': ...}}."
-        )
-    return {**row, "example_id": index, "epoch": epoch}

@@ -13,7 +13,7 @@ super-batches that it was trained on before, and goes on with the right super-ba
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from itertools import count, islice
 from typing import Any
 
@@ -159,19 +159,31 @@ class StreamedBatches(IterableDataset[dict[str, Tensor]]):
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         rows: Any = self.loader.dataset
+        n_before = 0
         for epoch in count():
             rows.set_epoch(epoch)
-            n_batches = 0
-            batches = iter(self.loader)
-            while self._all_have(batch := next(batches, None)) and batch is not None:
-                n_batches += 1
-                yield batch
+            n_batches = yield from self._read_pass(epoch, n_before)
+            n_before += n_batches
             if n_batches == 0:
                 raise ValueError(
-                    f"the stream ended before every rank had a super-batch of {self.loader.batch_size} rows (each "
-                    "loader worker fills its own super-batch); lower per_device_train_batch_size, filter_ratio or "
+                    f"the stream ended before every rank had a super-batch of {self._n_rows} rows (each loader worker "
+                    "fills its own super-batch); lower per_device_train_batch_size, filter_ratio or "
                     "dataloader_num_workers, or pass a longer stream."
                 )
+
+    @property
+    def _n_rows(self) -> int | None:
+        """Rows that a worker reads for a super-batch."""
+        return self.loader.batch_size
+
+    def _read_pass(self, epoch: int, n_before: int) -> Generator[dict[str, Tensor], None, int]:
+        """Yield the super-batches of a pass, which follow `n_before` others, and return their number. A collective."""
+        batches = iter(self.loader)
+        n_batches = 0
+        while self._all_have(batch := next(batches, None)) and batch is not None:
+            n_batches += 1
+            yield batch
+        return n_batches
 
     def _all_have(self, batch: dict[str, Tensor] | None) -> bool:
         return all(self.ranks.gather_counts(int(batch is not None), self.device))
@@ -185,6 +197,7 @@ def load_stream(
     image_column: str | None = None,
     ranks: Ranks | None = None,
     device: torch.device | str = "cpu",
+    non_blocking: bool = False,
     **options: Any,
 ) -> DataLoader[dict[str, Tensor]]:
     """Make a loader of super-batches of a stream, for `Trainer.get_train_dataloader`. Iterating is a collective.
@@ -194,6 +207,8 @@ def load_stream(
         collator (`Callable`): Makes a super-batch from a list of rows.
         batch_size (`int`): Rows of a super-batch on one rank.
         device (`torch.device`, *optional*, defaults to `"cpu"`): Device that super-batches are moved to.
+        non_blocking (`bool`, *optional*, defaults to `False`): Whether to move them without waiting, from pinned
+            memory.
         options: Options of the torch `DataLoader`, such as `num_workers`, `pin_memory` and `prefetch_factor`.
 
     Returns:
@@ -203,20 +218,28 @@ def load_stream(
     # Every pass draws a number. With the default generator, a resumed run would draw other numbers in training.
     generator = torch.Generator()
     loader = DataLoader(rows, batch_size, collate_fn=collator, drop_last=True, generator=generator, **options)
-    batches = DataLoader(StreamedBatches(loader, ranks, device), batch_size=None, collate_fn=_identity)
+    return prepare_stream(StreamedBatches(loader, ranks, device), device, non_blocking)
+
+
+def prepare_stream(
+    batches: StreamedBatches, device: torch.device | str, non_blocking: bool
+) -> DataLoader[dict[str, Tensor]]:
+    """Make accelerate's loader of the super-batches of a stream, which it moves to `device`."""
     # By default accelerate would read the stream on rank 0 only, or split it a second time.
     prepared: DataLoader[dict[str, Tensor]] = prepare_data_loader(
-        batches,
+        DataLoader(batches, batch_size=None, collate_fn=as_it_is),
         torch.device(device),
         num_processes=1,
         process_index=0,
         put_on_device=True,
         dispatch_batches=False,
+        non_blocking=non_blocking,
     )
     return prepared
 
 
-def _identity(batch: Any) -> Any:
+def as_it_is(batch: Any) -> Any:
+    """A `collate_fn` that changes nothing."""
     return batch
 
 

@@ -67,7 +67,17 @@ class Ranks:
 
     def gather_counts(self, count: int, device: torch.device | str = "cpu") -> list[int]:
         """Return a whole number of every rank, in the order of ranks. A collective."""
-        return self.gather(torch.tensor(count, device=device)).tolist()
+        return [numbers[0] for numbers in self.gather_numbers([count], device)]
+
+    def gather_numbers(self, numbers: Sequence[int], device: torch.device | str = "cpu") -> list[list[int]]:
+        """Return as many whole numbers of every rank, in the order of ranks. A collective.
+
+        A process alone gets its own numbers back, without a copy to the device, for which the host would wait.
+        """
+        if self.size == 1:
+            return [list(numbers)]
+        rows: list[list[int]] = self.gather(torch.tensor(numbers, device=device)).tolist()
+        return rows
 
     def gather_rows(self, rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
         """Return the rows of all ranks, in the order of ranks: `[sum(counts), ...]`. A collective.

@@ -40,8 +40,8 @@ class Shares(NamedTuple):
     @classmethod
     def of(cls, ranks: Ranks, valid: Tensor) -> Shares:
         """Return the shares; `valid`, bool `[n]`, marks the readable examples of this rank. A collective."""
-        rows, readable = ranks.gather(torch.stack([valid.new_tensor(len(valid), dtype=torch.int64), valid.sum()])).T
-        return cls(ranks, rows.tolist(), readable.tolist())
+        rows, readable = zip(*ranks.gather_numbers([len(valid), int(valid.sum())], valid.device), strict=True)
+        return cls(ranks, list(rows), list(readable))
 
     @property
     def start(self) -> int:
@@ -59,6 +59,13 @@ class Shares(NamedTuple):
         """Return those of the positions that lie in this rank's share, counted from the start of the share, int64."""
         local = positions - self.start
         return local[(local >= 0) & (local < self.rows[self.ranks.rank])]
+
+    def places(self, positions: Tensor) -> Tensor:
+        """Return the place of each position within this rank's share, int64; for those of other ranks the number of
+        this rank's rows. Unlike the result of `own`, the size is that of `positions`: no host waits for it."""
+        local = positions - self.start
+        n_rows = self.rows[self.ranks.rank]
+        return torch.where((local >= 0) & (local < n_rows), local, n_rows)
 
 
 def owners_of(positions: Tensor, rows: Sequence[int]) -> Tensor:

@@ -29,6 +29,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from transformers.utils import logging
 
+from jest_hf.files import replacing
 from jest_hf.hub.card_parts import is_hub_id
 
 
@@ -63,9 +64,8 @@ def write_card(card: RepoCard, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     existing = path.read_text(encoding="utf-8-sig") if path.exists() else None
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(merge_card(card, existing), encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        file.write(merge_card(card, existing).encode())
 
 
 def push_card(

@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
@@ -38,6 +39,7 @@ def render_card(kind: type[Card], metadata: CardData, template: str, **values: A
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(read_template), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
+    environment.filters |= {"plain": plain, "code": code, "python": python}
     text = environment.get_template(template).render(**values)
     return kind(f"---\n{metadata.to_yaml()}\n---\n\n{text.strip()}\n")
 
@@ -51,13 +53,41 @@ def read_template(name: str) -> str:
     return (folder / name).read_text(encoding="utf-8")
 
 
+def plain(value: object) -> str:
+    """Return a name, a caption or an id of a user as text of a card that shows as it is: no Markdown, no HTML."""
+    text = " ".join(str(value).split())
+    text = re.sub(r"([\\`*\[\]~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
+    return re.sub(r"&(?=#?\w+;)", "&amp;", text).replace("<", "&lt;").replace(">", "&gt;")
+
+
+def code(value: object) -> str:
+    """Return a name for a place between backticks, which no escape can hold."""
+    return " ".join(str(value).replace("`", "'").split())
+
+
+def python(value: object) -> str:
+    """Return a value as Python, in the double quotes of the other code in the cards."""
+    if isinstance(value, str):
+        return json.dumps(value)
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{python(name)}: {python(one)}' for name, one in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(python, value))}]"
+    return repr(value)
+
+
+def card_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a table whose texts show as they are; see [`~jest_hf.report.format_table`]."""
+    return format_table(headers, [[plain(cell) if isinstance(cell, str) else cell for cell in row] for row in rows])
+
+
 def about_table(rows: Sequence[tuple[str, object]]) -> str:
     """Return a table of names and values without those that are `None`; an empty text if all are."""
     # As texts: the column has both numbers and words.
     known = [
         (name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in rows if value is not None
     ]
-    return format_table(["", "value"], known) if known else ""
+    return card_table(["", "value"], known) if known else ""
 
 
 def percent(share: float | None) -> str | None:
@@ -84,9 +114,12 @@ def at_revision(name: str | None, revision: str | None) -> str | None:
 __all__ = [
     "about_table",
     "at_revision",
+    "card_table",
     "is_hub_id",
     "percent",
+    "plain",
     "public_name",
+    "python",
     "read_template",
     "render_card",
 ]

@@ -11,8 +11,16 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from jest_hf.hub.card_parts import about_table, at_revision, is_hub_id, percent, public_name, render_card
-from jest_hf.report.table import format_table
+from jest_hf.hub.card_parts import (
+    about_table,
+    at_revision,
+    card_table,
+    is_hub_id,
+    percent,
+    public_name,
+    python,
+    render_card,
+)
 
 
 # The Hub's names of size categories, by the number of rows that the category stays below.
@@ -107,7 +115,7 @@ def reference_cache_card(
         reference=name,
         data=public_name(dataset),
         dataset=loadable,
-        chosen="".join(f", {name}={value!r}" for name, value in chosen.items()).replace("'", '"'),
+        chosen="".join(f", {name}={python(value)}" for name, value in chosen.items()),
         caption_column=data["caption_column"],
         loss=manifest["loss"],
         about=about_table(about),
@@ -208,7 +216,7 @@ def curated_card(summary: CuratedSummary) -> DatasetCard:
         rows=summary.rows,
         kept=before,
         share=percent(before / summary.rows if summary.rows else None),
-        filters=format_table(["filter", "parameters", "rows left", "of those before"], table) if table else "",
+        filters=card_table(["filter", "parameters", "rows left", "of those before"], table) if table else "",
         alignment_model=at_revision(summary.alignment_model, summary.alignment_revision),
         columns=list(summary.columns),
         scoring=about_table(list(summary.scoring)),

@@ -15,10 +15,9 @@ from dataclasses import replace
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from jest_hf.hub.card_parts import about_table, at_revision, is_hub_id, percent, public_name, render_card
+from jest_hf.hub.card_parts import about_table, at_revision, card_table, is_hub_id, percent, public_name, render_card
 from jest_hf.losses import LOSSES
 from jest_hf.report.summary import RunSummary
-from jest_hf.report.table import format_table
 from jest_hf.selection import CRITERIA, SELECTIONS
 
 
@@ -107,7 +106,7 @@ def run_card(summary: RunSummary) -> ModelCard:
         sources=_sources(summary.sources, selects),
         plot=summary.plot,
         compute=about_table(_compute(summary)),
-        evaluation=format_table(["metric", "value"], list(metrics.items())) if metrics else "",
+        evaluation=card_table(["metric", "value"], list(metrics.items())) if metrics else "",
         evaluated_on=public_name(summary.eval_dataset),
         evaluated_at=summary.evaluated_at if summary.evaluated_at != summary.steps else None,
         versions=summary.versions,
@@ -183,6 +182,7 @@ def _curation(summary: RunSummary, selects: bool) -> list[tuple[str, object]]:
         ("filter ratio", summary.filter_ratio),
         ("chunks", summary.n_chunks if "n_chunks" in shown else None),
         ("gain on the scores", summary.gain if "gain" in shown else None),
+        ("precision of the products in scores", summary.precision if "n_chunks" in shown else None),
         ("super-batch (examples scored a step)", summary.super_batch_size),
     ]
     flexible = [
@@ -220,12 +220,12 @@ def _sources(sources: Mapping[str, tuple[int, int]], selects: bool) -> str:
     if not sources:
         return ""
     if not selects:
-        return format_table(["source", "seen"], [(public_name(name), seen) for name, (_, seen) in sources.items()])
+        return card_table(["source", "seen"], [(public_name(name), seen) for name, (_, seen) in sources.items()])
     rows = [
         (public_name(name), seen, selected, percent(selected / seen) if seen else None)
         for name, (selected, seen) in sources.items()
     ]
-    return format_table(["source", "seen", "selected", "rate"], rows)
+    return card_table(["source", "seen", "selected", "rate"], rows)
 
 
 def _compute(summary: RunSummary) -> list[tuple[str, object]]:

@@ -8,24 +8,35 @@ does not try again if the commit, the last request, fails because the Hub is bus
 
 Here a failed push in the background is a warning, once in a run, and is repeated when training ends. A push in the
 foreground is repeated if its error is temporary. Repeating is cheap: the Hub already has the large files, and makes no
-commit without a change.
+commit without a change. The end of training waits for uploads as long as the Hub answers.
+
+Of `output_dir` only the files in `PUBLIC` are pushed: the model, its processor, the card, results and the ledger. What
+else lies there (a reference cache, logs, files of the user) stays on the disk.
 """
 
 from __future__ import annotations
 
+import glob
+import os
+import re
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent import futures
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from huggingface_hub import get_session
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: see can_pass
     HfHubHTTPError,
     HTTPError,
     OfflineModeIsEnabled,
 )
 from transformers import TrainingArguments
+from transformers import trainer as trainer_module
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import logging
 from transformers.utils.hub import hf_api
@@ -36,9 +47,57 @@ from jest_hf.hub.pull import reason
 logger = logging.get_logger(__name__)
 
 WAITS = (1.0, 4.0)  # seconds before the second and third try
+PROBE = 10.0  # seconds between two looks at whether the Hub still answers, while its uploads are waited for
+SILENCE = 60.0  # seconds without an answer after which they are not
 LONGEST_WAIT = 60  # seconds, where a busy Hub sends a longer Retry-After
 # Statuses of temporary errors: the Hub is busy or restarting, or another push came first (409, 412).
 PASSING = (408, 409, 412, 429, 500, 502, 503, 504)
+
+
+# The files of output_dir that are pushed, by their paths, besides those of the processor.
+PUBLIC = re.compile(
+    r"README\.md|LICENSE(\.\w+)?|selection\.png|(adapter_|generation_)?config\.json"
+    r"|(pytorch_|adapter_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
+    r"|training_args\.bin|(all|train|eval|test|predict)_results\.json"
+    r"|selections\.parquet(/part-\d+\.parquet)?"
+)
+
+
+def public_files(folder: str | os.PathLike[str], processor: Any = None) -> list[str]:
+    """Return the files that a push of an output folder holds.
+
+    Args:
+        folder (`str` or `os.PathLike`): The output folder of a run.
+        processor (*optional*): The run's processor, whose files are pushed too, whatever their names.
+
+    Returns:
+        `list[str]`: Paths relative to `folder`, of files that exist.
+    """
+    root = Path(folder)
+    with tempfile.TemporaryDirectory() as saved:
+        if processor is not None:
+            processor.save_pretrained(saved)
+        names = {path.relative_to(saved).as_posix() for path in Path(saved).rglob("*") if path.is_file()}
+    found = {path.relative_to(root).as_posix() for path in [*root.glob("*"), *root.glob("*/*")] if path.is_file()}
+    return sorted(path for path in found if path in names or PUBLIC.fullmatch(path))
+
+
+class _Allowing:
+    """A client of the Hub whose uploads of one folder, the output folder of a run, hold [`public_files`] alone."""
+
+    def __init__(self, api: Any, folder: str, processor: Any) -> None:
+        self._api = api
+        self._folder = os.path.realpath(folder)
+        self._processor = processor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._api, name)
+
+    def upload_folder(self, *, folder_path: str, **options: Any) -> Any:
+        if os.path.realpath(folder_path) == self._folder:
+            files = public_files(folder_path, self._processor)
+            options["allow_patterns"] = [glob.escape(path) for path in files]
+        return self._api.upload_folder(folder_path=folder_path, **options)
 
 
 class Pushing(Protocol):
@@ -46,6 +105,7 @@ class Pushing(Protocol):
 
     push_in_progress: Any
     is_in_train: bool
+    processing_class: Any
 
     @property
     def hub_model_id(self) -> str | None: ...
@@ -129,13 +189,14 @@ class Publisher:
             if trainer.hub_model_id is None and trainer.is_world_process_zero():
                 try_repeatedly(make)
             try:
-                return push()
+                with self._public_files_only(trainer):
+                    return push()
             except Exception as error:
                 if not can_pass(error):
                     raise
             # Without saving again: that needs all ranks, and the others have returned.
             return try_repeatedly(
-                hf_api().upload_folder,
+                self._allowing(trainer, hf_api()).upload_folder,
                 repo_id=trainer.hub_model_id,
                 folder_path=self.args.output_dir,
                 commit_message=commit_message,
@@ -160,7 +221,8 @@ class Publisher:
         try:
             if trainer.hub_model_id is None:
                 make()
-            push(folder)
+            with self._public_files_only(trainer):
+                push(folder)
         except Exception as error:
             self._warn(trainer, error)
             return
@@ -169,10 +231,10 @@ class Publisher:
             if job not in earlier:
                 job.add_done_callback(partial(self._warn_if_failed, trainer))
 
-    def finish(self, trainer: Pushing, wait: Callable[[], None], push_checkpoint: Callable[[str], None]) -> None:
-        """Wait for the uploads. At the end of training, push the newest checkpoint again if its push failed."""
-        wait()
-        if self._newest is None or not trainer.is_in_train:
+    def finish(self, trainer: Pushing, push_checkpoint: Callable[[str], None]) -> None:
+        """Wait for the uploads, as long as the Hub answers. At the end of training, push the newest checkpoint again
+        if its push failed."""
+        if not self._wait(trainer) or self._newest is None or not trainer.is_in_train:
             return
         for seconds in WAITS:
             if self._has_started and not any(_failure(job) for job in _jobs(trainer)):
@@ -180,7 +242,39 @@ class Publisher:
             time.sleep(seconds)
             # The newest, whichever push failed: an older checkpoint must not overwrite it on the Hub.
             push_checkpoint(self._newest)
-            wait()
+            if not self._wait(trainer):
+                return
+
+    def _wait(self, trainer: Pushing) -> bool:
+        """Wait for the uploads; whether they are over. If the Hub is silent for `SILENCE` seconds, give them up."""
+        heard = time.monotonic()
+        while futures.wait(_jobs(trainer), timeout=PROBE).not_done:
+            if _answers():
+                heard = time.monotonic()
+            elif time.monotonic() - heard >= SILENCE:
+                for job in _jobs(trainer):
+                    job.cancel()
+                trainer.push_in_progress = None
+                logger.warning(
+                    f"The Hub has not answered for {SILENCE:.0f} s, so the uploads to {self._repository(trainer)!r} "
+                    f"are not waited for; what was saved is kept, so {self._later(trainer)}."
+                )
+                return False
+        return True
+
+    def _allowing(self, trainer: Pushing, api: Any) -> _Allowing:
+        return _Allowing(api, str(self.args.output_dir), trainer.processing_class)
+
+    @contextmanager
+    def _public_files_only(self, trainer: Pushing) -> Iterator[None]:
+        """Within this block, the Trainer's uploads of `output_dir` hold [`public_files`] alone."""
+        module: Any = trainer_module
+        make = module.hf_api
+        module.hf_api = lambda: self._allowing(trainer, make())
+        try:
+            yield
+        finally:
+            module.hf_api = make
 
     def _repository(self, trainer: Pushing) -> str:
         return trainer.hub_model_id or self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
@@ -209,12 +303,22 @@ class Publisher:
 
 def _jobs(trainer: Pushing) -> list[Future[Any]]:
     """Return the uploads of the last push."""
-    return [] if trainer.push_in_progress is None else list(trainer.push_in_progress.jobs)
+    in_progress = getattr(trainer, "push_in_progress", None)  # the Trainer sets it with push_to_hub alone
+    return [] if in_progress is None else list(in_progress.jobs)
 
 
 def _failure(job: Future[Any]) -> BaseException | None:
     """Return the exception of a finished upload; `None` if it succeeded or was cancelled."""
     return None if job.cancelled() else job.exception()
+
+
+def _answers() -> bool:
+    """Return whether the Hub answers at all; an error is an answer."""
+    try:
+        get_session().head(hf_api().endpoint, timeout=PROBE)
+    except Exception:  # of the library of the connection, which differs with the version of the client
+        return False
+    return True
 
 
 def can_pass(error: BaseException) -> bool:
@@ -258,4 +362,4 @@ def _retry_after(error: BaseException) -> float:
     return min(float(seconds), LONGEST_WAIT) if seconds.isdigit() else 0.0
 
 
-__all__ = ["Publisher", "can_pass", "privacy", "try_repeatedly"]
+__all__ = ["PUBLIC", "Publisher", "can_pass", "privacy", "public_files", "try_repeatedly"]

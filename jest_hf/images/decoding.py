@@ -12,15 +12,16 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
-from os import PathLike
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
+
+from jest_hf.images.reading import BrokenImage, read_encoded
 
 
 try:
@@ -42,10 +43,29 @@ _UPRIGHT = {  # EXIF orientation -> the transformation to upright
 }
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
 _WHITE = (255, 255, 255, 255)
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
 
 
-class BrokenImage(ValueError):
-    """Raised for an image that cannot be used; the message gives the reason."""
+@dataclass(frozen=True)
+class DecodedImage:
+    """An image that is decoded and resized, perhaps long ago: an image cache has these.
+
+    Args:
+        inputs (mapping, *optional*): The model inputs of the image by geometry, as its `encode` returns them; `None`
+            for an image that could not be decoded.
+    """
+
+    inputs: Mapping[Any, Mapping[str, np.ndarray]] | None
+
+    def encode(self, geometries: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Return the model inputs of the image in some geometries, by prefix of the names of the inputs.
+
+        Raises:
+            BrokenImage: for an image that could not be decoded.
+        """
+        if self.inputs is None:
+            raise BrokenImage("the image could not be decoded when the image cache was made")
+        return {prefix + name: array for prefix, one in geometries.items() for name, array in self.inputs[one].items()}
 
 
 class Shape(Protocol):
@@ -129,13 +149,18 @@ def _decode(source: Any, geometries: Iterable[Shape], *, fast: bool) -> Image.Im
     """Return the image or, only with `fast`, perhaps its pixels. A JPEG is decoded at reduced size if there are
     `geometries`.
     """
+    if isinstance(source, DecodedImage):
+        raise TypeError(
+            "an image of an image cache has the sizes of the models only, and cannot be decoded once more; leave "
+            "image_cache out where a collator of your own reads the images."
+        )
     if isinstance(source, Tensor):
-        source = source.numpy(force=True)
+        source = _array_of(source)
     if isinstance(source, np.ndarray):
         return _to_rgb(_from_array(source))
-    data = None if isinstance(source, Image.Image) else _read(source)
+    data = None if isinstance(source, Image.Image) else read_encoded(source)
     try:
-        image = source if data is None else Image.open(io.BytesIO(data))
+        image = source if data is None else Image.open(io.BytesIO(data), formats=_formats())
         _check_size(image)
         if data is not None and image.format in ("JPEG", "MPO"):  # not an image of the caller, as draft() changes it
             full_size = image.size
@@ -149,7 +174,7 @@ def _decode(source: Any, geometries: Iterable[Shape], *, fast: bool) -> Image.Im
     except (BrokenImage, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise BrokenImage("the image is in no format that PIL can read") from error
+        raise BrokenImage(f"the image is in no format that is read here ({', '.join(_formats())})") from error
     except Exception as error:  # PIL's decoders raise errors of many types on broken data
         raise BrokenImage(f"the image cannot be decoded ({type(error).__name__}: {error})") from error
 
@@ -168,23 +193,23 @@ def _by_simplejpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
     return pixels if pixels.shape == (image.height, image.width, 3) else None
 
 
-def _read(source: Any) -> bytes:
-    """Return the encoded bytes of `source`."""
-    if isinstance(source, Mapping):
-        data, path = source.get("bytes"), source.get("path")
-        source = path if data is None else data
-    if source is None:
-        raise BrokenImage("there is no image (None)")
-    if isinstance(source, bytes | bytearray | memoryview):
-        if not len(source):
-            raise BrokenImage("there is no image (0 bytes)")
-        return source  # type: ignore[return-value]  # io.BytesIO takes all three
-    if not isinstance(source, str | PathLike):
-        raise BrokenImage(f"a {type(source).__name__} is not an image")
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """The formats that this Pillow can read, of those in which images are published.
+
+    Others are left out: for some, Pillow starts programs (Ghostscript for EPS), or has rarely tested decoders.
+    """
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _array_of(tensor: Tensor) -> np.ndarray:
     try:
-        return Path(source).read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        raise BrokenImage(f"the image cannot be read ({error})") from error
+        array: np.ndarray = tensor.numpy(force=True)
+    except (TypeError, RuntimeError) as error:  # numpy has no bfloat16, and no sparse or quantized tensors
+        kind = f"{str(tensor.layout).removeprefix('torch.')} tensor of {str(tensor.dtype).removeprefix('torch.')}"
+        raise BrokenImage(f"a {kind} is not an image; make it a dense one of uint8") from error
+    return array
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -249,4 +274,4 @@ def _from_16_bits(levels: np.ndarray) -> Image.Image:
     return Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8))
 
 
-__all__ = ["BrokenImage", "Shape", "check_pixels", "decode_image", "decode_pixels", "log_jpeg_decoder"]
+__all__ = ["BrokenImage", "DecodedImage", "Shape", "check_pixels", "decode_image", "decode_pixels", "log_jpeg_decoder"]

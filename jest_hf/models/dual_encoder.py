@@ -89,6 +89,8 @@ def expose_temperature(model: PreTrainedModel) -> None:
 
 def _add_temperature(model: Any, args: tuple[Any, ...], output: Any) -> DualEncoderOutput:
     bias = dict(model.named_parameters(recurse=False)).get("logit_bias")
+    scale = model.logit_scale.float().exp()
+    largest = family_of(model.config).largest_scale
     return DualEncoderOutput(
         # Nothing here needs these three: a model of another family may go without them.
         loss=getattr(output, "loss", None),
@@ -96,10 +98,28 @@ def _add_temperature(model: Any, args: tuple[Any, ...], output: Any) -> DualEnco
         logits_per_text=getattr(output, "logits_per_text", None),
         text_embeds=output.text_embeds,
         image_embeds=output.image_embeds,
-        logit_scale=model.logit_scale.float().exp(),
+        logit_scale=scale if largest is None else _AtMost.apply(scale, largest),
         # `+ 0` returns a new tensor of the graph, not the parameter, which engines may free after the forward.
         logit_bias=None if bias is None else bias.float() + 0,
     )
+
+
+class _AtMost(torch.autograd.Function):
+    """`clamp(max=limit)`, but at the limit the gradient that leads back below it passes.
+
+    So the parameter stays where it is at the limit, and a checkpoint that was saved there can be trained. A clamp of
+    the parameter after each step would have to reach the copies that engines keep.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, limit: float) -> Tensor:
+        ctx.save_for_backward(value >= limit)
+        return value.clamp(max=limit)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (reached,) = ctx.saved_tensors
+        return gradient.masked_fill(reached & (gradient < 0), 0), None
 
 
 class DualEncoder:

@@ -49,6 +49,8 @@ class Family:
         views (tuple of `str`, *optional*): Kinds of [`View`] that the vision tower accepts; `()` for none.
         accept_views (`Callable`, *optional*): Makes a model of the family accept views. Default: the code of
             [`~jest_hf.models.accept_views`], which fits SigLIP and CLIP.
+        largest_scale (`float`, *optional*): Upper limit of the multiplier, as for CLIP (arXiv 2103.00020, section
+            2.5). Default: no limit.
         towers (`bool`, *optional*, defaults to `False`): Whether `AutoModel` knows the model class and the class has
             `get_image_features` and `get_text_features`. Then FLOPs are counted tower by tower, at any view. Otherwise
             the FLOPs of the whole `forward` are counted.
@@ -61,6 +63,7 @@ class Family:
     width: Callable[[Any], int] = _projection_size
     views: tuple[str, ...] = ()
     accept_views: Callable[[PreTrainedModel], None] | None = None
+    largest_scale: float | None = None
     towers: bool = False
 
 
@@ -72,7 +75,15 @@ FAMILIES: dict[str, Family] = {
     for family in (
         Family("siglip", loss="sigmoid", attention_mask=False, views=_SQUARE_VIEWS, towers=True),
         Family("siglip2", loss="sigmoid", attention_mask=False, patches=True, views=("num_patches",), towers=True),
-        Family("clip", loss="softmax", attention_mask=True, width=_projection_dim, views=_SQUARE_VIEWS, towers=True),
+        Family(
+            "clip",
+            loss="softmax",
+            attention_mask=True,
+            width=_projection_dim,
+            views=_SQUARE_VIEWS,
+            largest_scale=100.0,
+            towers=True,
+        ),
     )
 }
 
@@ -80,6 +91,11 @@ FAMILIES: dict[str, Family] = {
 def is_dual_encoder(model: PreTrainedModel) -> bool:
     """Return whether the model has both towers; a classifier made of one tower has the same `model_type`."""
     return model.config.model_type in FAMILIES and hasattr(model, "logit_scale")
+
+
+def embeds_pairs(model: Any) -> bool:
+    """Return whether a model, or its class, is a dual encoder of any family, supported or not."""
+    return all(hasattr(model, name) for name in ("get_image_features", "get_text_features"))
 
 
 def family_of(config: Any) -> Family:
@@ -101,7 +117,7 @@ def family_of(config: Any) -> Family:
     if config.model_type not in FAMILIES:
         raise ValueError(
             f"model_type={config.model_type!r} is not a supported dual encoder; use one of {', '.join(FAMILIES)} "
-            "(SiglipModel, Siglip2Model, CLIPModel)."
+            "(SiglipModel, Siglip2Model, CLIPModel), or register the family in jest_hf.models.FAMILIES."
         )
     return FAMILIES[config.model_type]
 
@@ -159,6 +175,7 @@ __all__ = [
     "Family",
     "check_view",
     "embedding_width",
+    "embeds_pairs",
     "family_of",
     "has_logit_bias",
     "is_dual_encoder",

@@ -9,8 +9,12 @@ from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from jest_hf.models.families import family_of
+
+
+logger = logging.get_logger(__name__)
 
 
 def check_loss(loss: str, who: str, has_bias: bool) -> None:
@@ -26,6 +30,9 @@ def check_loss(loss: str, who: str, has_bias: bool) -> None:
 
 def check_inputs(inputs: Mapping[str, Tensor], config: Any, role: str) -> None:
     """Raise a `ValueError` if a model cannot take its inputs from the data collator.
+
+    A learner without an attention mask and with shorter captions than it was made for is a warning: training can adapt
+    it. A reference is frozen, and the same is an error.
 
     Args:
         inputs (mapping of `str` to `torch.Tensor`): The model's inputs for one collated batch.
@@ -51,6 +58,15 @@ def check_inputs(inputs: Mapping[str, Tensor], config: Any, role: str) -> None:
             f"captions are padded to {length} tokens, and the {role} has {text.max_position_embeddings} text "
             f"positions; set max_length={text.max_position_embeddings} in JESTDataCollator, or {way_out}."
         )
+    if length < text.max_position_embeddings and not family_of(config).attention_mask:
+        shorter = (
+            f"captions are padded to {length} tokens, and the {role} was made for {text.max_position_embeddings}: it "
+            "attends to the padding, and would embed captions otherwise than it was trained to; set max_length="
+            f"{text.max_position_embeddings} in JESTDataCollator, or {way_out}."
+        )
+        if role == "reference":
+            raise ValueError(shorter)
+        logger.warning(f"{shorter[0].upper()}{shorter[1:]} From random weights, make the learner for {length} tokens.")
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any, role: str) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoProcessor, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from jest_hf.models.families import FAMILIES
+from jest_hf.models.families import FAMILIES, embeds_pairs, family_of
 
 
 logger = logging.get_logger(__name__)
@@ -87,6 +87,8 @@ def load_model(name: str | Path, setting: str | None = None, **options: Any) -> 
             f"{str(name)!r} was saved as {saved_as}, which is no class of transformers; load it with its own class "
             "and pass the model, or register the class with AutoModel.register."
         )
+    if embeds_pairs(known):
+        family_of(config)  # raises, and names the supported ones
     raise ValueError(
         f"{str(name)!r} was saved as {saved_as}, which has no loss of its own; use a dual encoder, or a model "
         "such as ...ForImageClassification, ...ForSequenceClassification or ...ForCausalLM."

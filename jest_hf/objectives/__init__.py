@@ -25,4 +25,4 @@ __all__ = [
     "find_objective",
 ]
 
-__getattr__ = moved(__name__, {"objective_of": "jest_hf.training.setup"})
+__getattr__ = moved(__name__, {"objective_of": "jest_hf.training.objective"})

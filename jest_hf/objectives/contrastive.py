@@ -62,7 +62,7 @@ class ContrastiveObjective:
     name = "contrastive"
     pairs = True
     collator_type: ClassVar[type] = JESTDataCollator
-    refused: ClassVar[Mapping[str, Any]] = {}
+    refused: ClassVar[Mapping[str, Any]] = {"label_smoothing_factor": 0.0}
     cached_as: ClassVar[str | None] = "embeddings"
 
     def __init__(

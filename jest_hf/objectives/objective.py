@@ -87,6 +87,7 @@ FOR_PAIRS_ALONE: Mapping[str, Any] = {
     "loss": None,
     "distillation_weight": 0.0,
     "pair_score": "loss",
+    "selection_precision": "float32",
 }
 
 

@@ -31,7 +31,7 @@ from jest_hf.evaluation.labelled import EvaluationCollator, LabelledResults, eva
 from jest_hf.images.normalise import Normalisation
 from jest_hf.losses.pointwise import mean_over_ranks, per_example_losses
 from jest_hf.models import View, base_model
-from jest_hf.models.families import is_dual_encoder
+from jest_hf.models.families import embeds_pairs, is_dual_encoder
 from jest_hf.models.labelled import KINDS, PointwiseReader
 from jest_hf.objectives.objective import FOR_PAIRS_ALONE, OBJECTIVES, ObjectiveOptions
 from jest_hf.report.flops import forward_flops_of
@@ -91,7 +91,7 @@ class PointwiseObjective:
 
     @classmethod
     def fits(cls, model: PreTrainedModel) -> bool:
-        return not is_dual_encoder(model) and kind_of(model) == cls.name
+        return not (is_dual_encoder(model) or embeds_pairs(model)) and kind_of(model) == cls.name
 
     @classmethod
     def make(cls, model: PreTrainedModel | None, options: ObjectiveOptions) -> PointwiseObjective:

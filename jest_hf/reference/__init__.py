@@ -7,12 +7,13 @@ from jest_hf.reference.fingerprint import describe_data, describe_reading, descr
 from jest_hf.reference.hub import open_cache, push_reference_cache
 from jest_hf.reference.load import load_learner, load_reference, locate_adapter, locate_reference
 from jest_hf.reference.place import place_reference
-from jest_hf.reference.source import CachedReference, Reference, ReferenceSource
+from jest_hf.reference.source import CachedReference, FetchingCollator, Reference, ReferenceSource
 from jest_hf.reference.store import ReferenceCache
 
 
 __all__ = [
     "CachedReference",
+    "FetchingCollator",
     "Reference",
     "ReferenceCache",
     "ReferenceSource",

@@ -27,6 +27,7 @@ from transformers import PretrainedConfig
 from transformers.utils import logging
 
 from jest_hf.data.collator import JESTDataCollator
+from jest_hf.data.image_cache import ImageCache, describe_sizes
 from jest_hf.data.rows import Rows
 from jest_hf.distributed import Ranks, gather_objects
 from jest_hf.evaluation.pairs import CaptionCollator
@@ -72,6 +73,7 @@ def write_cache(
     device: torch.device | str = "cpu",
     num_workers: int = 0,
     disable_tqdm: bool = False,
+    images: ImageCache | None = None,
     ranks: Ranks | None = None,
 ) -> ReferenceCache:
     """Embed every row with all of its captions, or continue where an earlier call was interrupted. A collective.
@@ -99,6 +101,8 @@ def write_cache(
         device (`torch.device`, *optional*, defaults to `"cpu"`): Device of the model.
         num_workers (`int`, *optional*, defaults to `0`): Processes that decode images.
         disable_tqdm (`bool`, *optional*, defaults to `False`): Whether to hide the progress bar.
+        images ([`~jest_hf.data.image_cache.ImageCache`], *optional*): A cache of the images of the data. Used where it
+            has the pixels that the collator would make.
         ranks ([`Ranks`], *optional*): The ranks that share the work. Default: this process alone.
 
     Returns:
@@ -145,8 +149,10 @@ def write_cache(
 
     tasks = list(_deal(pending, spans, batch_size, ranks))
     batches: Iterable[Any] = [task.batch for task in tasks]  # ranges, where torch names lists
+    sizes = describe_sizes(collator.geometries.values(), collator.scaled_jpeg_decoding)
+    read = rows if images is None or images.difference(sizes) is not None else rows.with_images(images)
     loader = DataLoader(
-        rows,
+        read,
         batch_sampler=batches,
         collate_fn=captioned,
         num_workers=num_workers,

@@ -11,17 +11,18 @@ The flags for data have the names of those of `examples/run_jest.py`.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from transformers.utils import logging
 
-from jest_hf.data import load_source
 from jest_hf.data.collator import JESTDataCollator
+from jest_hf.data.reasons import mostly_broken
 from jest_hf.data.rows import Rows
+from jest_hf.data.sources import add_source_arguments, load_named
 from jest_hf.distributed import Ranks
 from jest_hf.models import DualEncoder, expose_temperature
 from jest_hf.reference.cache import SHARD_ROWS, write_cache
@@ -31,13 +32,15 @@ from jest_hf.reference.place import place_reference
 from jest_hf.reference.store import DTYPES, ReferenceCache
 
 
+logger = logging.get_logger(__name__)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command to a parser."""
     add = parser.add_argument
     add("--ref_model", required=True, help="Hub id or path of the reference")
     add("--ref_model_revision", help="branch, tag or commit of a --ref_model on the Hub; default: main")
-    add_data_arguments(parser, "embed")
-    add("--image_column", default="image", help="column of the images; default: image")
+    add_source_arguments(parser, "embed")
     add("--caption_column", help="column of the captions; default: the first of text, caption and captions")
     add("--max_length", type=int, help="tokens that captions are padded to; default: the reference's own length")
     add("--scaled_jpeg_decoding", action="store_true", help="decode large JPEGs at 1/2, 1/4 or 1/8 of their size")
@@ -47,32 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shard_rows", type=int, default=SHARD_ROWS, help=f"rows in a shard; default: {SHARD_ROWS}")
     add("--dataloader_num_workers", type=int, default=0, help="processes per device that decode images; default: 0")
     add("--disable_tqdm", action="store_true", help="hide the progress bar")
-
-
-def add_data_arguments(parser: argparse.ArgumentParser, purpose: str, required: bool = True) -> None:
-    """Add the flags that name rows; [`load_arguments`] turns them into arguments of `load_source`."""
-    add = parser.add_argument
-    add(
-        "--dataset",
-        required=required,
-        help=f"data to {purpose}: scenes:<split>, a local file, glob or folder, or a Hub id",
-    )
-    add("--dataset_split", help="split of --dataset, e.g. train")
-    add("--dataset_where", type=json.loads, help='keep only rows with these column values: {"split": "train"} (JSON)')
-    add("--max_train_rows", type=int, help="keep only this many rows, the first ones; default: all")
-    add("--subset", help="keep only the rows in this file, which `jest-hf curate --list` wrote; default: all")
-
-
-def load_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of [`~jest_hf.data.load_source`] that the flags name, without those that were left out."""
-    named = {
-        "spec": options.dataset,
-        "split": options.dataset_split,
-        "where": options.dataset_where,
-        "max_rows": options.max_train_rows,
-        "subset": options.subset,
-    }
-    return {name: value for name, value in named.items() if value is not None}
 
 
 def run(options: argparse.Namespace) -> ReferenceCache:
@@ -85,7 +62,7 @@ def run(options: argparse.Namespace) -> ReferenceCache:
             "`accelerate launch $(jest-hf preset ddp) -m jest_hf.cli cache-reference`."
         )
     start = time.perf_counter()
-    rows = load_source(**load_arguments(options))
+    rows = load_named(options)
     ranks, device = Ranks.world(), accelerator.device
     model, processor = load_reference(options.ref_model, options.ref_model_revision, ranks=ranks, device=device)
     identity = identify_reference(options.ref_model, model.config._commit_hash)  # the commit that was loaded
@@ -93,20 +70,22 @@ def run(options: argparse.Namespace) -> ReferenceCache:
         identity = identify_reference(model) | identity
     placed = place_reference(model, accelerator)
     expose_temperature(model)
+    data = Rows(rows, options.image_column)
+    collator = JESTDataCollator(
+        processor,
+        image_column=options.image_column,
+        caption_column=options.caption_column,
+        max_length=options.max_length,
+        scaled_jpeg_decoding=options.scaled_jpeg_decoding,
+    )
     with accelerator.autocast():
         cache = write_cache(
             options.output_dir,
             DualEncoder(model.config, processor),
             placed,
             model.config,
-            Rows(rows, options.image_column),
-            JESTDataCollator(
-                processor,
-                image_column=options.image_column,
-                caption_column=options.caption_column,
-                max_length=options.max_length,
-                scaled_jpeg_decoding=options.scaled_jpeg_decoding,
-            ),
+            data,
+            collator,
             reference=identity,
             batch_size=options.batch_size,
             dtype=options.dtype,
@@ -120,18 +99,29 @@ def run(options: argparse.Namespace) -> ReferenceCache:
     if accelerator.is_main_process:
         print(summary(cache.manifest, options.output_dir, time.perf_counter() - start))
     accelerator.end_training()
+    broken = broken_rows(cache.manifest)
+    complaint = mostly_broken(broken, collator, data)
+    if complaint is not None and broken == len(data):
+        raise SystemExit(f"{options.output_dir}: {complaint}; the cache is of no use.")
+    if complaint is not None:
+        logger.error(f"{options.output_dir}: {complaint}.")
     return cache
+
+
+def broken_rows(manifest: dict[str, Any]) -> int:
+    """Return the number of rows of a cache that could not be read."""
+    return int(manifest["data"]["n_rows"] - sum(shard["readable"] for shard in manifest["shards"]))
 
 
 def summary(manifest: dict[str, Any], folder: str, seconds: float) -> str:
     """Describe a cache in one line."""
     shards, n_rows = manifest["shards"], manifest["data"]["n_rows"]
-    broken = n_rows - sum(shard["readable"] for shard in shards)
     return (
-        f"{folder}: {n_rows:,} rows ({broken:,} broken), {sum(shard['captions'] for shard in shards):,} captions, "
+        f"{folder}: {n_rows:,} rows ({broken_rows(manifest):,} broken), "
+        f"{sum(shard['captions'] for shard in shards):,} captions, "
         f"width {manifest['width']}, {manifest['storage']['dtype']}, {len(shards)} shards, "
         f"{sum(shard['bytes'] for shard in shards) / 1e6:.1f} MB, {manifest['flops']:.2e} FLOPs, {seconds:.0f} s"
     )
 
 
-__all__ = ["add_arguments", "add_data_arguments", "load_arguments", "run"]
+__all__ = ["add_arguments", "run"]

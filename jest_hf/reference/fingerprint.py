@@ -19,7 +19,6 @@ import json
 import numbers
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +31,16 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from jest_hf.data.captions import CAPTION_COLUMNS, BrokenCaption, tokenizer_definition, usable_captions
 from jest_hf.data.collator import JESTDataCollator
+from jest_hf.data.files import changed, flat
+from jest_hf.data.fingerprint import content_of, sampled, table_of
 from jest_hf.data.rows import Rows
 from jest_hf.hub.pull import Snapshot
-from jest_hf.images.pixels import BrokenImage, decode_image
 from jest_hf.images.resizing import resizer
 from jest_hf.models import base_model, has_adapter
 from jest_hf.models.load import load_config, load_processor
 from jest_hf.reference.load import ADAPTER_CONFIG, locate_base, locate_reference
 
 
-SAMPLED_ROWS = 256
 KEY_COLUMN = "example_id"
 FULL_VIEW = "full"
 SAME_MODEL = ("reference.weights", "reference.config")
@@ -185,17 +184,16 @@ def describe_data(rows: Rows, collator: JESTDataCollator) -> dict[str, Any]:
 def describe_rows(rows: Rows, image_column: str, caption_column: str) -> dict[str, Any]:
     """Identify a data set as [`describe_data`] does, by the names of its columns: no processor is needed."""
     known = {}
-    if (table := _table(rows)) is not None:
+    if (table := table_of(rows)) is not None:
         known["captions"] = _hash_captions(table, caption_column)
     if (keys := own_keys(rows)) is not None:
         known["keys"] = hashlib.sha256(keys.tobytes()).hexdigest()
-    sample = np.unique(np.linspace(0, len(rows) - 1, SAMPLED_ROWS).round().astype(np.int64)).tolist()
     return {
         "image_column": image_column,
         "caption_column": caption_column,
         "n_rows": len(rows),
         **known,
-        "row": {str(index): _hash_row(rows[index], image_column, caption_column) for index in sample},
+        "row": {str(index): _hash_row(rows[index], image_column, caption_column) for index in sampled(len(rows))},
     }
 
 
@@ -211,7 +209,7 @@ def describe_row(row: Mapping[str, Any], number: int, collator: JESTDataCollator
 
 def own_keys(rows: Rows) -> np.ndarray | None:
     """Return the integer column `example_id` of the data, int64 `[N]`; `None` if there is no such column."""
-    table = _table(rows)
+    table = table_of(rows)
     if table is None or KEY_COLUMN not in table.column_names:
         return None
     column = table.select_columns([KEY_COLUMN]).with_format("numpy")[:][KEY_COLUMN]
@@ -242,7 +240,7 @@ def difference(cached: Mapping[str, Any], present: Mapping[str, Mapping[str, Any
     ```
     """
     for section, fields in json.loads(json.dumps(present)).items():
-        ours, theirs = dict(_flat(fields, section)), dict(_flat(cached[section], section))
+        ours, theirs = dict(flat(fields, section)), dict(flat(cached[section], section))
         if section == "reading":
             theirs = _EARLIER | theirs
         common = [name for name in ours if name in theirs]
@@ -250,18 +248,9 @@ def difference(cached: Mapping[str, Any], present: Mapping[str, Mapping[str, Any
             return f"its reference was {_named(cached[section])}, and in this run it is {_named(fields)}"
         if all(name in common and ours[name] == theirs[name] for name in SAME_MODEL):
             continue  # the same model, perhaps from different commits
-        for name in common:
-            if ours[name] != theirs[name]:
-                return f"{name} was {theirs[name]!r}, and in this run it is {ours[name]!r}"
+        if (found := changed(ours, theirs)) is not None:
+            return found
     return None
-
-
-def _flat(fields: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}.{name}")
-        else:
-            yield f"{prefix}.{name}", value
 
 
 def _named(reference: Mapping[str, Any]) -> str:
@@ -273,12 +262,6 @@ def _named(reference: Mapping[str, Any]) -> str:
 def _caption_column(row: Mapping[str, Any], collator: JESTDataCollator) -> str:
     collator([row])  # raises an error that names a missing column
     return collator.caption_column or next(name for name in CAPTION_COLUMNS if name in row)
-
-
-def _table(rows: Rows) -> datasets.Dataset | None:
-    """Return the data set if one of its columns can be read without the others, else `None`."""
-    dataset = rows.dataset
-    return dataset if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom" else None
 
 
 def _hash_captions(dataset: datasets.Dataset, column: str) -> str:
@@ -293,22 +276,7 @@ def _hash_row(row: Mapping[str, Any], image_column: str, caption_column: str) ->
         captions = usable_captions(row[caption_column])
     except BrokenCaption:
         captions = []
-    return hashlib.sha256(json.dumps(captions).encode() + _content(row[image_column])).hexdigest()[:16]
-
-
-def _content(image: Any) -> bytes:
-    """Return the bytes of an image file, or the pixels of an image in memory; nothing if it cannot be read."""
-    if isinstance(image, Mapping):
-        image = image.get("path") if image.get("bytes") is None else image["bytes"]
-    try:
-        if isinstance(image, str | PathLike):
-            return Path(image).read_bytes()
-        if isinstance(image, bytes | bytearray | memoryview):
-            return bytes(image)
-        decoded = decode_image(image)
-        return f"{decoded.size}".encode() + decoded.tobytes()
-    except (OSError, BrokenImage):
-        return b""
+    return hashlib.sha256(json.dumps(captions).encode() + content_of(row[image_column])).hexdigest()[:16]
 
 
 def _tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:

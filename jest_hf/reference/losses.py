@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader
 from transformers import PretrainedConfig
 from transformers.utils import logging
 
+from jest_hf.batch import CACHED_PREFIX, as_bits, from_bits
 from jest_hf.data.labelled import LabelledCollator
 from jest_hf.data.rows import Rows, share_batches
 from jest_hf.distributed import Ranks, ask_first_rank, gather_to_cpu
@@ -42,6 +43,7 @@ from jest_hf.selection import PointwiseLosses
 
 FORMAT = 1
 SAMPLED_ROWS = 256
+_LOSSES = CACHED_PREFIX + "losses"
 
 
 class IrreducibleLosses:
@@ -189,7 +191,24 @@ class IrreducibleLosses:
         when the losses were computed.
         """
         valid = batch["valid"]
+        if _LOSSES in batch:  # `fetch` has compared them
+            return valid
         return valid & self.valid[self._rows(batch)].to(valid.device)
+
+    def fetch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the losses of a super-batch, and which examples can be selected.
+
+        Args:
+            batch (mapping of `str` to `torch.Tensor`): As in [`~IrreducibleLosses.score`], on the CPU.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `cached_losses`, the bits of float32 losses as int32 `[B]`, and `valid` bool
+            `[B]`, as [`~IrreducibleLosses.readable`] gives it.
+
+        Raises:
+            ValueError: for a row without a loss.
+        """
+        return {_LOSSES: as_bits(self.losses[self._rows(batch)]), "valid": self.readable(batch)}
 
     def score(self, learner: nn.Module, batch: Mapping[str, Tensor], batch_size: int) -> PointwiseLosses:
         """Return the losses of a super-batch, fp32 `[B]`, on the device of its ids.
@@ -202,6 +221,8 @@ class IrreducibleLosses:
         Raises:
             ValueError: for an example that is `valid` and could not be read when the losses were computed.
         """
+        if _LOSSES in batch:
+            return PointwiseLosses(from_bits(batch[_LOSSES]))
         rows = self._rows(batch)
         lost = batch["valid"].cpu() & ~self.valid[rows]
         if lost.any():

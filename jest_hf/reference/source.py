@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from jest_hf.batch import CACHED_PREFIX, as_bits, from_bits
 from jest_hf.data.collator import JESTDataCollator
 from jest_hf.data.rows import Rows, undecoded
 from jest_hf.data.stream import is_stream
@@ -24,6 +25,9 @@ from jest_hf.reference.cache import write_cache
 from jest_hf.reference.fingerprint import describe_data, describe_row, own_key
 from jest_hf.reference.store import ReferenceCache
 from jest_hf.selection import ContrastiveEmbeddings, Scored
+
+
+_IMAGE, _TEXT = CACHED_PREFIX + "image", CACHED_PREFIX + "text"
 
 
 class ReferenceSource(Protocol):
@@ -66,6 +70,11 @@ class ReferenceSource(Protocol):
             learner (`torch.nn.Module`): The learner, as its engine wraps it.
             batch (mapping of `str` to `torch.Tensor`): The super-batch.
             batch_size (`int`): Rows in a forward.
+        """
+
+    def fetch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what a loader's worker adds to a super-batch, on the CPU, so that `readable` and `score` of this
+        super-batch read nothing; empty for a model.
         """
 
     def caption_counts(self, ids: Tensor) -> Tensor | None:
@@ -139,6 +148,10 @@ class Reference:
     def switched_on(self) -> AbstractContextManager[None]:
         """Return a context in which the forward of `model` is the reference's, also if `model` is the learner."""
         return as_reference(self.model) if self.shared else nullcontext()
+
+    def fetch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return an empty dict: the model scores on the device."""
+        return {}
 
     def caption_counts(self, ids: Tensor) -> None:
         """Return `None`: the rows tell their captions when they are read."""
@@ -218,7 +231,17 @@ class CachedReference:
                 "no such column), or train on the data set itself."
             )
         number = int(cache.rows_of(torch.tensor([key]))[0])
-        cache.check(data=describe_row(row, number, collator))
+        try:
+            cache.check(data=describe_row(row, number, collator))
+        except ValueError as error:
+            if isinstance(dataset, datasets.IterableDataset):
+                column = collator.image_column
+                error.args = (
+                    f"{error} If the data are the same, the stream may decode its images: before map, filter, "
+                    f"add_column, remove_columns and rename_column, call stream.cast_column({column!r}, "
+                    "datasets.Image(decode=False)).",
+                )
+            raise
         return cls(cache, by_key=True)
 
     @property
@@ -236,7 +259,26 @@ class CachedReference:
         when the cache was made.
         """
         valid = batch["valid"]
+        if _IMAGE in batch:  # `fetch` has compared them
+            return valid
         return valid & self.cache.readable(self._rows(batch)).to(valid.device)
+
+    def fetch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the cached embeddings of a super-batch, as they are stored, and which examples can be selected.
+
+        Args:
+            batch (mapping of `str` to `torch.Tensor`): As in [`~CachedReference.score`], on the CPU.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `cached_image` and `cached_text`, the bits of float16 or float32 embeddings as
+            int16 or int32 `[B, D]`, and `valid` bool `[B]`, as [`~CachedReference.readable`] gives it.
+
+        Raises:
+            ValueError: for a row that the cache does not have, and for a damaged shard.
+        """
+        rows, valid = self._rows(batch), self.readable(batch)
+        image, text = self.cache.stored(rows, self._captions(batch, valid))
+        return {_IMAGE: as_bits(image), _TEXT: as_bits(text), "valid": valid}
 
     def score(self, learner: nn.Module, batch: Mapping[str, Tensor], batch_size: int) -> ContrastiveEmbeddings:
         """Return the embeddings of a super-batch, fp32, on the device of its ids; `learner` and `batch_size` are
@@ -251,6 +293,9 @@ class CachedReference:
         Raises:
             ValueError: for an example that is `valid` and could not be read when the cache was made.
         """
+        if _IMAGE in batch:
+            image, text = from_bits(batch[_IMAGE]), from_bits(batch[_TEXT])
+            return ContrastiveEmbeddings(image, text, self.cache.logit_scale, self.cache.logit_bias)
         ids, rows = batch["example_id"], self._rows(batch)
         lost = batch["valid"].cpu() & ~self.cache.readable(rows)
         if lost.any():
@@ -258,8 +303,7 @@ class CachedReference:
                 f"row {int(rows[lost][0])} could not be read when the reference was cached, and can be read now; make "
                 "a new cache, or exclude such rows from the selection with CachedReference.readable."
             )
-        captions = batch["caption_number"].cpu() if "caption_number" in batch else None
-        return self.cache.take(rows, captions).to(ids.device)
+        return self.cache.take(rows, self._captions(batch, batch["valid"])).to(ids.device)
 
     def caption_counts(self, ids: Tensor) -> Tensor:
         """Return the number of usable captions of rows (int64 `[n]`, as in `example_id`), int64 `[n]`."""
@@ -279,5 +323,31 @@ class CachedReference:
         ids = batch["example_id"].cpu()
         return self.cache.rows_of(ids) if self.by_key else ids
 
+    def _captions(self, batch: Mapping[str, Tensor], valid: Tensor) -> Tensor | None:
+        """Which caption of each row was drawn; of a row that cannot be selected, the first."""
+        if "caption_number" not in batch:
+            return None
+        return batch["caption_number"].where(valid, 0).cpu()
 
-__all__ = ["CachedReference", "Reference", "ReferenceSource"]
+
+class FetchingCollator:
+    """A collator whose super-batches hold the cached scores of their rows.
+
+    The loader's workers call it, so that a training step waits for no disk. The loader pins what it makes and copies
+    it to the device like the images.
+
+    Args:
+        collator (`Callable`): Makes a super-batch of rows.
+        source ([`ReferenceSource`]): The reference in use.
+    """
+
+    def __init__(self, collator: Callable[[Any], dict[str, Tensor]], source: ReferenceSource) -> None:
+        self.collator = collator
+        self.source = source
+
+    def __call__(self, rows: Any) -> dict[str, Tensor]:
+        batch = self.collator(rows)
+        return {**batch, **self.source.fetch(batch)}
+
+
+__all__ = ["CachedReference", "FetchingCollator", "Reference", "ReferenceSource"]

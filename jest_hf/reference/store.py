@@ -9,14 +9,12 @@ Shard k starts with row `k * shard_rows`. The captions of its i-th row are `text
 them, since another may be drawn in each epoch. Rows that could not be read have zeros, and `valid` False. If the data
 have an integer column `example_id`, `key` is a copy of it, so that a stream of the data finds its rows too.
 
-Opening a cache reads its manifest alone, and the processes of a host share the mapped pages.
+Opening a cache reads its manifest alone, and the processes of a host share the mapped pages. Each shard is compared
+with its sha256 before its first row is used ([`~reference.verified.ShardChecks`]).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from jest_hf.data.files import read_json, to_json, write_atomically
 from jest_hf.reference.fingerprint import difference
+from jest_hf.reference.verified import ShardChecks, sha256_of
 from jest_hf.selection import ContrastiveEmbeddings
 
 
@@ -39,51 +39,6 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32}
 def shard_name(number: int) -> str:
     """Return the file name of a shard."""
     return f"shard-{number:05d}.safetensors"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file in one move: whatever happens meanwhile, it is there whole or not at all.
-
-    Args:
-        path (`Path`): The file.
-        data (`bytes`): The contents of the file.
-
-    Raises:
-        OSError: if the file cannot be written. The part that was written is removed.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(
-            error.errno,
-            f"{path} could not be written ({error.strerror}); make room and start again: finished files are kept",
-        ) from error
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # so that the new name is on the disk too
-    finally:
-        os.close(folder)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the contents of a JSON file; `None` if there is no such file."""
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete its folder, and make a new cache.") from error
-
-
-def to_json(manifest: dict[str, Any]) -> bytes:
-    """Return a manifest as JSON; floats keep all their digits."""
-    return (json.dumps(manifest, indent=1) + "\n").encode()
 
 
 def is_whole(path: Path, n_rows: int, width: int) -> bool:
@@ -133,6 +88,9 @@ class ReferenceCache:
         self.loss: str = manifest["loss"]
         self.flops: float = manifest["flops"]
         self._shard_rows: int = manifest["storage"]["shard_rows"]
+        shards = manifest["shards"]
+        files = [folder / shard_name(number) for number in range(len(shards))]
+        self._checks = ShardChecks(files, [about["sha256"] for about in shards])
         self._shards: dict[int, dict[str, Tensor]] = {}
 
     def check(self, **present: dict[str, Any]) -> None:
@@ -163,15 +121,24 @@ class ReferenceCache:
         Raises:
             ValueError: for a row or a caption that the cache does not have, and for a damaged shard.
         """
-        image, text = torch.empty(len(rows), self.width), torch.empty(len(rows), self.width)
+        image, text = self.stored(rows, captions)
+        return ContrastiveEmbeddings(image.float(), text.float(), self.logit_scale, self.logit_bias)
+
+    def stored(self, rows: Tensor, captions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the image and text embeddings of some rows, each `[n, D]`, in the dtype in which they are stored.
+
+        Arguments and errors are those of [`~ReferenceCache.take`].
+        """
+        dtype = DTYPES[self.manifest["storage"]["dtype"]]
+        image, text = (torch.empty(len(rows), self.width, dtype=dtype) for _ in range(2))
         for shard, places, local in self._by_shard(rows):
             first = shard["offsets"][local]
             count = shard["offsets"][local + 1] - first
             number = torch.zeros_like(first) if captions is None else captions[places]
             self._check_captions(rows[places], number, count, drawn=captions is not None)
-            image[places] = shard["image"][local].float()
-            text[places] = shard["text"][first + number].float()
-        return ContrastiveEmbeddings(image, text, self.logit_scale, self.logit_bias)
+            image[places] = shard["image"][local]
+            text[places] = shard["text"][first + number]
+        return image, text
 
     def readable(self, rows: Tensor) -> Tensor:
         """Return which rows (int64 `[n]`, on the CPU) could be read when the cache was made, bool `[n]`."""
@@ -186,6 +153,12 @@ class ReferenceCache:
         for shard, places, local in self._by_shard(rows):
             counts[places] = shard["offsets"][local + 1] - shard["offsets"][local]
         return counts
+
+    def verify_ahead(self) -> None:
+        """Begin to compare every shard with its sha256, in the background. A damaged shard raises where one of its
+        rows is used for the first time, also in a process of a loader.
+        """
+        self._checks.start()
 
     def verify(self) -> None:
         """Compare every shard with its sha256 now; raise a `ValueError` for a damaged one."""
@@ -267,15 +240,10 @@ class ReferenceCache:
             )
 
     def _shard(self, number: int) -> dict[str, Tensor]:
-        """Return a shard, memory-mapped. On first use it is compared with its sha256."""
+        """Return a shard, memory-mapped, once it has been compared with its sha256."""
         if number not in self._shards:
-            path = self.folder / shard_name(number)
-            if sha256_of(path) != self.manifest["shards"][number]["sha256"]:
-                raise ValueError(
-                    f"{path} is damaged: its sha256 is not that of the manifest; delete this file, and run `jest-hf "
-                    "cache-reference` again or download it from the Hub again."
-                )
-            self._shards[number] = load_file(path)
+            self._checks.wait_for(number)
+            self._shards[number] = load_file(self.folder / shard_name(number))
         return self._shards[number]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -322,13 +290,4 @@ def check_format(manifest: dict[str, Any], folder: Path) -> None:
         )
 
 
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-__all__ = ["ReferenceCache", "open_folder", "write_atomically"]
+__all__ = ["ReferenceCache", "open_folder", "read_json", "to_json", "write_atomically"]

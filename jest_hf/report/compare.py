@@ -16,6 +16,8 @@ from torch import Tensor
 from jest_hf.batch import PointwiseLosses, Scored, Scores
 from jest_hf.distributed import Ranks, Shares
 from jest_hf.losses import LOSSES
+from jest_hf.report.figures import Figure, read_figures
+from jest_hf.selection import arithmetic
 from jest_hf.selection.pool import DrawKey, Pool
 from jest_hf.selection.selectors import Selector
 from jest_hf.selection.sub_batch import take_scored
@@ -51,13 +53,21 @@ def compare_selected(
 
     ```
     """
-    metrics = {}
+    return read_figures(selected_figures(parts, loss, ranks))
+
+
+@torch.no_grad()
+def selected_figures(
+    parts: Mapping[str, Mapping[str, Scored]], loss: str | None, ranks: Ranks | None = None
+) -> dict[str, Figure]:
+    """As [`compare_selected`], of figures that stay on the device. A collective."""
+    metrics: dict[str, Tensor] = {}
     for part, models in parts.items():
         for name, batch in models.items():
-            metrics[f"{part}/{name}_loss"] = batch_loss(batch, loss, ranks)
+            metrics[f"{part}/{name}_loss"] = _loss_of_batch(batch, loss, ranks)
         if len(models) == 2:
             metrics[f"{part}/learnability"] = metrics[f"{part}/learner_loss"] - metrics[f"{part}/reference_loss"]
-    return metrics
+    return dict(metrics)
 
 
 @torch.no_grad()
@@ -91,18 +101,35 @@ def compare_selectors(
         of the selector's sub-batch, as one batch), and `share/<source>` (share of the selector's sub-batch that comes
         from the source).
     """
-    metrics: dict[str, float] = {}
+    return read_figures(selector_figures(selectors, pool, scores, key, indices, loss, sources, source_names))
+
+
+@torch.no_grad()
+def selector_figures(
+    selectors: Iterable[Selector],
+    pool: Pool,
+    scores: Scores,
+    key: DrawKey,
+    indices: Tensor,
+    loss: str | None,
+    sources: Tensor | None = None,
+    source_names: Sequence[str] = (),
+) -> dict[str, Figure]:
+    """As [`compare_selectors`], of figures that stay on the device. A collective."""
+    metrics: dict[str, Figure] = {}
     by_model = scores.by_model()
     for selector in selectors:
         drawn = selector.select(pool, lambda models: scores, key).indices
-        values = {"overlap": torch.isin(drawn, indices).double().mean().item()}
+        # Positions of a selection are distinct; without that knowledge `isin` waits for their number.
+        is_shared = torch.isin(drawn, indices, assume_unique=True)
+        values = {"overlap": is_shared.to(arithmetic.wide_dtype(drawn.device)).mean()}
         if len(by_model) == 2:
             batch = take_scored(pool.shares, by_model, drawn)
-            learner, reference = (batch_loss(batch[name], loss, pool.ranks) for name in ("learner", "reference"))
+            learner, reference = (_loss_of_batch(batch[name], loss, pool.ranks) for name in ("learner", "reference"))
             values["learnability"] = learner - reference
         if sources is not None:
-            shares = source_shares(pool.shares, sources, source_names, drawn)
-            values |= {f"share/{name}": share for name, share in shares.items()}
+            shares = _shares_of_sources(pool.shares, sources, len(source_names), drawn)
+            values |= {f"share/{name}": share for name, share in zip(source_names, shares.unbind(), strict=True)}
         metrics |= {f"compare/{selector}/{name}": value for name, value in values.items()}
     return metrics
 
@@ -119,14 +146,20 @@ def batch_loss(scored: Scored, loss: str | None, ranks: Ranks | None = None) -> 
     Raises:
         ValueError: If `scored` holds embeddings and `loss` is `None`.
     """
+    return _loss_of_batch(scored, loss, ranks).item()
+
+
+def _loss_of_batch(scored: Scored, loss: str | None, ranks: Ranks | None) -> Tensor:
+    """As [`batch_loss`], a float64 scalar (float32 on MPS) on the device. A collective."""
     ranks = Ranks() if ranks is None else ranks
+    dtype = arithmetic.wide_dtype(scored.device)
     if isinstance(scored, PointwiseLosses):
-        own = scored.losses.detach().double().sum()
-        total, n = ranks.gather(torch.stack([own, own.new_tensor(len(scored))])).sum(dim=0).tolist()
-        return float(total / n)
+        own = scored.losses.detach().to(dtype).sum()
+        total, n = ranks.gather(torch.stack([own, torch.full_like(own, len(scored))])).sum(dim=0).unbind()
+        return total / n
     if loss is None:
         raise ValueError('loss=None is not a loss of embeddings; pass "sigmoid" or "softmax".')
-    return LOSSES[loss](scored.image, scored.text, scored.logit_scale, scored.logit_bias, ranks=ranks).item()
+    return LOSSES[loss](scored.image, scored.text, scored.logit_scale, scored.logit_bias, ranks=ranks).to(dtype)
 
 
 def source_shares(shares: Shares, sources: Tensor, names: Sequence[str], indices: Tensor) -> dict[str, float]:
@@ -142,9 +175,15 @@ def source_shares(shares: Shares, sources: Tensor, names: Sequence[str], indices
     Returns:
         `dict[str, float]`: Share of each source, by name.
     """
-    own = sources[shares.own(indices)]
-    counts = (own[:, None] == torch.arange(len(names), device=own.device)).sum(dim=0)
-    return dict(zip(names, (shares.ranks.sum(counts).double() / len(indices)).tolist(), strict=True))
+    return dict(zip(names, _shares_of_sources(shares, sources, len(names), indices).tolist(), strict=True))
+
+
+def _shares_of_sources(shares: Shares, sources: Tensor, n_sources: int, indices: Tensor) -> Tensor:
+    """As [`source_shares`], float64 `[n_sources]` (float32 on MPS) on the device. A collective."""
+    # Examples of other ranks have the place behind the last one of this rank, which has no source.
+    own = torch.cat([sources, sources.new_full((1,), -1)])[shares.places(indices)]
+    counts = (own[:, None] == torch.arange(n_sources, device=own.device)).sum(dim=0)
+    return shares.ranks.sum(counts).to(arithmetic.wide_dtype(own.device)) / len(indices)
 
 
 __all__ = ["batch_loss", "compare_selected", "compare_selectors", "source_shares"]

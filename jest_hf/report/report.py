@@ -73,7 +73,8 @@ class Report(Protocol):
     """
 
     def on_step(self, record: StepRecord) -> None:
-        """Record one step, after the selection and before the learner's update."""
+        """Record one step, after the selection and before the learner's update; on a CUDA device up to one step later,
+        but before the next log and the next checkpoint."""
 
     def on_checkpoint(self, step: int) -> None:
         """Write all records so far to disk, before the checkpoint of `step` is saved."""

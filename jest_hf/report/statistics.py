@@ -20,10 +20,13 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
+from jest_hf.report.figures import Figure, read_all
 from jest_hf.report.flops import StepFlops
 
 
 logger = logging.get_logger(__name__)
+
+ROWS = "the number of training rows"
 
 
 class RunStatistics(TrainerCallback, ExportableState):
@@ -33,6 +36,7 @@ class RunStatistics(TrainerCallback, ExportableState):
         n_examples (`int`, *optional*): Number of training rows; for each row one bit is saved, for the unique share.
             `None` for a stream, which has no unique share.
         settings (`dict`): All settings that the selection depends on. Resuming with other settings logs a warning.
+            A dict is a description by kind, such as `{"weights": "1f0c..."}`: only kinds that both have are compared.
         source_names (sequence of `str`, *optional*): Sources of the data, whose selection rates are counted.
 
     Example:
@@ -60,7 +64,7 @@ class RunStatistics(TrainerCallback, ExportableState):
         # By source: number of examples trained on, and number of examples seen.
         self.sources = dict.fromkeys(self.source_names, (0, 0))
         self._ever_trained = np.zeros(self.n_examples or 0, dtype=bool)
-        self._window: dict[str, list[float]] = defaultdict(list)
+        self._window: dict[str, list[Figure]] = defaultdict(list)
 
     @property
     def unique_share(self) -> float | None:
@@ -91,14 +95,15 @@ class RunStatistics(TrainerCallback, ExportableState):
             so_far, seen_so_far = self.sources[name]
             self.sources[name] = (so_far + more_trained, seen_so_far + more_seen)
 
-    def add(self, metrics: Mapping[str, float]) -> None:
-        """Add metrics of one step to the logging window."""
+    def add(self, metrics: Mapping[str, Figure]) -> None:
+        """Add metrics of one step to the logging window: numbers, or what `pop` reads from a device."""
         for name, value in metrics.items():
             self._window[name].append(value)
 
     def pop(self) -> dict[str, float]:
         """Return the means over the logging window and the totals of the run, and start a new window."""
-        means = {name: float(np.mean(values)) for name, values in self._window.items()}
+        numbers = iter(read_all([value for values in self._window.values() for value in values]))
+        means = {name: float(np.mean([next(numbers) for _ in values])) for name, values in self._window.items()}
         self._window.clear()
         return {**means, **self.totals()}
 
@@ -120,6 +125,7 @@ class RunStatistics(TrainerCallback, ExportableState):
         return {
             "args": {"n_examples": self.n_examples, "settings": self.settings},
             "attributes": {
+                "manifest": True,  # a checkpoint without one is a part: see training.checkpoints
                 "counts": counts,
                 "flops": asdict(self.flops),
                 "ever_trained": base64.b64encode(bits).decode("ascii"),
@@ -134,11 +140,16 @@ class RunStatistics(TrainerCallback, ExportableState):
         saved = state.stateful_callbacks.get(type(self).__name__)
         if state.global_step == 0 or not isinstance(saved, dict):
             return
-        changed = [name for name, value in saved["args"]["settings"].items() if self.settings.get(name) != value]
-        if changed or saved["args"]["n_examples"] != self.n_examples:
-            what = ", ".join(changed) or "the number of training rows"
+        before = {**saved["args"]["settings"], ROWS: saved["args"]["n_examples"]}
+        now = {**self.settings, ROWS: self.n_examples}
+        changed = [
+            f"{name} was {_shown(value)} and is {_shown(now.get(name))}"
+            for name, value in before.items()
+            if _differ(value, now.get(name))
+        ]
+        if changed:
             logger.warning(
-                f"This run is resumed with other settings than its checkpoint ({what}), so after step "
+                f"This run is resumed with other settings than its checkpoint ({'; '.join(changed)}), so after step "
                 f"{state.global_step} it selects other examples than an uninterrupted run."
             )
         if saved["args"]["n_examples"] == self.n_examples:
@@ -151,3 +162,15 @@ class RunStatistics(TrainerCallback, ExportableState):
             packed = zlib.decompress(base64.b64decode(saved["attributes"]["ever_trained"]))
             bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=len(self._ever_trained))
             self._ever_trained = bits.astype(bool)
+
+
+def _differ(before: Any, now: Any) -> bool:
+    """Whether a setting has changed. Two descriptions (dicts) are compared in the kinds that both have."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return any(now[kind] != value for kind, value in before.items() if kind in now)
+    return bool(before != now)
+
+
+def _shown(value: Any) -> str:
+    """A setting for a message: of a description, its kind and its fingerprint."""
+    return " ".join(f"{kind} {one}" for kind, one in value.items()) if isinstance(value, dict) else repr(value)

@@ -41,6 +41,8 @@ class RunSummary:
             Number of chunks of joint selection.
         gain (`float`, *optional*):
             Factor on the scores before sampling.
+        precision (`str`, *optional*):
+            Precision of the products of embeddings in joint selection, where it is not float32.
         scoring_view (`str`, *optional*):
             The cheaper view of the images at which the learner scored (Flexi-JEST); `None` for full resolution.
         low_resolution_fraction (`float`, *optional*):
@@ -126,6 +128,7 @@ class RunSummary:
     prefilter_ratio: float | None = None
     n_chunks: int | None = None
     gain: float | None = None
+    precision: str | None = None
     scoring_view: str | None = None
     low_resolution_fraction: float | None = None
     scaled_jpeg_decoding: bool = False

@@ -15,7 +15,7 @@ def format_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> st
             Names of the columns.
         rows (sequence of sequences):
             The cells. Integers get thousands separators, other numbers four significant digits, and `None` an empty
-            cell.
+            cell. A text is put into one line.
 
     Returns:
         `str`: The table, without a newline at its end.
@@ -68,4 +68,4 @@ def _text(cell: object) -> str:
         return f"{cell:.4g}"
     if isinstance(cell, int) and not isinstance(cell, bool):
         return f"{cell:,}"
-    return str(cell).replace("|", "\\|")
+    return " ".join(str(cell).splitlines()).replace("|", "\\|")

@@ -20,7 +20,7 @@ from jest_hf.selection.pool import Ask, DrawKey, Pool, Selection
 from jest_hf.selection.schedule import SelectionSchedule
 from jest_hf.selection.scores import LOSSES, PairwiseScores, RunningScores
 from jest_hf.selection.selectors import SELECTIONS, Selector, draw_sub_batch
-from jest_hf.selection.sub_batch import take_readable, take_sub_batch
+from jest_hf.selection.sub_batch import take_drawn, take_readable, take_sub_batch
 
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "select_independently",
     "select_jointly",
     "select_uniformly",
+    "take_drawn",
     "take_readable",
     "take_sub_batch",
 ]

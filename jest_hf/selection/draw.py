@@ -7,7 +7,11 @@ after the other without replacement, with probabilities proportional to the weig
 normaliser and no exponential, so scores of any size are safe.
 
 The k largest sums of a super-batch are among the k largest of each rank's share. So one exchange of every rank's k
-best candidates gives every rank the draw from the whole super-batch. One process alone runs the same code.
+best candidates gives every rank the draw from the whole super-batch. One process alone draws from its own candidates.
+
+A host that reads a number from a GPU waits until all work before that number is done. So a draw reads nothing: shapes
+depend on no data, and whether a score is NaN is read once, after the last draw ([`Draw.log_sums`]). Only ranks that
+exchange embeddings read how many each of them sends.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import torch
 from torch import Tensor
 
 from jest_hf.distributed import Ranks
+from jest_hf.selection import arithmetic
 
 
 _POSITIONS_SHOWN = 8
@@ -31,25 +36,37 @@ class Draw(NamedTuple):
 
     Attributes:
         indices (`torch.Tensor`): Their positions in the global super-batch, int64 `[m]`, in order of drawing.
-        owners (`torch.Tensor`): The rank that holds each of them, int64 `[m]`.
-        effective_sample_size (`float`): 1 / sum p^2, with p the candidates' probabilities of being drawn first: the
-            number of candidates if all are equally likely, 1 if one of them is certain.
+        owners (`torch.Tensor`, *optional*): The rank that holds each of them, int64 `[m]`; `None` with one rank.
+        log_sums (`torch.Tensor`): The logarithms of the sum of the candidates' weights and of the sum of their
+            squares, `[2]`, on the device of the weights. Both are NaN if the log-weight of a candidate is NaN or
+            infinite; what is drawn then means nothing.
     """
 
     indices: Tensor
-    owners: Tensor
-    effective_sample_size: float
+    owners: Tensor | None
+    log_sums: Tensor
+
+
+def effective_sample_size(log_sums: list[float]) -> float:
+    """Return 1 / sum p^2, with p the candidates' probabilities of being drawn first, given [`Draw.log_sums`].
+
+    The number of candidates if all are equally likely, 1 if one of them is certain.
+    """
+    log_sum, log_sum_of_squares = log_sums
+    return math.exp(2 * log_sum - log_sum_of_squares)
 
 
 class Candidates:
     """The examples of a super-batch that can still be drawn. Each rank holds those of its own share. A collective.
 
     Args:
-        available (`torch.Tensor`): Which examples of this rank's share can be drawn, bool `[n]`. Every draw changes
-            it.
+        available (`torch.Tensor`): Which examples of this rank's share can be drawn, bool `[n]`.
+        n_available (`int`): How many these are.
         sizes (list of `int`): How many examples each draw will take, from all shares together.
         ranks ([`~jest_hf.distributed.Ranks`]): The ranks whose shares, in the order of ranks, make up the global
             super-batch.
+        checks (`bool`, *optional*, defaults to `False`): Whether each draw raises an error for broken log-weights, for
+            which the host waits. By default [`Draw.log_sums`] marks such a draw.
 
     Attributes:
         start (`int`): Position of this rank's first example in the global super-batch.
@@ -59,23 +76,28 @@ class Candidates:
         ValueError: on all ranks, if `sizes` differ between ranks or sum to more than the number of candidates.
     """
 
-    def __init__(self, available: Tensor, sizes: list[int], ranks: Ranks) -> None:
-        own = torch.tensor(
-            [len(available), int(available.sum()), sum(sizes), len(sizes), sizes[0]], device=available.device
+    def __init__(
+        self, available: Tensor, n_available: int, sizes: list[int], ranks: Ranks, checks: bool = False
+    ) -> None:
+        own = [len(available), n_available, sum(sizes), len(sizes), sizes[0]]
+        lengths, counts, wanted, n_draws, first = map(
+            list, zip(*ranks.gather_numbers(own, available.device), strict=True)
         )
-        lengths, n_available, wanted, n_draws, first = ranks.gather(own).T.tolist()
         if len({*zip(wanted, n_draws, first, strict=True)}) > 1:
             raise ValueError(
                 f"size, n_chunks and uniform_size must be the same on all ranks, got {wanted} in {n_draws} chunks, of "
                 f"which the first have {first}."
             )
-        self._available, self._ranks = available, ranks
+        self._ranks, self._checks = ranks, checks
         self._longest_share = max(lengths)
-        self._n_left = sum(n_available)
+        self._n_left = sum(counts)
         self.start: int = sum(lengths[: ranks.rank])
         self.total: int = sum(lengths)
         if wanted[0] > self._n_left:
             raise ValueError(f"size must be at most the number of eligible examples, {self._n_left}, got {wanted[0]}.")
+        # The last place stands for the examples of all other ranks, so that marking what is drawn has a fixed size.
+        self._places = torch.cat([~available, available.new_zeros(1)])
+        self._barred = self._places[:-1]
 
     def draw(self, log_weights: Tensor, noise: Tensor, size: int) -> Draw:
         """Draw `size` candidates without replacement; they cannot be drawn again. A collective.
@@ -85,25 +107,42 @@ class Candidates:
         cost O(B b D / N).
 
         Args:
-            log_weights (`torch.Tensor`): Log-weights of this rank's share, float64 `[n]`.
+            log_weights (`torch.Tensor`): Log-weights of this rank's share, float64 `[n]` (float32 on MPS).
             noise (`torch.Tensor`): Gumbel noise of this rank's share, `[n]`.
             size (`int`): Number of examples to draw from all shares together (m).
 
         Raises:
-            ValueError: on all ranks, if the log-weight of a candidate is NaN or infinite.
+            ValueError: with `checks`, on all ranks, if the log-weight of a candidate is NaN or infinite.
         """
-        log_weights = log_weights.masked_fill(~self._available, -torch.inf)
-        offers = self._ranks.gather(self._offer(log_weights, noise, min(size, self._longest_share)))
-        total, total_of_squares = offers[:, 0].logsumexp(dim=0).tolist()
-        if math.isnan(total):
+        weights = log_weights.masked_fill(self._barred, -torch.inf)
+        log_sums = torch.stack([weights, 2 * weights]).logsumexp(dim=1)
+        # The difference of a number and itself is NaN if the number is NaN or infinite, and else 0.
+        log_sums += (log_weights - log_weights).masked_fill_(self._barred, 0).sum()
+        keys, order = (weights + noise).sort(descending=True, stable=True)
+        if self._ranks.size == 1:
+            drawn = Draw(order[:size].clone(), None, log_sums)  # a view would keep all of `order`
+        else:
+            drawn = self._best(log_sums, keys, order, size)
+        if self._checks and math.isnan(drawn.log_sums[0].item()):
             self._raise_broken(log_weights)
-
-        keys, positions = offers[:, 1:].unbind(dim=2)
-        best = keys.flatten().sort(descending=True, stable=True).indices[:size]
-        drawn = Draw(positions.flatten()[best].long(), best // keys.shape[1], math.exp(2 * total - total_of_squares))
-        self._available[self._own(drawn)] = False
+        self._places.index_fill_(0, self._place(drawn), True)
         self._n_left -= size
         return drawn
+
+    def _best(self, log_sums: Tensor, keys: Tensor, order: Tensor, size: int) -> Draw:
+        """The `size` best of all ranks' candidates, given those of this rank by descending key. A collective."""
+        # Row 0 has the sums, the others have the best candidates, each a key and a position. A share with fewer
+        # candidates is filled up with keys of minus infinity, which are never drawn. Positions are exact, as they stay
+        # far below 2**53 (on MPS, a device without ranks, 2**24).
+        kept = min(size, self._longest_share)
+        offer = keys.new_full((1 + kept, 2), -torch.inf)
+        offer[0] = log_sums
+        offer[1 : 1 + len(keys), 0] = keys[:kept]
+        offer[1 : 1 + len(keys), 1] = (self.start + order[:kept]).to(keys.dtype)
+        offers = self._ranks.gather(offer)
+        keys, positions = offers[:, 1:].unbind(dim=2)
+        best = keys.flatten().sort(descending=True, stable=True).indices[:size]
+        return Draw(positions.flatten()[best].long(), best // kept, offers[:, 0].logsumexp(dim=0))
 
     def collect(self, drawn: Draw, take: Callable[[Tensor], Tensor]) -> Tensor:
         """Gather one row of numbers for each drawn example from the rank that holds the example. A collective.
@@ -116,36 +155,24 @@ class Candidates:
             `torch.Tensor`: `[m, K]` in order of drawing, so that sums over the rows do not depend on the number of
             ranks.
         """
-        counts = drawn.owners.bincount(minlength=self._ranks.size).tolist()
-        rows = self._ranks.gather_rows(take(self._own(drawn)), counts)
+        if drawn.owners is None:
+            return take(drawn.indices)
+        numbers = torch.arange(self._ranks.size, device=drawn.owners.device)
+        counts = (drawn.owners == numbers[:, None]).sum(dim=1).tolist()  # what an exchange needs on the host
+        by_owner = drawn.owners.argsort(stable=True)
+        before = sum(counts[: self._ranks.rank])
+        own = drawn.indices[by_owner[before : before + counts[self._ranks.rank]]] - self.start
         # The gathered rows are in the order of ranks, and the rows of one rank are in order of drawing.
-        return rows[drawn.owners.argsort(stable=True).argsort()]
+        return self._ranks.gather_rows(take(own), counts)[by_owner.argsort(stable=True)]
 
-    def _own(self, drawn: Draw) -> Tensor:
-        """Positions within this rank's share of the examples drawn from it, in order of drawing."""
-        return drawn.indices[drawn.owners == self._ranks.rank] - self.start
-
-    def _offer(self, log_weights: Tensor, noise: Tensor, size: int) -> Tensor:
-        """What this rank contributes to a draw, float64 `[1 + size, 2]`.
-
-        Row 0 has the logarithm of the sum of the weights, and that of the sum of their squares; both are NaN if a
-        score of this rank is NaN or infinite. The other rows are the best candidates, each a key and a position.
-        """
-        # A share with fewer candidates is filled up with keys of minus infinity, which are never drawn. Positions are
-        # exact in float64, as they stay far below 2**53.
-        offer = log_weights.new_full((1 + size, 2), -torch.inf)
-        offer[0] = torch.stack([log_weights, 2 * log_weights]).logsumexp(dim=1)
-        offer[0].masked_fill_(self._broken(log_weights).any(), torch.nan)
-        keys, order = (log_weights + noise).sort(descending=True, stable=True)
-        offer[1 : 1 + len(keys), 0] = keys[:size]
-        offer[1 : 1 + len(keys), 1] = self.start + order[:size].double()
-        return offer
-
-    def _broken(self, log_weights: Tensor) -> Tensor:
-        return ~log_weights.isfinite() & self._available
+    def _place(self, drawn: Draw) -> Tensor:
+        """The place of each drawn example within this rank's share; the last place for those of other ranks."""
+        if drawn.owners is None:
+            return drawn.indices
+        return torch.where(drawn.owners == self._ranks.rank, drawn.indices - self.start, len(self._barred))
 
     def _raise_broken(self, log_weights: Tensor) -> None:
-        broken = self._broken(log_weights).nonzero().flatten() + self.start
+        broken = (~log_weights.isfinite() & ~self._barred).nonzero().flatten() + self.start
         counts = self._ranks.gather_counts(len(broken), broken.device)
         positions = self._ranks.gather_rows(broken, counts).tolist()
         where = f"positions {_listed(positions)}"
@@ -202,13 +229,25 @@ def check_noise(noise: Tensor, shape: tuple[int, ...], device: torch.device) -> 
     """Return the noise on `device`.
 
     Raises:
-        ValueError: if it has another shape, or a value that is not finite.
+        ValueError: if it has another shape.
     """
     if noise.shape != shape:
         raise ValueError(f"noise must have shape {list(shape)}, got {list(noise.shape)}.")
-    if not noise.isfinite().all():
-        raise ValueError("noise must be finite: use gumbel_noise(seed, step, n_chunks, size).")
     return noise.to(device)
+
+
+def count_available(available: Tensor, noise: Tensor | None) -> int:
+    """Return how many examples can be drawn. The host waits once, for this number and for a check of the noise.
+
+    Raises:
+        ValueError: if a value of the noise is not finite.
+    """
+    if noise is None:
+        return int(available.sum())
+    n_available, is_finite = torch.stack([available.sum(), noise.isfinite().all()]).tolist()
+    if not is_finite:
+        raise ValueError("noise must be finite: use gumbel_noise(seed, step, n_chunks, size).")
+    return int(n_available)
 
 
 def _listed(numbers: list[int]) -> str:
@@ -267,7 +306,9 @@ def select_independently(
         available = check_eligible(eligible, len(pointwise_scores), device)
         noise = torch.zeros(len(pointwise_scores), device=device) if noise is None else noise
         noise = check_noise(noise, (len(pointwise_scores),), device)
-    return Candidates(available, [size], ranks).draw(gain * pointwise_scores.detach().double(), noise, size).indices
+        n_available = count_available(available, noise)
+    log_weights = gain * pointwise_scores.detach().to(arithmetic.wide_dtype(device))
+    return Candidates(available, n_available, [size], ranks, checks=True).draw(log_weights, noise, size).indices
 
 
 def select_uniformly(noise: Tensor, size: int, eligible: Tensor | None = None) -> Tensor:

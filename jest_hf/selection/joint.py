@@ -16,6 +16,7 @@ per chunk a rank receives at most b/N candidates from each other rank, and b/N e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -23,7 +24,17 @@ import torch
 from torch import Tensor
 
 from jest_hf.distributed import Ranks
-from jest_hf.selection.draw import Candidates, check_draw, check_eligible, check_noise, raised_on_all
+from jest_hf.selection import arithmetic
+from jest_hf.selection.draw import (
+    Candidates,
+    Draw,
+    check_draw,
+    check_eligible,
+    check_noise,
+    count_available,
+    effective_sample_size,
+    raised_on_all,
+)
 from jest_hf.selection.noise import gumbel_noise
 from jest_hf.selection.scores import PairwiseScores
 
@@ -68,12 +79,14 @@ def draw_chunks(
 ) -> Iterator[Chunk]:
     """Yield the chunks of a joint draw, with the effective sample size of each: [`select_jointly`] chunk by chunk.
 
-    Arguments and errors are those of [`select_jointly`]. The iterator is lazy: it draws a chunk (a collective) when
-    the chunk is requested, and raises errors when the first one is requested.
+    Arguments and errors are those of [`select_jointly`]. The iterator is lazy: it draws all chunks (a collective), and
+    raises errors, when the first one is requested. The host waits for the device once before the first chunk and once
+    after the last one; with several ranks also once in each chunk, for the sizes of an exchange.
     """
     ranks = Ranks() if ranks is None else ranks
-    diagonal = scores.diagonal().double()
+    diagonal = scores.diagonal()
     device = diagonal.device
+    diagonal = diagonal.to(arithmetic.wide_dtype(device))
     with raised_on_all(ranks, device):
         check_draw(size, gain)
         if not 0 <= uniform_size <= size:
@@ -87,24 +100,46 @@ def draw_chunks(
                 f"a score matrix cannot be divided among {ranks.size} ranks, as each rank would need all of its "
                 "columns: pass ranks=None, or scores built by PairwiseScores.from_embeddings."
             )
-    candidates = Candidates(available, sizes, ranks)
+        n_available = count_available(available, noise)
+    candidates = Candidates(available, n_available, sizes, ranks)
     if noise is None:
         # One number from the default generator of rank 0, so that `torch.manual_seed` makes the draw repeatable.
         fresh_seed = ranks.gather_counts(int(torch.randint(2**63 - 1, ())), device)[0]
         start, stop = candidates.start, candidates.start + len(scores)
         noise = gumbel_noise(fresh_seed, 0, len(sizes), candidates.total, start=start, stop=stop, device=device)
 
+    uniform = uniform_size > 0
+    drawn = list(_draw(scores, diagonal, candidates, sizes, gain, noise, uniform))
+    log_sums = torch.stack([draw.log_sums for draw in drawn]).tolist()
+    if any(math.isnan(log_sum) for log_sum, _ in log_sums):
+        # All ranks draw once more, now with a check of each chunk, to find out which scores are broken.
+        candidates = Candidates(available, n_available, sizes, ranks, checks=True)
+        list(_draw(scores, diagonal, candidates, sizes, gain, noise, uniform))
+    for draw, sums in zip(drawn, log_sums, strict=True):
+        yield Chunk(draw.indices, effective_sample_size(sums))
+
+
+def _draw(
+    scores: PairwiseScores,
+    diagonal: Tensor,
+    candidates: Candidates,
+    sizes: list[int],
+    gain: float,
+    noise: Tensor,
+    uniform: bool,
+) -> Iterator[Draw]:
+    """Draw the chunks. A host that calls a GPU never waits in here, unless there are several ranks. A collective."""
     running = scores.start()
     drawn = None
     # Chunk -1 is the uniform one: its noise is the last row.
-    for chunk, chunk_size in enumerate(sizes, start=-1 if uniform_size else 0):
+    for chunk, chunk_size in enumerate(sizes, start=-1 if uniform else 0):
         # Here and not after the draw, which would compute terms after the last chunk that nothing uses.
         if drawn is not None:
             running.add(candidates.collect(drawn, scores.take))
         # A uniform chunk multiplies by 0, which keeps NaN and infinite scores visible to the check in `draw`.
         log_weights = gain * (diagonal + running.total()) if chunk >= 0 else 0 * diagonal
         drawn = candidates.draw(log_weights, noise[chunk], chunk_size)
-        yield Chunk(drawn.indices, drawn.effective_sample_size)
+        yield drawn
 
 
 def select_jointly(

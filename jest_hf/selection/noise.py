@@ -7,12 +7,39 @@ must resume without a saved state. So the noise is counter-based: each value is 
 position), and any process can compute the noise of any positions. The hash adds these four numbers to its state one
 after the other, with a step of SplitMix64 after each (Steele, Lea and Flood, "Fast splittable pseudorandom number
 generators", OOPSLA 2014).
+
+Equal arguments give equal bits on every device: the hash is integer arithmetic, and the logarithm uses only operations
+that IEEE 754 rounds in one way, each in a kernel of its own. The logarithms of torch differ between devices in their
+last bits.
 """
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+from jest_hf.selection import arithmetic
+
+
+# Values that are made at a time on a CPU, so that they stay in its cache. On a GPU they are made at once.
+_BLOCK = 1 << 14
+_Word = TypeVar("_Word", int, Tensor)
+
+# Of the logarithm (see `_log`): ln 2 in two parts, of which k times the first is exact for every exponent k, and the
+# polynomial, both as in Sun's fdlibm.
+_LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
+_POLYNOMIAL = (
+    6.666666666666735130e-01,
+    3.999999999940941908e-01,
+    2.857142874366239149e-01,
+    2.222219843214978396e-01,
+    1.818357216161805012e-01,
+    1.531383769920937332e-01,
+    1.479819860511658591e-01,
+)
+_BITS_OF_SQRT_HALF = 0x3FE6A09E00000000
 
 
 def gumbel_noise(
@@ -71,7 +98,8 @@ def noise_at(seed: int, step: int, n_chunks: int, positions: Tensor, *, first_ch
 
     Args:
         seed, step, n_chunks, first_chunk: As in [`gumbel_noise`].
-        positions (`torch.Tensor`): Positions in the global super-batch, int64 `[n]`. The noise is on their device.
+        positions (`torch.Tensor`): Positions in the global super-batch, int64 `[n]`. The noise is on their device, and
+            made there if the device has float64; else it is made on the CPU.
 
     Raises:
         ValueError: if the seed or the step is out of range, or `n_chunks` is below 1.
@@ -92,24 +120,55 @@ def noise_at(seed: int, step: int, n_chunks: int, positions: Tensor, *, first_ch
     if n_chunks < 1:
         raise ValueError(f"n_chunks must be at least 1, got {n_chunks}.")
     device = positions.device
-    chunks = torch.arange(first_chunk, first_chunk + n_chunks, device=device)[:, None]
-    state = torch.zeros((), dtype=torch.int64, device=device)
-    for word in (seed, step, chunks, positions):
-        state = _mix(state + word)
-    # 52 bits plus one half: every value is exact in float64 and strictly inside (0, 1), so both logarithms are finite.
-    uniform = (_shift_right(state, 12).double() + 0.5) * 2.0**-52
-    return uniform.log_().neg_().log_().neg_().float()
+    if arithmetic.wide_dtype(device) != torch.float64:
+        positions = positions.cpu()
+    state = 0
+    for word in (seed, step):
+        state = _signed(_mix(state + word) % 2**64)
+    chunks = _mix(state + torch.arange(first_chunk, first_chunk + n_chunks, device=positions.device)[:, None])
+    noise = torch.empty(n_chunks, len(positions), device=positions.device)
+    block = max(1, _BLOCK // n_chunks if positions.is_cpu else len(positions))
+    for values, part in zip(torch.split(noise, block, dim=1), torch.split(positions, block), strict=True):
+        # 52 bits plus one half: every value is exact in float64 and strictly inside (0, 1), so both logarithms are
+        # finite.
+        uniform = _shift_right(_mix(chunks + part), 12).double().add_(0.5).mul_(2.0**-52)
+        values.copy_(_log(_log(uniform).neg_()).neg_())
+    return noise.to(device)
 
 
-def _mix(state: Tensor) -> Tensor:
-    """One step of SplitMix64: advance the state, then scramble it. int64 arithmetic wraps like uint64."""
+def _log(x: Tensor) -> Tensor:
+    """The natural logarithm of positive float64 numbers, to less than one unit in the last place.
+
+    With x = 2^k (1 + f) and 1 + f from sqrt(1/2) to sqrt(2): log(1 + f) = 2 atanh(s), where s = f / (2 + f), and the
+    series of atanh ends after seven terms. Additions, multiplications and divisions alone, so that no two devices
+    differ.
+    """
+    bits = x.view(torch.int64)
+    k = (bits - _BITS_OF_SQRT_HALF) >> 52
+    f = (bits - (k << 52)).view(torch.float64) - 1.0
+    exponent = k.double()
+    s = f / (f + 2.0)
+    z = s * s
+    series = z * _POLYNOMIAL[-1]
+    for coefficient in _POLYNOMIAL[-2::-1]:
+        series.add_(coefficient).mul_(z)
+    half_square = (f * f).mul_(0.5)
+    correction = s.mul_(series.add_(half_square)).add_(exponent * _LN2_LOW)
+    return exponent.mul_(_LN2_HIGH).sub_(half_square.sub_(correction).sub_(f))
+
+
+def _mix(state: _Word) -> _Word:
+    """One step of SplitMix64: advance the state, then scramble it.
+
+    int64 arithmetic wraps like uint64. Of a Python number the low 64 bits are the state.
+    """
     state = state + _signed(0x9E3779B97F4A7C15)
     state = (state ^ _shift_right(state, 30)) * _signed(0xBF58476D1CE4E5B9)
     state = (state ^ _shift_right(state, 27)) * _signed(0x94D049BB133111EB)
     return state ^ _shift_right(state, 31)
 
 
-def _shift_right(state: Tensor, bits: int) -> Tensor:
+def _shift_right(state: _Word, bits: int) -> _Word:
     """Shift right and fill with zeros; torch's `>>` repeats the sign bit."""
     return (state >> bits) & ((1 << (64 - bits)) - 1)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from jest_hf.batch import ContrastiveEmbeddings, Scored
+from jest_hf.selection.arithmetic import PRECISIONS
 from jest_hf.selection.criteria import CRITERIA, Criterion, ScoringModel
 from jest_hf.selection.pair_terms import PAIR_LOSSES, MatrixPart, Part, PointwisePart, Running, model_part
 
@@ -54,6 +55,7 @@ class PairwiseScores:
         reference: Scored | None = None,
         criterion: str | Criterion | None = "learnability",
         loss: str | None = "sigmoid",
+        precision: str = "float32",
     ) -> PairwiseScores:
         """Score by the losses of a learner and a reference; contrastive ones without ever forming `[B, B]` matrices.
 
@@ -69,10 +71,13 @@ class PairwiseScores:
             loss (`str`, *optional*, defaults to `"sigmoid"`): Loss of embeddings: `"sigmoid"` (SigLIP), `"softmax"`
                 (CLIP) or `"similarity"`, which is minus the product of a pair's embeddings, without negatives
                 (ActiveCLIP, arXiv 2312.05328). Ignored for [`PointwiseLosses`].
+            precision (`str`, *optional*, defaults to `"float32"`): In which precision the embeddings of different
+                examples are multiplied: `"float32"`, `"tf32"` (on a CUDA device; elsewhere float32) or `"bfloat16"`.
+                The products are summed in float32 in each, and the scores of own pairs are always float32.
 
         Raises:
-            ValueError: for an unknown criterion or loss, a model that the criterion needs and that is missing, or
-                learner and reference of different kinds, of different length or on different devices.
+            ValueError: for an unknown criterion, loss or precision, a model that the criterion needs and that is
+                missing, or learner and reference of different kinds, of different length or on different devices.
         """
         chosen = criterion if isinstance(criterion, Criterion) else CRITERIA.get(criterion or "")
         if chosen is None:
@@ -80,6 +85,8 @@ class PairwiseScores:
         models: dict[ScoringModel, Scored | None] = {"learner": learner, "reference": reference}
         if loss not in LOSSES and any(isinstance(model, ContrastiveEmbeddings) for model in models.values()):
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}.")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
         scored: dict[ScoringModel, Scored] = {}
         for name in chosen.weights:
             model = models[name]
@@ -88,7 +95,7 @@ class PairwiseScores:
             scored[name] = model
         if len(scored) == 2:
             _check_alike(scored["learner"], scored["reference"])
-        parts = {name: model_part(model, loss or "") for name, model in scored.items()}
+        parts = {name: model_part(model, loss or "", precision) for name, model in scored.items()}
         if not chosen.joint:
             own = {name: part.diagonal() for name, part in parts.items()}
             return cls.from_pointwise(chosen.own(own.get("learner"), own.get("reference")))
@@ -144,8 +151,12 @@ class RunningScores:
             part.add(columns)
 
     def total(self) -> Tensor:
-        """Return the conditional term, float64 `[B]`: 0 before anything is drawn, undefined for drawn examples."""
-        return torch.stack([weight * part.total() for weight, part in self._parts]).sum(dim=0)
+        """Return the conditional term, float64 `[B]` (float32 on MPS): 0 before anything is drawn, undefined for drawn
+        examples."""
+        first, *others = (weight * part.total() for weight, part in self._parts)
+        for other in others:
+            first += other
+        return first
 
 
 def _check_alike(learner: Scored, reference: Scored) -> None:

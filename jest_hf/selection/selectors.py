@@ -49,6 +49,8 @@ class Selector(ABC):
         gain (`float`, *optional*, defaults to 1.0): Factor on the scores before sampling.
         uniform_fraction (`float`, *optional*, defaults to 0.0): Fraction of the sub-batch that is drawn uniformly,
             before the rest.
+        precision (`str`, *optional*, defaults to `"float32"`): In which precision the embeddings of different examples
+            are multiplied, as in [`PairwiseScores.from_embeddings`].
 
     Attributes:
         name (`str`): The value of `JESTConfig.selection` that chooses this class.
@@ -76,6 +78,7 @@ class Selector(ABC):
     n_chunks: int = 16
     gain: float = 1.0
     uniform_fraction: float = 0.0
+    precision: str = "float32"
 
     name: ClassVar[str]
     needs_pairs: ClassVar[bool] = False
@@ -155,7 +158,9 @@ class _Drawn(Selector):
 
     def _scores(self, pool: Pool, scores: Scores, key: DrawKey) -> PairwiseScores:
         """Return the scores to draw from, after a check on all ranks that they are finite. A collective."""
-        pairwise = PairwiseScores.from_embeddings(**scores.by_model(), criterion=self.criterion, loss=self.loss)
+        pairwise = PairwiseScores.from_embeddings(
+            **scores.by_model(), criterion=self.criterion, loss=self.loss, precision=self.precision
+        )
         own = pairwise.diagonal()
         _check_scores(pool.rows["valid"] & ~own.isfinite(), pool.rows["example_id"], key.step, pool.ranks)
         return pairwise if self.needs_pairs else PairwiseScores.from_pointwise(own)

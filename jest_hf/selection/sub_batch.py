@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -23,6 +24,29 @@ def take_readable(super_batch: dict[str, Tensor], shares: Shares) -> Exchanged:
         order = torch.arange(shares.start, shares.start + len(valid), device=valid.device)
         return Exchanged(super_batch, order, moved=0, bytes_moved=0)
     return exchange(shares.ranks, super_batch, shares.positions(valid), shares.rows)
+
+
+def take_drawn(rows: dict[str, Tensor], shares: Shares, order: Tensor, chosen: Tensor) -> Exchanged:
+    """Return this rank's part of rows that were drawn before they were loaded. A collective if rows move.
+
+    Args:
+        rows (`dict`): The m rows that this rank has loaded.
+        shares ([`~jest_hf.distributed.Shares`]): How the drawn rows are spread over the ranks.
+        order (`torch.Tensor`): The place in the order of drawing of each row, int64 `[b]`, of the rows of all ranks in
+            the order of ranks.
+        chosen (`torch.Tensor`): Which rows of this rank to take, bool `[m]`.
+
+    Returns:
+        [`~jest_hf.distributed.Exchanged`]: the taken rows of all ranks in equal parts, in order of drawing. Without a
+        copy, if every rank has loaded its part and all rows are taken.
+    """
+    order = order.to(chosen.device)
+    if shares.readable == shares.rows == quotas(len(order), shares.ranks.size):
+        return Exchanged(rows, order[shares.start : shares.start + len(chosen)], moved=0, bytes_moved=0)
+    positions = shares.positions(chosen)
+    positions = positions[order[positions].argsort()]
+    taken = exchange(shares.ranks, rows, positions, shares.rows)
+    return replace(taken, order=order[positions][taken.order])
 
 
 def take_sub_batch(
@@ -45,12 +69,16 @@ def take_sub_batch(
     # Embeddings or losses of an example travel with its row.
     taken = exchange(shares.ranks, {**super_batch, **_packed(embeddings)}, indices, shares.rows)
     parts = {"selected": _unpacked(taken.batch, embeddings)}
-    drawn = torch.bincount(owners_of(indices, shares.rows), minlength=shares.ranks.size).tolist()
+    drawn = [len(indices)]
+    if shares.ranks.size > 1:
+        drawn = torch.bincount(owners_of(indices, shares.rows), minlength=shares.ranks.size).tolist()
     spare = [readable - m for readable, m in zip(shares.readable, drawn, strict=True)]
     if all(n >= q for n, q in zip(spare, quotas(len(indices), shares.ranks.size), strict=True)):
-        rest = super_batch["valid"].clone()
-        rest[shares.own(indices)] = False
-        rejected = rest.nonzero().flatten()[: len(taken.order)]
+        valid = super_batch["valid"]
+        rest = torch.cat([valid, valid.new_zeros(1)]).index_fill_(0, shares.places(indices), False)[:-1]
+        # The first rows of the rest: the k-th is where the count reaches k. Their number is known, so no host waits.
+        places = torch.arange(1, len(taken.order) + 1, device=rest.device)
+        rejected = torch.searchsorted(rest.cumsum(0), places)
         parts["rejected"] = {name: scored.take(rejected) for name, scored in embeddings.items()}
     return taken, parts
 
@@ -75,4 +103,4 @@ def _unpacked(rows: dict[str, Tensor], embeddings: Mapping[str, Scored]) -> dict
     }
 
 
-__all__ = ["take_readable", "take_scored", "take_sub_batch"]
+__all__ = ["take_drawn", "take_readable", "take_scored", "take_sub_batch"]

@@ -5,11 +5,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from transformers import TrainerCallback
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import CallbackHandler, ProgressCallback
 
 from jest_hf.data.rows import EpochSampler
 from jest_hf.report.ledger import SelectionLedger
@@ -30,13 +30,13 @@ class EpochCallback(TrainerCallback):
 
 
 class LedgerCallback(TrainerCallback):
-    """Cuts a ledger back to the step that training starts from, and completes it at the end."""
+    """Begins a ledger at the step that training starts from, and completes it at the end."""
 
     def __init__(self, ledger: SelectionLedger) -> None:
         self.ledger = ledger
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.ledger.truncate(state.global_step)
+        self.ledger.begin(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.ledger.flush()
@@ -63,6 +63,15 @@ class CompanionsCallback(TrainerCallback):
         self.companions.start(state.max_steps)
 
 
+def keep_callbacks(handler: CallbackHandler, own: Sequence[TrainerCallback]) -> None:
+    """
+    Put the callbacks of a run back in the place of the copies that `restore_callback_states_from_checkpoint=True` has
+    made: the run counts with its own, which load their state themselves.
+    """
+    kinds = tuple(type(one) for one in own)
+    handler.callbacks = [*own, *(one for one in handler.callbacks if not isinstance(one, kinds))]
+
+
 class ReportsCallback(TrainerCallback):
     """Ends the reports of a run at the end of training."""
 
@@ -73,4 +82,11 @@ class ReportsCallback(TrainerCallback):
         self.finish()
 
 
-__all__ = ["CompanionsCallback", "EpochCallback", "JESTProgress", "LedgerCallback", "ReportsCallback"]
+__all__ = [
+    "CompanionsCallback",
+    "EpochCallback",
+    "JESTProgress",
+    "LedgerCallback",
+    "ReportsCallback",
+    "keep_callbacks",
+]

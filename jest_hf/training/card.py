@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import TrainerState
+from transformers.utils import logging
 
 from jest_hf.config import JESTConfig
 from jest_hf.hub.card_file import write_card
@@ -27,6 +28,8 @@ from jest_hf.report.statistics import RunStatistics
 from jest_hf.report.summary import RunSummary
 from jest_hf.selection import CRITERIA
 
+
+logger = logging.get_logger(__name__)
 
 LIBRARIES = ("jest_hf", "transformers", "torch", "datasets", "accelerate")
 PLOT = "selection.png"
@@ -129,6 +132,7 @@ def summarise_run(
         filter_ratio=args.filter_ratio,
         n_chunks=args.n_chunks,
         gain=args.selection_gain,
+        precision=args.selection_precision if args.selection_precision != "float32" else None,
         scoring_view=args.scoring_view,
         low_resolution_fraction=args.low_resolution_fraction,
         scaled_jpeg_decoding=getattr(facts.collator, "scaled_jpeg_decoding", False),
@@ -158,6 +162,14 @@ def summarise_run(
         language=_listed(language),
         tags=_listed(tags),
     )
+
+
+def try_card(write: Callable[[], None]) -> None:
+    """Write the card of a run that goes on: a README.md that somebody has edited is no reason to end it."""
+    try:
+        write()
+    except ValueError as error:
+        logger.warning("The model card is left as it is: %s", error)
 
 
 def _latest_metrics(facts: RunFacts) -> tuple[dict[str, float], int | None]:
@@ -219,4 +231,4 @@ def versions(libraries: tuple[str, ...] = LIBRARIES) -> dict[str, str]:
     return found
 
 
-__all__ = ["RunFacts", "hardware", "summarise_run", "versions", "write_run_card"]
+__all__ = ["RunFacts", "hardware", "summarise_run", "try_card", "versions", "write_run_card"]

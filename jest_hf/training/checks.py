@@ -84,6 +84,15 @@ def warn_of_low_precision(model: nn.Module) -> None:
         )
 
 
+def warn_of_precision(args: JESTConfig) -> None:
+    """Log that TF32 has no effect on a device other than CUDA's."""
+    if args.selection_precision == "tf32" and args.device.type != "cuda":
+        logger.warning(
+            f"selection_precision='tf32' has no effect on {args.device.type}: the products are float32; leave it out, "
+            "or train on a CUDA device."
+        )
+
+
 def check_options(args: JESTConfig, objective: type[Objective]) -> None:
     """Refuse options that have no use with an objective."""
     if SELECTIONS[args.settings.selection].needs_pairs and not objective.pairs:
@@ -93,8 +102,9 @@ def check_options(args: JESTConfig, objective: type[Objective]) -> None:
         )
     for option, neutral in objective.refused.items():
         if getattr(args, option) != neutral:
+            made_for = "examples with labels" if objective.pairs else "image-text pairs"
             raise ValueError(
-                f"{option}={getattr(args, option)!r} is for image-text pairs, and objective={objective.name!r} has "
+                f"{option}={getattr(args, option)!r} is for {made_for}, and objective={objective.name!r} has "
                 "none; leave it out."
             )
 
@@ -202,21 +212,16 @@ def check_gradient_cache(args: JESTConfig) -> None:
 
 def check_train_size(n_rows: int | None, args: JESTConfig) -> None:
     """Check that an epoch holds a super-batch; a stream (`n_rows=None`) has neither epochs nor an index."""
-    if n_rows is None and args.cache_reference:
+    if n_rows is None and args.cache_reference and args.reference_cache is None:
         raise ValueError(
-            "cache_reference=True embeds the training data by index, and a stream has no index; set it to False, or "
-            "pass a map-style data set."
+            "cache_reference=True embeds the training data by index, and a stream has no index; set reference_cache "
+            "to a cache of the same data, made by `jest-hf cache-reference`, or pass a map-style data set."
         )
     if n_rows is None and "epoch" in (args.eval_strategy, args.save_strategy):
         raise ValueError(
             f"eval_strategy={IntervalStrategy(args.eval_strategy).value!r}, "
             f"save_strategy={SaveStrategy(args.save_strategy).value!r}: a stream has no epochs; set them to 'steps' "
             "or 'no'."
-        )
-    if n_rows is None and args.settings.prefilter_ratio > 0:
-        raise ValueError(
-            f"prefilter_ratio={args.prefilter_ratio} selects by index, and a stream has no index; set it to 0, or "
-            "pass a map-style data set."
         )
     if n_rows is not None and n_rows < args.candidates_size:
         raise ValueError(
@@ -241,7 +246,7 @@ def number_of_rows(dataset: Any, image_column: str, ranks: Ranks) -> int | None:
     return len(Rows(dataset, image_column))
 
 
-def check_functions(objective: Objective, args: JESTConfig, functions: Mapping[str, Any]) -> None:
+def check_functions(objective: Objective, functions: Mapping[str, Any]) -> None:
     """
     Refuse functions of the user, among the further arguments of a Trainer, that would not be called.
 
@@ -258,8 +263,3 @@ def check_functions(objective: Objective, args: JESTConfig, functions: Mapping[s
                 f"logits of whole examples; {way_out}."
             )
     objective.check_metrics(functions.get("compute_metrics"))
-    if args.batch_eval_metrics:
-        raise ValueError(
-            "batch_eval_metrics=True is not supported: compute_metrics is called once, with a whole data set; leave "
-            "batch_eval_metrics out."
-        )

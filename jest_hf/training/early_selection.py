@@ -6,7 +6,17 @@ With a criterion that uses the reference alone (`easy_reference`) and cached sco
 it is made where the loader draws its indices, in the main process of each rank, and the workers read, decode and
 tokenize b rows in place of B. Every rank makes the draw of the whole super-batch for itself: the cache is on its disk,
 and the noise is a function of (seed, step, position), so that no rank has to talk to another. The draw is the one that
-the step would have made ([`~training.step.SelectionStep`]), bit by bit, and so is the share of each rank.
+the step would have made ([`~training.step.SelectionStep`]), bit by bit, and so is the share of each rank. A thread
+draws for the next step while the loader works on this one.
+
+A joint draw of more than `MOST_FLOPS` is too much for a CPU. On a GPU the ranks then make it together, as in the step:
+each holds the scores of its own rows on its device. The main thread of every rank draws, where the loader takes its
+next indices. So the collectives come in the same order on all ranks, and the draws of the next steps are made ahead by
+the loader's prefetch depth.
+
+Of a stream the bytes of every candidate pass by, each rank sees its own part, and the ranks exchange the ids of their
+candidates ([`~jest_hf.data.chosen.ChosenBatches`]). A rank then decodes the drawn rows among its own, be they more or
+fewer than its share; the step moves the surplus to other ranks, as after a draw in the step.
 
 A chosen row that turns out broken when it is decoded is left out, as in a uniform batch: the sub-batch then has one
 example less, and `examples_skipped` counts it.
@@ -19,26 +29,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
-from jest_hf.batch import Scored, Scores
+from jest_hf.batch import Scores
 from jest_hf.config import JESTConfig
 from jest_hf.data.captions import draw_caption
 from jest_hf.data.rows import EpochSampler
 from jest_hf.distributed import Ranks, Shares, owners_of, plan_exchange
 from jest_hf.reference import ReferenceSource
 from jest_hf.report.compare import compare_selected
-from jest_hf.selection import SELECTIONS, DrawKey, Pool, SelectionSchedule
+from jest_hf.selection import SELECTIONS, DrawKey, Pool, SelectionSchedule, take_sub_batch
 
 
-# A joint draw compares B candidates with b examples: 4 B b D FLOPs. Above this many, the step draws, on the device.
-# Chosen for a few tenths of a second on one core, and not measured against the steps of a GPU.
+# A joint draw compares B candidates with b examples: 4 B b D FLOPs. Above this many, a GPU draws; without a GPU, the
+# step. Chosen for a few tenths of a second on one core, and not measured against the steps of a GPU.
 MOST_FLOPS = 2e10
 # Added to the seed of a run for its first stage: the second draws with the noise of the run's own seed.
 _PREFILTER_SEED = 2**61
@@ -51,7 +62,9 @@ class EarlyDraw:
 
     Args:
         is_final (`bool`): Whether it is the sub-batch, and not a super-batch that the step selects from.
-        order (`torch.Tensor`): The place in the order of drawing of each row that this rank reads, int64 `[m]`.
+        order (`torch.Tensor`): The place in the order of drawing of each row that is loaded, int64 `[b]`: the rows of
+            the first of the ranks that select together, then those of the second, and so on.
+        counts (`list[int]`): Rows that each of these ranks loads.
         ids (`torch.Tensor`): Ids of this rank's rows of the super-batch, int64 `[n]`.
         unreadable (`int`): Rows among them that could not be read when they were cached.
         metrics (`dict`): What there is to log about the draw.
@@ -59,6 +72,7 @@ class EarlyDraw:
 
     is_final: bool
     order: Tensor
+    counts: list[int]
     ids: Tensor
     unreadable: int
     metrics: dict[str, float]
@@ -74,19 +88,32 @@ class EarlySelection:
         loss (`str`, *optional*): `"sigmoid"` or `"softmax"`, for pairs.
         caption_seed (`int`): Seed of the choice among the captions of a row.
         ranks ([`~jest_hf.distributed.Ranks`]): All processes of the run.
+        from_stream (`bool`, *optional*, defaults to `False`): Whether the data are a stream, of which a rank can load
+            only its own candidates.
+        together (`bool`, *optional*, defaults to `False`): Whether the ranks make a draw together, on their devices,
+            and not each for itself on its CPU. [`~EarlySelection.draw`] is then a collective.
 
     Attributes:
         draws (`dict`): By step, the draws whose rows are on their way through the loader.
     """
 
     def __init__(
-        self, args: JESTConfig, source: ReferenceSource, loss: str | None, caption_seed: int, ranks: Ranks
+        self,
+        args: JESTConfig,
+        source: ReferenceSource,
+        loss: str | None,
+        caption_seed: int,
+        ranks: Ranks,
+        from_stream: bool = False,
+        together: bool = False,
     ) -> None:
         self.args = args
         self.source = source
         self.loss = loss
         self.caption_seed = caption_seed
         self.ranks = ranks
+        self.from_stream = from_stream
+        self.together = together
         self.draws: dict[int, EarlyDraw] = {}
         settings = args.settings
         self.is_final = settings.prefilter_ratio == 0
@@ -96,7 +123,13 @@ class EarlySelection:
 
     @classmethod
     def where_it_serves(
-        cls, args: JESTConfig, source: ReferenceSource | None, loss: str | None, collator: Any, ranks: Ranks
+        cls,
+        args: JESTConfig,
+        source: ReferenceSource | None,
+        loss: str | None,
+        collator: Any,
+        ranks: Ranks,
+        from_stream: bool = False,
     ) -> EarlySelection | None:
         """
         Return an [`EarlySelection`] where a run can select before decoding and `args.select_before_decoding` lets it;
@@ -107,7 +140,7 @@ class EarlySelection:
         """
         wanted = args.select_before_decoding
         if args.settings.prefilter_ratio > 0 and source is not None:
-            return cls(args, source, loss, getattr(collator, "seed", 0), ranks)
+            return cls(args, source, loss, getattr(collator, "seed", 0), ranks, from_stream)
         if wanted is False:
             return None
         obstacle = _obstacle(args, source)
@@ -118,13 +151,31 @@ class EarlySelection:
                     "criterion='easy_reference' with reference_cache or cache_reference, or leave it out."
                 )
             return None
-        if wanted is None and SELECTIONS[args.settings.selection].needs_pairs:
-            flops = 4.0 * args.super_batch_size * args.sub_batch_size * (source.width or 0)
-            if flops > MOST_FLOPS:
-                return None
-        return cls(args, source, loss, getattr(collator, "seed", 0), ranks)
+        is_large = False
+        if SELECTIONS[args.settings.selection].needs_pairs:
+            n_together = ranks.size if args.selection_scope == "global" else 1
+            of_rank = 4.0 * args.per_device_super_batch_size * args.per_device_train_batch_size * (source.width or 0)
+            is_large = of_rank * n_together**2 > MOST_FLOPS
+        if is_large and wanted is None and args.device.type == "cpu":
+            return None
+        return cls(args, source, loss, getattr(collator, "seed", 0), ranks, from_stream, together=is_large)
 
-    def draw(self, keys: Sequence[tuple[int, int]], step: int) -> list[tuple[int, int]]:
+    def choose(self, ids: Tensor, epoch: int, step: int) -> list[int]:
+        """
+        Draw the rows of a step of a stream, as [`~EarlySelection.draw`].
+
+        Args:
+            ids (`torch.Tensor`): Ids of the candidates of all ranks, int64 `[W, n]`.
+            epoch (`int`): Number of the pass over the stream, from 0.
+            step (`int`): Number of the step, from 1.
+
+        Returns:
+            `list[int]`: the places of the rows that this rank loads, among its own n candidates.
+        """
+        positions = self.draw([(epoch, one) for one in ids.flatten().tolist()], step)
+        return [position - self.ranks.rank * ids.shape[1] for position in positions]
+
+    def draw(self, keys: Sequence[tuple[int, int]], step: int) -> list[int]:
         """
         Draw the rows of a step, and keep what there is to know about the draw in `draws`.
 
@@ -134,31 +185,38 @@ class EarlySelection:
             step (`int`): Number of the step, from 1.
 
         Returns:
-            `list[tuple[int, int]]`: the keys of the rows that this rank loads: its sub-batch, in order of drawing, or
-            its super-batch, in order of positions. During the warm-up, which scores nothing, the first rows.
+            `list[int]`: the positions in `keys` of the rows that this rank loads: of its sub-batch, in order of
+            drawing, or its super-batch, in order of positions; of a stream, of the drawn rows among its own. During
+            the warm-up, which scores nothing, the first rows.
         """
         start = time.perf_counter()
         n_rows = len(keys) // self.ranks.size
         own = slice(self.ranks.rank * n_rows, (self.ranks.rank + 1) * n_rows)
         if not self.schedule.selects(step):
-            return list(keys[own][: self.args.per_device_super_batch_size])
+            return list(range(len(keys))[own])[: self.args.per_device_super_batch_size]
         is_local = self.args.selection_scope == "local"
         # With the local scope each rank draws from its own rows alone, and keeps what it draws.
         chosen, draw = self._draw(keys, own, own if is_local else slice(0, len(keys)), step)
         name = "selection_seconds" if self.is_final else "prefilter/seconds"
         draw.metrics[name] = time.perf_counter() - start
         self.draws[step] = draw
-        return [keys[position] for position in chosen]
+        return chosen
 
     def _draw(
         self, keys: Sequence[tuple[int, int]], own: slice, candidates: slice, step: int
     ) -> tuple[list[int], EarlyDraw]:
-        rows = self._rows(keys[candidates])
+        args, device = self.args, torch.device("cpu")
+        group, held = Ranks(), candidates
+        if self.together:
+            device = args.device
+            if candidates != own:
+                group, held = self.ranks, own
+        rows = {name: value.to(device) for name, value in self._rows(keys[held]).items()}
         rows["valid"] = self.source.readable(rows)
         positions = torch.arange(candidates.start, candidates.stop)
         n_ranks = len(positions) * self.ranks.size // len(keys)
-        readable = int(rows["valid"].sum())
-        args = self.args
+        shares = Shares.of(group, rows["valid"])
+        readable = sum(shares.readable)
         per_rank = args.per_device_train_batch_size if self.is_final else args.per_device_super_batch_size
         size = min(per_rank * n_ranks, readable)
         if size < n_ranks:
@@ -166,26 +224,30 @@ class EarlySelection:
                 f"step {step}: only {readable} of the {len(positions)} rows of the super-batch could be read when the "
                 f"reference was cached, and {n_ranks} are needed; check that they have their images, texts and labels."
             )
-        pool = Pool(rows, positions, Shares(Ranks(), [len(positions)], [readable]), size)
-        reference = self.source.score(_NO_MODEL, rows, len(positions))
+        pool = Pool(rows, torch.arange(held.start, held.stop, device=device), shares, size)
+        reference = self.source.score(_NO_MODEL, rows, len(rows["valid"]))
         selector = args.selector(self.loss) if self.is_final else args.prefilter(self.loss)
         key = DrawKey(args.seed if self.is_final else args.seed + _PREFILTER_SEED, step)
         selection = selector.select(pool, lambda models: Scores(reference=reference), key)
         drawn = selection.indices
         if not self.is_final:
             drawn = drawn.sort().values  # as rows lie that were not drawn: in an order that says nothing of scores
-        destinations = torch.zeros_like(drawn)
-        if n_ranks > 1:
-            destinations = plan_exchange(owners_of(drawn, [len(positions) // n_ranks] * n_ranks), n_ranks)
-        order = (destinations == (self.ranks.rank if n_ranks > 1 else 0)).nonzero().flatten()
-        mine = slice(own.start - candidates.start, own.stop - candidates.start)
-        metrics = {**selection.metrics, **self._compared(rows["valid"], reference, drawn)}
+        _, parts = take_sub_batch(shares, rows, {"reference": reference}, drawn)
+        metrics = {**selection.metrics, **compare_selected(parts, self.loss, group)}
+        drawn = drawn.cpu()
+        readers = owners_of(drawn, [len(positions) // n_ranks] * n_ranks)
+        if not self.from_stream:  # any rank can read any row
+            readers = plan_exchange(readers, n_ranks)
+        order, counts = readers.argsort(stable=True), readers.bincount(minlength=n_ranks).tolist()
+        mine = {name: rows[name][own.start - held.start : own.stop - held.start] for name in ("example_id", "valid")}
         if self.is_final:
             metrics = {"scoring_seconds": 0.0, **metrics}
         else:
             metrics = {f"prefilter/{name}": value for name, value in metrics.items()}
-        draw = EarlyDraw(self.is_final, order, rows["example_id"][mine], int((~rows["valid"][mine]).sum()), metrics)
-        return positions[drawn[order]].tolist(), draw
+        unreadable = int((~mine["valid"]).sum())
+        draw = EarlyDraw(self.is_final, order, counts, mine["example_id"].cpu(), unreadable, metrics)
+        read = order.split(counts)[self.ranks.rank if n_ranks > 1 else 0]
+        return positions[drawn[read]].tolist(), draw
 
     def _rows(self, keys: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         """What a cache needs to know of rows: their ids, and which caption is drawn in their epoch."""
@@ -200,19 +262,9 @@ class EarlySelection:
             rows["caption_number"] = torch.tensor(numbers, dtype=torch.int64)
         return rows
 
-    def _compared(self, valid: Tensor, reference: Scored, drawn: Tensor) -> dict[str, float]:
-        """The reference's loss of the selected examples, and of as many rejected ones."""
-        parts = {"selected": {"reference": reference.take(drawn)}}
-        rest = valid.clone()
-        rest[drawn] = False
-        rejected = rest.nonzero().flatten()[: len(drawn)]
-        if len(rejected) == len(drawn):
-            parts["rejected"] = {"reference": reference.take(rejected)}
-        return compare_selected(parts, self.loss)
-
     def take(self, step: int) -> EarlyDraw | None:
         """Return the draw of a step, once; `None` for a step whose super-batch was loaded whole."""
-        for earlier in [one for one in self.draws if one < step]:  # skipped after a resume
+        for earlier in [one for one in list(self.draws) if one < step]:  # skipped after a resume
             del self.draws[earlier]
         return self.draws.pop(step, None)
 
@@ -239,8 +291,23 @@ class EarlyBatches(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         step = self.sampler.epoch * len(self)
         keys = iter(self.sampler)
-        for number in range(len(self)):
-            yield self.selection.draw(list(islice(keys, self.super_batch_size)), step + number + 1)
+        batches = (list(islice(keys, self.super_batch_size)) for _ in range(len(self)))
+        numbered = zip(batches, count(step + 1), strict=False)
+        if self.selection.together:  # collectives: in the thread that makes all others
+            for batch, number in numbered:
+                yield self._drawn(batch, number)
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="early-selection") as thread:
+            ahead = None
+            for batch, number in numbered:
+                drawn, ahead = ahead, thread.submit(self._drawn, batch, number)
+                if drawn is not None:
+                    yield drawn.result()
+            if ahead is not None:
+                yield ahead.result()
+
+    def _drawn(self, batch: list[tuple[int, int]], step: int) -> list[tuple[int, int]]:
+        return [batch[position] for position in self.selection.draw(batch, step)]
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.sampler), self.super_batch_size)

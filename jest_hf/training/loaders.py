@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -12,14 +13,16 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import seed_worker
 
 from jest_hf.config import JESTConfig
+from jest_hf.data.chosen import load_chosen
 from jest_hf.data.late import LateImages
 from jest_hf.data.rows import EpochSampler, Rows, share_batches
 from jest_hf.data.stream import StreamedRows, load_stream
 from jest_hf.distributed import Ranks
 from jest_hf.images.views import View
 from jest_hf.objectives import Objective
-from jest_hf.reference import ReferenceSource
+from jest_hf.reference import FetchingCollator, ReferenceSource
 from jest_hf.training.early_selection import EarlyBatches, EarlySelection
+from jest_hf.training.images import RunImages
 
 
 class Loaders:
@@ -31,6 +34,8 @@ class Loaders:
         objective ([`Objective`]): Checks the rows, and makes the collators of an evaluation.
         view ([`~jest_hf.models.View`], *optional*): The scoring view.
         ranks ([`~jest_hf.distributed.Ranks`]): All processes of the run.
+        images ([`~training.images.RunImages`]): The image cache of the run, where there is one.
+        reference (`Callable`, *optional*): Returns the reference in use, or `None`. Default: there is none.
 
     Attributes:
         late_images ([`~data.late.LateImages`], *optional*): Brings the full images of a sub-batch, where the loader
@@ -38,29 +43,50 @@ class Loaders:
         early ([`~training.early_selection.EarlySelection`], *optional*): Selects before decoding, where a run can.
     """
 
-    def __init__(self, args: JESTConfig, objective: Objective, view: View | None, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        args: JESTConfig,
+        objective: Objective,
+        view: View | None,
+        ranks: Ranks,
+        images: RunImages,
+        reference: Callable[[], ReferenceSource | None] = lambda: None,
+    ) -> None:
         self.args = args
         self.objective = objective
         self.view = view
         self.ranks = ranks
+        self.reference = reference
+        self.images = images
         self.late_images: LateImages | None = None
         self.early: EarlySelection | None = None
 
     def stream(self, dataset: Any, collator: Any) -> Any:
-        """The loader of a stream, which is read as it comes, each rank its own part."""
-        args = self.args
-        return load_stream(
-            dataset,
-            self._at_view(collator),
-            args.per_device_super_batch_size,
-            image_column=collator.image_column,
-            ranks=self.ranks,
-            device=args.device,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-        )
+        """
+        The loader of a stream, which is read as it comes, each rank its own part: of super-batches or, where a run can
+        select before decoding, of selected rows.
+
+        Args:
+            dataset: The stream.
+            collator: The data collator of the run.
+
+        Raises:
+            ValueError: for `select_before_decoding=True` in a run whose scores need more than a cache.
+        """
+        args, source = self.args, self.reference()
+        options: dict[str, Any] = {
+            "image_column": collator.image_column,
+            "ranks": self.ranks,
+            "device": args.device,
+            "non_blocking": cast(Any, args.accelerator_config).non_blocking,
+            **self._worker_options,
+        }
+        loss = self.objective.loss_kind
+        self.early = EarlySelection.where_it_serves(args, source, loss, collator, self.ranks, from_stream=True)
+        read = self.training_collator(collator)
+        if self.early is None:
+            return load_stream(dataset, read, args.per_device_super_batch_size, **options)
+        return load_chosen(dataset, read, args.candidates_size // self.ranks.size, self.early.choose, **options)
 
     def rows(self, dataset: Any, collator: Any, source: ReferenceSource | None) -> tuple[Rows, EpochSampler]:
         """
@@ -73,10 +99,12 @@ class Loaders:
                 of the super-batch, these cannot come late.
         """
         args, view = self.args, self.view
-        rows = Rows(dataset, collator.image_column)
+        rows, images = Rows(dataset, collator.image_column), self.images.cache
+        if images is not None:
+            rows = rows.with_images(images)
         self.late_images = None
         reads_images = source is not None and source.reads_images
-        if view is not None and args.selects and not reads_images:
+        if view is not None and args.selects and not reads_images and images is None:  # a cache has all sizes
             settings = args.settings
             in_full = (1 - settings.filter_ratio) * (1 - settings.low_resolution_fraction)
             n_threads = max(1, args.dataloader_num_workers)
@@ -114,18 +142,42 @@ class Loaders:
             rows,
             batch_sampler=batches,
             collate_fn=self.training_collator(collator),
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
             worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+            **self._worker_options,
         )
         # The batches are this rank's own: accelerate must not split them once more.
-        return prepare_data_loader(loader, args.device, num_processes=1, process_index=0, put_on_device=True)
+        return prepare_data_loader(
+            loader,
+            args.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            non_blocking=cast(Any, args.accelerator_config).non_blocking,
+        )
+
+    @property
+    def _worker_options(self) -> dict[str, Any]:
+        """The options of the run about loader workers, by their names in a torch `DataLoader`."""
+        args = self.args
+        return {
+            "num_workers": args.dataloader_num_workers,
+            "pin_memory": args.dataloader_pin_memory,
+            "persistent_workers": args.dataloader_persistent_workers,
+            "prefetch_factor": args.dataloader_prefetch_factor,
+            "multiprocessing_context": args.dataloader_multiprocessing_context,
+        }
 
     def training_collator(self, collator: Any) -> Any:
-        """The collator of super-batches: with images at the scoring view too, or with these alone."""
-        return self._at_view(collator) if self.late_images is None else self.late_images.collator
+        """The collator of super-batches: with images at the scoring view too, or with these alone; and with the
+        reference's cached scores."""
+        collator = self._at_view(collator) if self.late_images is None else self.late_images.collator
+        if self.early is not None and self.early.is_final and not self.args.settings.distillation_weight:
+            return collator  # the scores have been used
+        return self._fetching(collator)
+
+    def _fetching(self, collator: Any) -> Any:
+        source = self.reference()
+        return collator if source is None or source.reads_images else FetchingCollator(collator, source)
 
     def _at_view(self, collator: Any) -> Any:
         return collator if self.view is None else collator.at_view(self.view)

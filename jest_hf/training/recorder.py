@@ -4,14 +4,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from jest_hf.config import JESTConfig
 from jest_hf.distributed import Ranks
+from jest_hf.report.figures import Elapsed, Figure, HostCopy, Reading
 from jest_hf.report.flops import StepFlops
 from jest_hf.report.ledger import SelectionLedger
 from jest_hf.report.report import Report, StepRecord
@@ -23,9 +25,38 @@ from jest_hf.training.costs import RunCosts
 from jest_hf.training.step import SubBatch
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """
+    A step that has been taken, and whose rows are on their way to the host.
+
+    Args:
+        step (`int`): Number of the step.
+        columns ([`HostCopy`]): `example_id` and place in the order of drawing of the sub-batch of all ranks, int64
+            `[b, 2]`.
+        counts (list of `int`): Rows of each rank in it.
+        seen, skipped, flops: As in [`~report.report.StepRecord`].
+        metrics ([`Reading`]): For the reports.
+        sources ([`HostCopy`], *optional*): Rows of the super-batch by source, int64 `[n_sources]`; with one rank the
+            ids of these rows.
+    """
+
+    step: int
+    columns: HostCopy
+    counts: list[int]
+    seen: int
+    skipped: int
+    flops: StepFlops
+    metrics: Reading
+    sources: HostCopy | None
+
+
 class RunRecorder:
     """
     Hands each step to the statistics, the ledger and the reports of a run.
+
+    The rows of a step are copied from a GPU while the step goes on, and handed on when the next step is recorded, or
+    when somebody needs them before: at a log, at a checkpoint, and by [`~RunRecorder.settled`].
 
     Args:
         args ([`JESTConfig`]): Options of the run.
@@ -59,48 +90,87 @@ class RunRecorder:
         self.reports = reports if ranks.rank == 0 else ()
         self.costs = RunCosts(args, {}, {}, None)
         self._last_step = StepFlops()
-        self._metrics: dict[str, float] = {}
+        self._metrics: dict[str, Figure] = {}
+        self._taken: _Taken | None = None
 
-    def add(self, metrics: Mapping[str, float]) -> None:
+    def add(self, metrics: Mapping[str, Figure]) -> None:
         """Add metrics of the step being taken to the logging window."""
         self.statistics.add(metrics)
         self._metrics |= metrics
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Wall time of a part of a step, with the device's queue drained, in seconds, as a metric."""
-        start = time.perf_counter()
+        """
+        Time of a part of a step as a metric, in seconds. On a CUDA device it begins when the work enqueued before is
+        done, and ends when that of the part is done; the host does not wait.
+        """
+        elapsed = Elapsed(self.args.device)
         yield
-        if self.args.device.type == "cuda":
-            torch.cuda.synchronize(self.args.device)
-        self.add({name: time.perf_counter() - start})
+        self.add({name: elapsed.stop()})
 
     def record(self, step: int, sub_batch: SubBatch, pool: Pool) -> None:
         """Count a step, and write down which examples every rank trains on, and when they were drawn. A collective."""
-        valid = pool.rows["valid"]
-        n_seen = len(pool.seen_ids)
+        if self._taken is not None and self._taken.step != step - 1:
+            self._taken = None  # of a run that has failed: this one starts from a checkpoint before that step
+        self.settle()
+        n_seen, shares = len(pool.seen_ids), pool.shares
+        n_skipped = pool.unreadable + shares.rows[shares.ranks.rank] - shares.readable[shares.ranks.rank]
         n_scored = n_seen if pool.n_scored is None else pool.n_scored
-        counted = valid.new_tensor([n_seen, pool.unreadable, n_scored], dtype=torch.int64)
-        counted[1] += (~valid).sum()
-        seen, skipped, n_scored = self.ranks.sum(counted).tolist()
         columns = torch.stack([sub_batch.rows["example_id"], sub_batch.order], dim=1)
-        counts = self.ranks.gather_counts(len(columns), columns.device)
-        ids, order = self.ranks.gather_rows(columns, counts).cpu().T
+        of_ranks = self.ranks.gather_numbers([n_seen, n_skipped, n_scored, len(columns)], columns.device)
+        seen, skipped, n_scored = (sum(numbers) for numbers in list(zip(*of_ranks, strict=True))[:3])
+        counts = [numbers[3] for numbers in of_ranks]
+        columns = self.ranks.gather_rows(columns, counts)
         if self.group.size > 1:
             self.add({"exchange/examples": sub_batch.moved, "exchange/bytes": sub_batch.bytes_moved})
         scored = n_scored if sub_batch.is_selected else 0
-        self._last_step = self.costs.of_step(trained=len(ids), scored=scored, readable=seen - skipped)
+        self._last_step = self.costs.of_step(trained=len(columns), scored=scored, readable=seen - skipped)
         metrics, self._metrics = self._metrics, {}
-        ranks = torch.arange(self.ranks.size).repeat_interleave(torch.tensor(counts))
-        record = StepRecord(step, ids, ranks, order, seen, skipped, self._last_step, metrics)
-        self.statistics.count(seen=seen, skipped=skipped, trained_ids=ids, flops=record.flops)
-        if self.sources is not None:
-            own = self.sources.count(pool.seen_ids).to(valid.device)
-            self.statistics.count_sources(self.sources.count(ids), self.ranks.sum(own).cpu())
+        self._taken = _Taken(
+            step,
+            HostCopy(columns),
+            counts,
+            seen,
+            skipped,
+            self._last_step,
+            Reading(metrics if self.reports else {}),
+            self._seen_by_source(pool),
+        )
+        if self._taken.columns.arrived:
+            self.settle()
+
+    def _seen_by_source(self, pool: Pool) -> HostCopy | None:
+        if self.sources is None:
+            return None
+        if self.ranks.size == 1:
+            return HostCopy(pool.seen_ids)
+        return HostCopy(self.ranks.sum(self.sources.count(pool.seen_ids).to(pool.seen_ids.device)))
+
+    def settle(self) -> None:
+        """Hand on the step that was recorded last, if its rows were still on their way. No collective."""
+        taken, self._taken = self._taken, None
+        if taken is None:
+            return
+        ids, order = taken.columns.read().T
+        ranks = torch.arange(self.ranks.size).repeat_interleave(torch.tensor(taken.counts))
+        self.statistics.count(seen=taken.seen, skipped=taken.skipped, trained_ids=ids, flops=taken.flops)
+        if self.sources is not None and taken.sources is not None:
+            seen: Tensor = taken.sources.read()
+            seen_by_source = self.sources.count(seen) if self.ranks.size == 1 else seen
+            self.statistics.count_sources(self.sources.count(ids), seen_by_source)
         if self.ledger is not None:
-            self.ledger.record(step, ids, ranks, order)
-        for report in self.reports:
-            report.on_step(record)
+            self.ledger.record(taken.step, ids, ranks, order)
+        if self.reports:
+            record = StepRecord(
+                taken.step, ids, ranks, order, taken.seen, taken.skipped, taken.flops, taken.metrics.read()
+            )
+            for report in self.reports:
+                report.on_step(record)
+
+    def settled(self) -> RunRecorder:
+        """Return this recorder, once it has handed on the step that was recorded last."""
+        self.settle()
+        return self
 
     @property
     def flops_of_last_step(self) -> float:
@@ -110,12 +180,12 @@ class RunRecorder:
     @property
     def run_flops(self) -> StepFlops:
         """FLOPs of all steps so far and of caching the reference, plain convention."""
-        return self.statistics.flops + StepFlops(reference=self.costs.of_cache)
+        return self.settled().statistics.flops + StepFlops(reference=self.costs.of_cache)
 
     def complete(self, logs: dict[str, float]) -> None:
         """Add the means of the logging window to a training log, and the totals of the run to its last log."""
         if "loss" in logs:
-            logs.update(self.statistics.pop())
+            logs.update(self.settled().statistics.pop())
         elif "train_runtime" in logs:
             spent = self.run_flops
             # In IID training of as many examples: what the run has to save in examples to pay.
@@ -124,6 +194,7 @@ class RunRecorder:
 
     def on_checkpoint(self, step: int) -> None:
         """Write down what is still in memory: a run that is killed while it saves resumes from an older checkpoint."""
+        self.settle()
         if self.ledger is not None:
             self.ledger.flush()
         for report in self.reports:
@@ -131,6 +202,7 @@ class RunRecorder:
 
     def finish(self, summary: RunSummary) -> None:
         """End the reports, at the end of training."""
+        self.settle()
         for report in self.reports:
             report.finish(summary)
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from jest_hf.config import JESTConfig
+from jest_hf.data.image_cache import ImageCache
 from jest_hf.data.rows import Rows
 from jest_hf.distributed import Ranks, ask_first_rank
 from jest_hf.hub.pull import Snapshot
@@ -116,6 +117,12 @@ class ReferencePlan:
             return processor
         return None
 
+    def frozen(self, learner: nn.Module) -> nn.Module | ReferenceCache | None:
+        """Return what scores as a frozen reference: a cache, the learner's backbone, or the reference's own model."""
+        if not self.args.uses_reference or self.args.reference == "online":
+            return None
+        return self.cache or (learner if self.args.reference == "adapter" else self.ref_model)
+
     def place(
         self,
         objective: Objective,
@@ -137,6 +144,7 @@ class ReferencePlan:
         if self.cache is not None:
             if objective.loss_kind is not None:
                 check_loss(objective.loss_kind, "reference cache", self.cache.logit_bias is not None)
+            self.cache.verify_ahead()  # while the run is being made
             self.source = CachedReference.of(self.cache, train_dataset, collator)
             return
         if args.cache_reference:
@@ -150,10 +158,16 @@ class ReferencePlan:
             self._live = Reference(view, model, config=self.ref_model.config)
         self.source = self._live
 
-    def cache_now(self, objective: Objective, dataset: Any, collator: Any, engine: Engine) -> float | None:
+    def cache_now(
+        self, objective: Objective, dataset: Any, collator: Any, engine: Engine, images: ImageCache | None = None
+    ) -> float | None:
         """
         Cache the reference's scores of the training data, with `args.cache_reference`, and use the cache from now on.
         A collective.
+
+        Args:
+            images ([`~jest_hf.data.image_cache.ImageCache`], *optional*): Images of the data, to read in place of
+                their files.
 
         Returns:
             FLOPs of making the cache, where the cache knows them.
@@ -161,10 +175,16 @@ class ReferencePlan:
         if not self.args.cache_reference or self._live is None:
             return None
         with engine.autocast():
-            return self._write(self._live, objective, dataset, collator, engine)
+            return self._write(self._live, objective, dataset, collator, engine, images)
 
     def _write(
-        self, live: Reference, objective: Objective, dataset: Any, collator: Any, engine: Engine
+        self,
+        live: Reference,
+        objective: Objective,
+        dataset: Any,
+        collator: Any,
+        engine: Engine,
+        images: ImageCache | None,
     ) -> float | None:
         if getattr(dataset, "format", {}).get("type") == "custom":
             logger.warning(
@@ -173,7 +193,7 @@ class ReferencePlan:
                 "cache_reference=False."
             )
         args, folder = self.args, Path(str(self.args.output_dir))
-        data = Rows(dataset, collator.image_column), collator
+        rows = Rows(dataset, collator.image_column)
         options = {
             "reference": self._identity,
             "batch_size": args.scoring_batch_size or args.per_device_train_batch_size,
@@ -189,10 +209,13 @@ class ReferencePlan:
             file = folder / "irreducible_losses.safetensors"
             with live.switched_on():
                 reader = cast(PointwiseReader, live.view)  # as `Objective.cached_as` requires
-                self.source = IrreducibleLosses.compute(file, reader, live.model, *data, **options)
+                data = rows if images is None else rows.with_images(images)
+                self.source = IrreducibleLosses.compute(file, reader, live.model, data, collator, **options)
         else:
-            cached = live.write_cache(folder / "reference_cache", live.config, *data, dtype="float32", **options)
+            options |= {"images": images, "dtype": "float32"}
+            cached = live.write_cache(folder / "reference_cache", live.config, rows, collator, **options)
             self.source, flops = cached, cached.cache.flops
+            cached.cache.verify_ahead()
         self.ref_model, self._live = None, None  # the run does not need their memory any more
         return flops
 

@@ -5,13 +5,13 @@
 Before `Trainer.__init__`, in [`plan_run`]:
 
 1. arguments and launch are checked;
-2. the ranks are known;
+2. the ranks are known, and wait for each other for `ddp_timeout`;
 3. processor and learner are loaded, or `model_init` is called for the first time;
 4. the objective is found;
 5. the adapter is put on the learner;
 6. the reference is found, and the collator completed with its processor;
-7. the data are checked; statistics, ledger and schedule are made;
-8. the publisher is made.
+7. the data and their image cache are checked; statistics, ledger and schedule are made;
+8. publisher and checkpoints are made.
 
 After it, in [`build_parts`]:
 
@@ -19,7 +19,7 @@ After it, in [`build_parts`]:
 10. the progress bar is replaced;
 11. the learner's reader is made, which opens the model for views and its temperature;
 12. the proxy is made;
-13. the reference is identified for a cache, and then placed;
+13. the reference and the rows are identified, for a resume and for a cache, and then the reference is placed;
 14. one row is read and checked against every model: the dry run.
 
 Until (14) the Trainer may call `call_model_init`, `init_hf_repo` and callbacks: what they use is in the plan.
@@ -38,11 +38,12 @@ from transformers import PretrainedConfig, PreTrainedModel, TrainerCallback, Tra
 from jest_hf.config import JESTConfig
 from jest_hf.data.stream import is_stream
 from jest_hf.distributed import Ranks
+from jest_hf.distributed.group import end_group_at_exit, limit_waits
 from jest_hf.hub.publisher import Publisher
 from jest_hf.images.views import View
 from jest_hf.models import Reader, add_adapter, base_model, check_view
 from jest_hf.models.sharding import check_shardable, prepare_for_fsdp2
-from jest_hf.objectives import Objective, ObjectiveOptions, find_objective
+from jest_hf.objectives import Objective
 from jest_hf.reference import load_learner
 from jest_hf.report.ledger import SelectionLedger
 from jest_hf.report.report import Report
@@ -50,8 +51,10 @@ from jest_hf.report.sources import Sources
 from jest_hf.report.statistics import RunStatistics
 from jest_hf.scoring import Scorer
 from jest_hf.selection import SelectionSchedule
+from jest_hf.training.advice import Overtaken, SlowLoading, loading_remedies
 from jest_hf.training.callbacks import CompanionsCallback, LedgerCallback
 from jest_hf.training.card import RunFacts
+from jest_hf.training.checkpoints import Checkpoints
 from jest_hf.training.checks import (
     check_arguments,
     check_distinct,
@@ -59,16 +62,19 @@ from jest_hf.training.checks import (
     check_gradient_cache,
     check_launch,
     check_objective,
-    check_options,
     check_train_size,
     number_of_rows,
     warn_of_low_precision,
+    warn_of_precision,
 )
 from jest_hf.training.companions import Companions
 from jest_hf.training.costs import RunCosts, dry_run
 from jest_hf.training.engine import Engine
 from jest_hf.training.evaluator import Evaluator
+from jest_hf.training.identity import identify_run
+from jest_hf.training.images import RunImages
 from jest_hf.training.loaders import Loaders, first_row
+from jest_hf.training.objective import objective_of
 from jest_hf.training.recorder import RunRecorder
 from jest_hf.training.reference import ReferencePlan
 from jest_hf.training.step import SelectionStep
@@ -89,9 +95,11 @@ class RunPlan:
     ranks: Ranks
     group: Ranks
     reference: ReferencePlan
+    images: RunImages
     recorder: RunRecorder
     companions: Companions
     publisher: Publisher
+    checkpoints: Checkpoints
     engine: Engine
 
     @property
@@ -100,9 +108,14 @@ class RunPlan:
         ledger = self.recorder.ledger
         return [self.recorder.statistics] + ([LedgerCallback(ledger)] if ledger is not None else [])
 
+    def make_caches(self, dataset: Any, collator: Any) -> None:
+        """Make the image cache, with `args.image_cache`, and then the cache of the reference. A collective."""
+        self.images.make(dataset, collator)
+        self.cache_reference(dataset, collator)
+
     def cache_reference(self, dataset: Any, collator: Any) -> None:
         """Cache the reference's scores of the training data, with `args.cache_reference`. A collective."""
-        flops = self.reference.cache_now(self.objective, dataset, collator, self.engine)
+        flops = self.reference.cache_now(self.objective, dataset, collator, self.engine, self.images.cache)
         if flops is not None:
             self.recorder.costs.of_cache = flops
 
@@ -114,7 +127,7 @@ class RunPlan:
             model=model,
             objective=self.objective,
             collator=self.collator,
-            statistics=self.recorder.statistics,
+            statistics=self.recorder.settled().statistics,
             flops=self.recorder.run_flops,
             reference=self.reference.about(),
             hub_model_id=hub_model_id,
@@ -166,8 +179,11 @@ def plan_run(
     check_distinct(model=model, ref_model=ref_model, proxy_model=proxy_model)
     check_launch(args)
     check_gradient_cache(args)
+    warn_of_precision(args)
 
     ranks = Ranks.world()  # 2
+    limit_waits(args.ddp_timeout)
+    end_group_at_exit()
 
     if processing_class is None and data_collator is not None:  # 3
         processing_class = data_collator.processor
@@ -179,7 +195,7 @@ def plan_run(
 
     objective = objective_of(args, learner)  # 4
     check_objective(args, objective, data_collator)
-    check_functions(objective, args, functions)
+    check_functions(objective, functions)
 
     if peft_config is not None:  # 5
         model = cast(PreTrainedModel, add_adapter(model, peft_config))
@@ -196,6 +212,9 @@ def plan_run(
 
     group = ranks if args.selection_scope == "global" else Ranks()  # 7
     recorder = _recorder(args, objective, collator, train_dataset, ranks, group, reports)
+    view = View.parse(args.scoring_view) if args.scoring_view else None
+    images = RunImages(args, view, ranks)
+    images.check(train_dataset, collator)
 
     return RunPlan(
         args=args,
@@ -204,13 +223,15 @@ def plan_run(
         collator=collator,
         train_dataset=train_dataset,
         objective=objective,
-        view=View.parse(args.scoring_view) if args.scoring_view else None,
+        view=view,
         ranks=ranks,
         group=group,
         reference=reference,
+        images=images,
         recorder=recorder,
         companions=Companions(args, objective, ranks, engine, collator.ref_processor or processing_class),
         publisher=Publisher(args),  # 8
+        checkpoints=Checkpoints(args, ranks, recorder.ledger),
         engine=engine,
     )
 
@@ -260,6 +281,12 @@ def build_parts(
     companions = plan.companions
     companions.make_proxy(proxy_model, reference.ref_model)  # 12
     companions.make_reference(reference.ref_model, learner)  # 13
+    row = None
+    if plan.train_dataset is not None:
+        row = first_row(plan.train_dataset, collator.image_column, is_stream(plan.train_dataset))
+    recorder.statistics.settings |= identify_run(
+        objective, reference.frozen(learner), plan.train_dataset, collator.image_column, row
+    )
     reference.place(objective, learner, reader, collator, plan.processor, plan.train_dataset, engine)
     if companions.reference is not None:
         reference.source = companions.reference
@@ -271,7 +298,7 @@ def build_parts(
         proxy=None if companions.proxy is None else companions.proxy.score,
         autocast=engine.autocast,
     )
-    loaders = Loaders(args, objective, view, ranks)
+    loaders = Loaders(args, objective, view, ranks, plan.images, lambda: reference.source)
     step = SelectionStep(
         args,
         objective.loss_kind,
@@ -295,16 +322,20 @@ def build_parts(
         engine=engine,
         reference=lambda: reference.source,
         late_images=lambda: loaders.late_images,
+        record=recorder.add,
     )
-    if plan.train_dataset is not None:  # 14
-        recorder.costs = _costs(plan, reader, learner)
+    if row is not None:  # 14
+        recorder.costs = _costs(plan, reader, learner, row)
+    slow_loading = SlowLoading(lambda: loading_remedies(args, collator, loaders, not is_stream(plan.train_dataset)))
+    if ranks.rank == 0:
+        recorder.reports = [*recorder.reports, slow_loading, *([Overtaken()] if Overtaken.concerns(args) else [])]
     return Parts(
         reader=reader,
         step=step,
         update=update,
         loaders=loaders,
         evaluator=Evaluator(args, objective, reader, view, ranks, engine),
-        callbacks=[CompanionsCallback(companions)] if companions.models else [],
+        callbacks=[slow_loading, *([CompanionsCallback(companions)] if companions.models else [])],
     )
 
 
@@ -325,9 +356,8 @@ def prepare_learner(learner: nn.Module, view: View | None, *, fsdp: bool, deepsp
         check_view(view, base_model(learner).config)
 
 
-def _costs(plan: RunPlan, reader: Reader, learner: PreTrainedModel) -> RunCosts:
+def _costs(plan: RunPlan, reader: Reader, learner: PreTrainedModel, row: dict[str, Any]) -> RunCosts:
     """Collate the first row: a missing column or a foreign processor shows here and not in a worker."""
-    row = first_row(plan.train_dataset, plan.collator.image_column, is_stream(plan.train_dataset))
     batch = plan.collator([row])
     companions = plan.companions
     readers: dict[str, tuple[Reader, PretrainedConfig]] = {"learner": (reader, base_model(learner).config)}
@@ -342,34 +372,4 @@ def _costs(plan: RunPlan, reader: Reader, learner: PreTrainedModel) -> RunCosts:
     return RunCosts(plan.args, forward, widths, plan.recorder.statistics.n_examples)
 
 
-def objective_of(args: JESTConfig, model: nn.Module | None) -> Objective:
-    """
-    Make the objective that the run names, or the one that its learner is made for.
-
-    Args:
-        args ([`JESTConfig`]): `args.objective` and the options that belong to one.
-        model ([`~transformers.PreTrainedModel`], *optional*): The learner, where one was passed.
-
-    Raises:
-        ValueError: for an unknown objective, and for options without use with this one.
-    """
-    base = None if model is None else base_model(model)
-    objective = find_objective(args.objective, base)
-    check_options(args, objective)
-    settings = args.settings
-    return objective.make(
-        base,
-        ObjectiveOptions(
-            loss=args.loss,
-            loss_tile_size=args.loss_tile_size,
-            loss_exchange=args.loss_exchange,
-            distillation_weight=settings.distillation_weight,
-            label_smoothing=settings.label_smoothing_factor,
-            views=args.scoring_view is not None,
-            eval_group_column=args.eval_group_column,
-            sub_batch_size=args.sub_batch_size,
-        ),
-    )
-
-
-__all__ = ["Parts", "RunPlan", "build_parts", "objective_of", "plan_run", "prepare_learner"]
+__all__ = ["Parts", "RunPlan", "build_parts", "plan_run", "prepare_learner"]

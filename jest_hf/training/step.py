@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -12,11 +12,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from jest_hf.batch import Scored
+from jest_hf.batch import Scored, without_cached
 from jest_hf.config import JESTConfig
 from jest_hf.distributed import Exchanged, Ranks, Shares
 from jest_hf.reference import ReferenceSource
-from jest_hf.report.compare import compare_selected, compare_selectors
+from jest_hf.report.compare import selected_figures, selector_figures
+from jest_hf.report.figures import Figure
 from jest_hf.report.sources import Sources
 from jest_hf.scoring import ScoredRows, Scorer
 from jest_hf.selection import (
@@ -25,6 +26,7 @@ from jest_hf.selection import (
     Selection,
     SelectionSchedule,
     Selector,
+    take_drawn,
     take_readable,
     take_sub_batch,
 )
@@ -63,7 +65,7 @@ class SubBatch:
 class Metrics(Protocol):
     """Where the metrics and times of a step go."""
 
-    def add(self, metrics: Mapping[str, float]) -> None: ...
+    def add(self, metrics: Mapping[str, Figure]) -> None: ...
 
     def timed(self, name: str) -> AbstractContextManager[None]: ...
 
@@ -126,19 +128,25 @@ class SelectionStep:
         drawn = None if early is None else early.take(step)
         if drawn is not None and drawn.is_final:
             return self._drawn_early(super_batch, drawn, step)
+        if drawn is not None:
+            loaded = Shares(self.group, drawn.counts, drawn.counts)
+            every = torch.ones_like(super_batch["valid"])
+            super_batch = take_drawn(dict(super_batch), loaded, drawn.order, every).batch
         pool = self.pool(super_batch, step)
         if drawn is not None:
             self.metrics.add(drawn.metrics)
             pool = replace(pool, super_batch_ids=drawn.ids, unreadable=drawn.unreadable, n_scored=len(pool.positions))
         if not self.selects(step):
+            pool = self._without_cached(pool)
             return SubBatch.of(take_readable(pool.rows, pool.shares), is_selected=False), pool
         scores = self.scorer.on(model, pool.rows)
         with self.metrics.timed("scoring_seconds"):
             by_model = scores(self.args.scored_models).by_model()
         with self.metrics.timed("selection_seconds"):
             selection = self.select(pool, scores, DrawKey(self.args.seed, step))
+        pool = self._without_cached(pool, by_model)
         exchanged, parts = take_sub_batch(pool.shares, pool.rows, by_model, selection.indices)
-        self.metrics.add(compare_selected(parts, self.loss, self.group))
+        self.metrics.add(selected_figures(parts, self.loss, self.group))
         return SubBatch.of(exchanged, True, parts["selected"]), pool
 
     def _drawn_early(self, rows: Mapping[str, Tensor], draw: EarlyDraw, step: int) -> tuple[SubBatch, Pool]:
@@ -146,21 +154,22 @@ class SelectionStep:
         shares = Shares.of(self.group, rows["valid"])
         self._check_readable(shares, step)
         pool = Pool(
-            dict(rows),
+            dict(rows) if self.args.settings.distillation_weight else without_cached(rows),
             positions=torch.arange(len(rows["valid"]), device=rows["valid"].device),
             shares=shares,
             size=sum(shares.readable),
             super_batch_ids=draw.ids,
             unreadable=draw.unreadable,
         )
-        exchanged = take_readable(pool.rows, shares)
-        order = draw.order.to(exchanged.order.device)
-        if shares.readable != shares.rows:
-            positions = shares.positions(pool.rows["valid"])[exchanged.order]
-            order = self.group.gather_rows(order, shares.rows)[positions]
+        exchanged = take_drawn(pool.rows, shares, draw.order, pool.rows["valid"])
         self.metrics.add(draw.metrics)
-        sub_batch = SubBatch.of(exchanged, is_selected=True)
-        return replace(sub_batch, order=order), pool
+        return SubBatch.of(exchanged, is_selected=True), pool
+
+    def _without_cached(self, pool: Pool, scores: Collection[str] = ()) -> Pool:
+        """The pool without the reference's cached scores, unless the sub-batch needs them for its teacher."""
+        if self.args.settings.distillation_weight and "reference" not in scores:
+            return pool
+        return replace(pool, rows=without_cached(pool.rows))
 
     def selects(self, step: int) -> bool:
         """Whether a step scores and selects."""
@@ -225,7 +234,7 @@ class SelectionStep:
             if self.sources is not None:
                 source_of = self.sources.of(pool.rows["example_id"]).to(indices.device)
                 names = self.sources.names
-            self.metrics.add(compare_selectors(others, pool, known, key, indices, self.loss, source_of, names))
+            self.metrics.add(selector_figures(others, pool, known, key, indices, self.loss, source_of, names))
         return selection
 
 
@@ -236,7 +245,8 @@ def compared_selectors(args: JESTConfig, loss: str | None) -> Sequence[Selector]
         needs_pairs = Selector.parse(name).needs_pairs
         # Joint scores are always made of losses: similarities are no scores of different examples.
         kind = "similarity" if args.pair_score == "similarity" and not needs_pairs else loss
-        selectors.append(Selector.parse(name, loss=kind, n_chunks=args.n_chunks, gain=args.selection_gain))
+        settings = {"n_chunks": args.n_chunks, "gain": args.selection_gain, "precision": args.selection_precision}
+        selectors.append(Selector.parse(name, loss=kind, **settings))
     return selectors
 
 

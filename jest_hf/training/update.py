@@ -11,14 +11,15 @@ So the rank with the fewest rows decides ([`rows_at_view`], [`chunks_by_view`]).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from jest_hf.batch import Scored
+from jest_hf.batch import Scored, without_cached
 from jest_hf.config import JESTConfig
 from jest_hf.data.late import LateImages
 from jest_hf.distributed import Ranks
@@ -109,6 +110,7 @@ class Update:
         engine ([`Engine`]): For backward.
         reference (`Callable`): Returns the reference in use, the teacher of a distillation.
         late_images (`Callable`): Returns what brings the full images of a sub-batch, or `None`.
+        record (`Callable`, *optional*): Takes metrics of the step.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class Update:
         engine: Engine,
         reference: Callable[[], ReferenceSource | None],
         late_images: Callable[[], LateImages | None],
+        record: Callable[[Mapping[str, float]], object] = lambda metrics: None,
     ) -> None:
         self.args = args
         self.objective = objective
@@ -131,16 +134,22 @@ class Update:
         self.engine = engine
         self.reference = reference
         self.late_images = late_images
+        self.record = record
         self.fraction = 0.0 if view is None else args.settings.low_resolution_fraction
         self._learned: LearnerBatch | None = None
 
     def prepare(self, model: nn.Module, sub_batch: SubBatch, step: int) -> LearnerBatch:
         """Add the teacher's embeddings, shuffle, and bring the full images that are needed. A collective."""
         teacher = self._teach(model, sub_batch)
-        rows, teacher = self._shuffle(sub_batch.rows, teacher, step)
+        rows, teacher = self._shuffle(without_cached(sub_batch.rows), teacher, step)
         batch = self._sized(rows, teacher)
         late_images = self.late_images()
-        return batch if late_images is None else replace(batch, rows=late_images(rows, batch.n_at_view))
+        if late_images is None:
+            return batch
+        start = time.perf_counter()
+        batch = replace(batch, rows=late_images(rows, batch.n_at_view))
+        self.record({"late_images_seconds": time.perf_counter() - start})
+        return batch
 
     def _teach(self, model: nn.Module, sub_batch: SubBatch) -> Scored | None:
         """The reference's embeddings of the sub-batch, with `args.distillation_weight`: often they are known."""
@@ -167,9 +176,12 @@ class Update:
         start = self.ranks.rank * args.per_device_train_batch_size
         # A row of noise that no draw has used.
         noise = gumbel_noise(
-            args.seed, step, args.n_chunks + 1, args.sub_batch_size, start=start, stop=start + len(ids)
+            *(args.seed, step, args.n_chunks + 1, args.sub_batch_size),
+            start=start,
+            stop=start + len(ids),
+            device=ids.device,
         )
-        order = noise[-1].argsort().to(ids.device)
+        order = noise[-1].argsort()
         shuffled = {name: value.index_select(0, order) for name, value in rows.items()}
         return shuffled, None if teacher is None else teacher.take(order)
 

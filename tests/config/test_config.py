@@ -124,3 +124,22 @@ def test_the_help_gives_the_default_of_an_option_that_starts_as_none():
 def test_the_docstring_lists_the_options_in_their_order():
     entries = re.findall(r"^(\w+) \(", inspect.getdoc(JESTConfig), re.MULTILINE)
     assert entries == [one.name for one in OWN]
+
+
+def test_a_pickle_has_neither_token_nor_folders_and_a_copy_has_both(tmp_path):
+    """The Trainer saves a pickle of the arguments with each model, and pushes it."""
+    import copy
+    import pickle
+
+    folder = tmp_path / "of the machine"
+    args = JESTConfig(
+        output_dir=str(folder / "out"), reference_cache=str(folder / "cache"), hub_token="hf_secret", seed=7
+    )
+    pickled = pickle.dumps(args)
+    assert b"of the machine" not in pickled and b"hf_secret" not in pickled
+    loaded = pickle.loads(pickled)
+    assert (loaded.output_dir, loaded.reference_cache, loaded.seed) == ("out", "cache", 7)
+    for copied in (copy.copy(args), copy.deepcopy(args)):
+        assert type(copied) is JESTConfig and copied is not args
+        assert (copied.output_dir, copied.hub_token) == (args.output_dir, "hf_secret")
+        assert copied.to_dict() == args.to_dict()

@@ -17,6 +17,7 @@ from jest_hf.cli import main
 from jest_hf.curation import Rule, curate_dataset, open_scores
 from jest_hf.curation.choose import repeats, scores_by
 from jest_hf.data import load_source, select_subset
+from jest_hf.data.subset import write_subset
 from jest_hf.report import SelectionLedger
 from tests.curation.scored import BROKEN, pairs, score
 from tests.helpers import tiny_siglip, tiny_siglip_processor
@@ -228,8 +229,9 @@ def test_a_list_of_rows_is_a_subset_for_others(folder, tmp_path):
     for part in (tiny_siglip(0), tiny_siglip_processor()):
         part.save_pretrained(tmp_path / "learner")
     main(["score", "--learner", str(tmp_path / "learner"), *flags, "--batch_size", "8", "--disable_tqdm"])
-    with pytest.raises(ValueError, match="lists 15 of 50 rows, .* and the data set has 49; name the data set"):
-        select_subset(whole.select(range(49)), path)
+    write_subset(tmp_path / "one.parquet", {"row": [1]}, n_rows=50)
+    with pytest.raises(ValueError, match="lists 1 of 50 rows, .* and the data set has 49; name the data set"):
+        select_subset(whole.select(range(49)), tmp_path / "one.parquet")
 
 
 def test_a_list_of_other_data_is_noticed_by_their_names(folder, tmp_path):

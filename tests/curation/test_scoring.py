@@ -12,10 +12,10 @@ import torch
 from jest_hf.cli import main
 from jest_hf.curation import open_scores, score_dataset
 from jest_hf.curation.score_set import MANIFEST, UNFINISHED
+from jest_hf.data.files import write_atomically
 from jest_hf.data.rows import Rows
 from jest_hf.objectives import ObjectiveOptions, find_objective
 from jest_hf.reference import ReferenceCache
-from jest_hf.reference.store import write_atomically
 from tests.curation.scored import BROKEN, pairs, score
 from tests.helpers import (
     random_rows,

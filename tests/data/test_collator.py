@@ -187,6 +187,16 @@ def test_captions_for_siglip_2_are_lower_cased(tokenizer):
     assert torch.equal(ids[0], ids[1])
 
 
+def test_gemmas_tokenizer_lower_cases_whatever_its_class():
+    plain = tiny_tokenizer(lower_case=False)
+    plain.add_tokens(["<start_of_turn>"])
+    processor = SiglipProcessor(tiny_siglip_processor().image_processor, plain)
+    rows = random_rows(2)
+    rows[0]["text"], rows[1]["text"] = "A RED STAR", "a red star"
+    ids = JESTDataCollator(processor)(rows)["input_ids"]
+    assert torch.equal(ids[0], ids[1])
+
+
 def test_captions_for_others_keep_their_case():
     processor = SiglipProcessor(tiny_siglip_processor().image_processor, tiny_tokenizer(lower_case=False))
     rows = random_rows(1)
@@ -235,6 +245,9 @@ GOOD = random_rows(1)[0]
 BROKEN = {
     "no image": ({"image": None}, "no image"),
     "no bytes": ({"image": {"bytes": b"", "path": None}}, "0 bytes"),
+    "half a character": ({"text": "a star \ud83d"}, "half a character"),
+    "half a character among captions": ({"text": ["a star", "\udfff"]}, "half a character"),
+    "half a character in a path": ({"image": "\ud83d.png"}, "cannot be read"),
     "not an image": ({"image": {"bytes": b"<html>", "path": None}}, "no format"),
     "truncated": ({"image": encode(random_image(64, 64, np.random.default_rng(0)), "JPEG")[:900]}, "truncated"),
     "zero size": ({"image": Image.new("RGB", (0, 4))}, "no pixels"),

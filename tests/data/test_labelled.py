@@ -202,6 +202,7 @@ def test_a_row_without_a_label_keeps_its_place(name, label, caplog):
     ("name", "change", "word"),
     [
         ("image", {"image": b"<html>"}, "no format"),
+        ("text", {"text": "a \ud83d"}, "half a character"),
         ("image", {"image": None}, "no image"),
         ("text", {"text": " \n"}, "empty"),
         ("text", {"text": 7}, "int"),

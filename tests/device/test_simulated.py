@@ -24,16 +24,16 @@ RUNS = ("gradient_cache_at_view", "preset_rho_loss", "cached_reference", "preset
 pytestmark = pytest.mark.long
 
 
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
 
 
 def test_runs_are_those_of_the_cpu(tmp_path):
     output = tmp_path / "runs.json"
-    result = python("-m", "tests.device", "--runs", ",".join(RUNS), "--output", str(output))
+    result = python(tmp_path, "-m", "tests.device", "--runs", ",".join(RUNS), "--output", str(output))
     assert result.returncode == 0, result.stdout + result.stderr[-3000:]
     runs = json.loads(output.read_text())
     assert list(runs) == list(RUNS)
@@ -63,7 +63,7 @@ there[there.argsort()[:2]] = 7
 assert not waits and there.requires_grad_().sum().backward() is None and there.grad.device == there.device
 """
     )
-    result = python(str(script))
+    result = python(tmp_path, str(script))
     assert result.returncode == 0, result.stderr
 
 
@@ -85,5 +85,44 @@ else:
     raise AssertionError("nothing was found")
 """
     )
-    result = python(str(script))
+    result = python(tmp_path, str(script))
     assert result.returncode == 0, result.stdout + result.stderr[-3000:]
+
+
+def test_a_step_of_selection_waits_for_the_device_at_most_eight_times(tmp_path):
+    """From the marks of readable rows to the record of the step, without the waits of the Trainer and of the loader.
+
+    `report/figures.py` copies without waiting, which the simulated device cannot do.
+
+    Chunks add none: four times as many chunks wait as often.
+    """
+    script = tmp_path / "waits.py"
+    script.write_text(
+        """
+from collections import Counter
+from unittest.mock import patch
+
+import torch
+
+from tests.device import simulated  # noqa: F401
+from tests.device.__main__ import play
+from tests.invariant.matrix import SETTINGS
+
+torch.use_deterministic_algorithms(True)
+ours = ("selection/", "distributed/", "report/", "training/", "batch.py")
+found = []
+for n_chunks in (2, 8):
+    with patch.dict(SETTINGS, {"n_chunks": n_chunks, "save_strategy": "no", "eval_strategy": "no"}):
+        record, waits = play("preset_jest", "far")
+    steps = len(record["batches"])
+    places = Counter(wait.partition(" at ")[2] for wait in waits)
+    waited = {place: count for place, count in places.items() if not place.startswith("report/figures.py")}
+    mine = {place: count for place, count in waited.items() if place.startswith(ours)}
+    assert steps == 4 and 0 < sum(mine.values()) <= 8 * steps, mine
+    found.append(sum(mine.values()))
+assert found[0] == found[1], found
+print(found, mine)
+"""
+    )
+    result = python(tmp_path, str(script))
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]

@@ -1,9 +1,10 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Selection before decoding on two processes: each reads its own share of one draw, and no rank talks to another."""
+"""Selection before decoding on two processes: each reads its own share of one draw."""
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import jest_hf.data.collator as collator_module
 from jest_hf import JESTConfig, JESTTrainer
 from jest_hf.report import read_selections
+from jest_hf.training import early_selection
 from tests.distributed.processes import run
 from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
 
@@ -21,6 +23,7 @@ SUB_BATCH, STEPS = 16, 6  # 200 rows are three super-batches of 64: two epochs
 
 
 def _train(folder: str, changes: dict[str, Any], resumes: bool = False) -> dict[str, Any]:
+    early_selection.MOST_FLOPS = changes.pop("most_flops", early_selection.MOST_FLOPS)
     world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     rows = [{**row, "text": [row["text"], "a red square"][: 1 + i % 2]} for i, row in enumerate(random_rows(200))]
     rows[7]["image"] = b"no image"
@@ -49,6 +52,9 @@ def _train(folder: str, changes: dict[str, Any], resumes: bool = False) -> dict[
         train_dataset=rows,
         processing_class=tiny_siglip_processor(),
     )
+    if args.dataloader_num_workers:  # a rank is a daemon, which may have no children
+        multiprocessing.current_process()._config["daemon"] = False
+        multiprocessing.set_start_method("fork", force=True)
     trainer.plan.cache_reference(trainer.train_dataset, trainer.data_collator)
     decoded: list[int] = []
     decode = collator_module.decode_pixels
@@ -60,6 +66,7 @@ def _train(folder: str, changes: dict[str, Any], resumes: bool = False) -> dict[
     return {
         "decoded": len(decoded),
         "early": trainer.parts.loaders.early is not None,
+        "together": trainer.parts.loaders.early is not None and trainer.parts.loaders.early.together,
         "weights": torch.cat([value.detach().flatten() for value in trainer.model.parameters()]),
         "counts": {name: trainer.statistics.totals()[name] for name in ("examples_seen", "examples_skipped")},
     }
@@ -69,18 +76,24 @@ def ledger(folder: Path) -> dict[str, list[int]]:
     return read_selections(folder / "selections.parquet").to_pydict()
 
 
-@pytest.mark.parametrize("scope", ["global", "local"])
-def test_two_ranks_train_as_with_selection_in_the_step(tmp_path, scope):
+@pytest.mark.parametrize(("scope", "together"), [("global", False), ("local", False), ("global", True)])
+def test_two_ranks_train_as_with_selection_in_the_step(tmp_path, scope, together):
+    """`together`: a draw that is too large for one CPU, which the ranks share: collectives in their loaders, four
+    steps ahead of those of training."""
     reports = {}
     for early in (False, True):
-        changes = {"select_before_decoding": early, "selection_scope": scope}
+        changes = {"select_before_decoding": early, "selection_scope": scope, "dataloader_num_workers": 2 * together}
+        changes |= {"most_flops": 0.0 if together else 1e12}
         reports[early] = run(2, _train, str(tmp_path / str(early)), changes)
     assert [report["early"] for report in reports[True]] == [True, True]
+    assert [report["together"] for report in reports[True]] == [together, together]
     assert ledger(tmp_path / "True") == ledger(tmp_path / "False")  # ranks and places in the order of drawing too
     for early, late in zip(reports[True], reports[False], strict=True):
         assert torch.equal(early["weights"], late["weights"])
         assert early["counts"] == late["counts"]
         # Steps times a rank's rows; the loader has started on one more batch, or not.
+        if together:  # in the workers, where nothing is counted here
+            continue
         assert late["decoded"] >= STEPS * 32 and early["decoded"] in (STEPS * 8, STEPS * 8 + 8)
 
 

@@ -20,6 +20,7 @@ def _talk(counts: list[int]) -> dict[str, object]:
     said = {
         "gather": ranks.gather(torch.tensor([ranks.rank, 7])),
         "counts": ranks.gather_counts(10 + ranks.rank),
+        "numbers": ranks.gather_numbers([ranks.rank, 2**40]),
         "rows": ranks.gather_rows(own),
         "rows_known": ranks.gather_rows(own, counts),
         "sum": ranks.sum(torch.tensor([1.5, ranks.rank])),
@@ -40,6 +41,7 @@ def test_every_rank_gets_the_others_words(counts: list[int]) -> None:
     for rank, said in enumerate(run(size, _talk, counts)):
         assert said["gather"].tolist() == [[other, 7] for other in range(size)]
         assert said["counts"] == [10 + other for other in range(size)]
+        assert said["numbers"] == [[other, 2**40] for other in range(size)]
         assert torch.equal(said["rows"], rows) and torch.equal(said["rows_known"], rows)
         assert said["sum"].tolist() == [1.5 * size, sum(range(size))]
         assert said["rotated"].tolist() == [[(rank - 1) % size]]
@@ -54,4 +56,5 @@ def test_alone_nothing_is_copied_or_sent() -> None:
     assert ranks.gather(rows).data_ptr() == rows.data_ptr()
     for result in (ranks.gather_rows(rows), ranks.sum(rows), ranks.route(rows, [3], [3]), ranks.rotate(rows)):
         assert result is rows
+    assert ranks.gather_numbers([3, 4], "no device") == [[3, 4]]
     assert ranks.bytes_received == 0

@@ -143,7 +143,7 @@ def test_equal_keys_are_drawn_by_global_position() -> None:
 
 def collect_positions() -> tuple[list[int], list[int]]:
     ranks, own = Ranks.world(), torch.arange(40.0) + 40 * Ranks.world().rank
-    candidates = Candidates(torch.ones(40, dtype=torch.bool), [30], ranks)
+    candidates = Candidates(torch.ones(40, dtype=torch.bool), 40, [30], ranks)
     drawn = candidates.draw(torch.zeros(40, dtype=torch.float64), gumbel_noise(ranks.rank, 0, 1, 40)[0], 30)
     return drawn.indices.tolist(), candidates.collect(drawn, lambda taken: own[taken, None]).flatten().tolist()
 
@@ -173,9 +173,16 @@ def measure(case: Case) -> tuple[list[int], int, int]:
     ranks = Ranks.world()
     scores, noise, eligible = share_of(case, ranks)
     received = [0]
-    with LargestTensor() as largest:
-        for _ in draw_chunks(scores, case.size, case.n_chunks, noise=noise, eligible=eligible, ranks=ranks):
+
+    class Counted(Candidates):
+        def draw(self, *arguments):
+            drawn = super().draw(*arguments)
             received.append(ranks.bytes_received)
+            return drawn
+
+    with LargestTensor() as largest, pytest.MonkeyPatch.context() as patched:
+        patched.setattr("jest_hf.selection.joint.Candidates", Counted)
+        list(draw_chunks(scores, case.size, case.n_chunks, noise=noise, eligible=eligible, ranks=ranks))
     received.append(ranks.bytes_received)
     return received, scores.take(torch.arange(1)).nbytes, largest.numel
 

@@ -140,3 +140,11 @@ def test_positions_belong_to_the_rank_whose_share_they_lie_in() -> None:
     rows = [3, 0, 2, 0, 1]
     literally = [rank for rank, n in enumerate(rows) for _ in range(n)]
     assert owners_of(torch.arange(6), rows).tolist() == literally == [0, 0, 0, 2, 2, 4]
+
+
+def test_places_are_positions_within_a_share_or_behind_its_end() -> None:
+    ranks = Ranks()
+    ranks.rank, ranks.size = 1, 3
+    shares = Shares(ranks, [3, 4, 2], [3, 4, 2])
+    assert shares.places(torch.arange(9)).tolist() == [4, 4, 4, 0, 1, 2, 3, 4, 4]
+    assert shares.own(torch.arange(9)).tolist() == [0, 1, 2, 3]

@@ -33,9 +33,9 @@ ELSEWHERE = {"ref_model_revision", "reference_cache_revision", "ref_placement"}
 
 
 # Options and presets that commits before them do not have: a run with one could not be compared. They come into the
-# matrix when no older commit is compared any more; until then tests/training/test_early_selection.py and
-# test_two_stages.py hold them.
-NEWER = {"select_before_decoding", "prefilter_ratio"}
+# matrix when no older commit is compared any more; until then tests/training/test_early_selection.py,
+# test_two_stages.py and test_images.py hold them.
+NEWER = {"select_before_decoding", "prefilter_ratio", "image_cache", "selection_precision"}
 NEWER_PRESETS = {"two_stage"}
 
 

@@ -25,6 +25,7 @@ from jest_hf.models import (
     family_of,
     has_logit_bias,
 )
+from jest_hf.models.fit import check_inputs
 from tests.helpers import (
     encode,
     random_image,
@@ -286,3 +287,35 @@ def test_images_at_the_view_are_read_where_the_batch_has_them():
 def test_models_that_are_no_dual_encoder():
     with pytest.raises(ValueError, match="model_type='bert' is not a supported dual encoder; use one of siglip"):
         family_of(BertConfig())
+
+
+def test_the_multiplier_of_clip_has_a_limit():
+    """OpenAI's checkpoints lie at the limit: the multiplier must be able to fall, and not to rise."""
+    for family, start, sign, moves in [
+        ("clip", math.log(100) + 1e-4, -1, False),
+        ("clip", math.log(100) + 1e-4, 1, True),
+        ("clip", math.log(20), -1, True),
+        ("siglip", math.log(200), -1, True),
+    ]:
+        model, _, reader = exposed(family)
+        with torch.no_grad():
+            model.logit_scale.fill_(start)
+        batch = JESTDataCollator(FAMILIES[family][1]())(random_rows(2))
+        scale = reader(model, batch).logit_scale
+        assert scale.item() == pytest.approx(min(math.exp(start), 100.0) if family == "clip" else math.exp(start))
+        (sign * scale).backward()
+        assert (model.logit_scale.grad != 0).item() is moves
+
+
+def test_shorter_captions_than_a_model_was_made_for(caplog):
+    for family, makes_a_difference in (("siglip", True), ("siglip2", True), ("clip", False)):
+        model, processor, _ = exposed(family)
+        inputs = JESTDataCollator(processor, max_length=5)(random_rows(2))
+        caplog.clear()
+        check_inputs(inputs, model.config, "learner")
+        assert ("was made for 8" in caplog.text) is makes_a_difference
+        if makes_a_difference:
+            with pytest.raises(ValueError, match="padded to 5 tokens, and the reference was made for 8.*max_length=8"):
+                check_inputs(inputs, model.config, "reference")
+        else:
+            check_inputs(inputs, model.config, "reference")

@@ -249,7 +249,7 @@ def test_a_full_disk_leaves_no_broken_cache(tmp_path, monkeypatch, full_at):
         return Full(open(path, mode)) if full_at in Path(path).name else open(path, mode)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "open", open_on_a_full_disk, raising=False)
+        patch.setattr("jest_hf.data.files.open", open_on_a_full_disk, raising=False)
         with pytest.raises(OSError, match=rf"{full_at} could not be written \(No space left on device\); make room"):
             make_cache(tmp_path / "full")
     assert not list((tmp_path / "full").glob(".*"))

@@ -9,8 +9,10 @@ import importlib
 import re
 
 import pytest
+from datasets import Dataset
 
 from jest_hf.cli import COMMANDS, main
+from jest_hf.data.sources import source_of
 from jest_hf.reference import command
 from jest_hf.reference.store import open_folder
 from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
@@ -28,7 +30,7 @@ def test_flags_reach_the_data_and_the_cache():
     assert options.dataset_where == {"split": "train"}
     assert (options.dtype, options.shard_rows) == ("float32", 100)
     named = parse("--dataset_split", "train", "--subset", "kept.parquet")
-    assert command.load_arguments(named) == {"spec": "scenes:web", "split": "train", "subset": "kept.parquet"}
+    assert source_of(named) == {"spec": "scenes:web", "split": "train", "subset": "kept.parquet"}
     defaults = parse()
     assert not defaults.scaled_jpeg_decoding and parse("--scaled_jpeg_decoding").scaled_jpeg_decoding
     assert (defaults.dtype, defaults.shard_rows, defaults.batch_size) == ("float16", 65536, 64)
@@ -66,6 +68,24 @@ def test_what_is_missing_is_named(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["cache-reference", "--dataset", "scenes:web"])
     assert "--ref_model, --output_dir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("n_broken", "code"), [(4, None), (6, None), (9, 1)])
+def test_a_cache_of_broken_rows(tmp_path, n_broken, code, caplog):
+    rows = random_rows(9)
+    for row in rows[:n_broken]:
+        row["image"] = {"bytes": b"no image", "path": None}
+    Dataset.from_list(rows).to_parquet(str(tmp_path / "rows.parquet"))
+    tiny_siglip(1).save_pretrained(tmp_path / "reference")
+    tiny_siglip_processor().save_pretrained(tmp_path / "reference")
+    flags = ("--ref_model", str(tmp_path / "reference"), "--dataset", str(tmp_path / "rows.parquet"))
+    options = parse(*flags, "--output_dir", str(tmp_path / "cache"), "--disable_tqdm")
+    if code is None:
+        command.run(options)
+        assert (f"{n_broken} of 9 rows cannot be used (example 0: " in caplog.text) is (n_broken > 4)
+        return
+    with pytest.raises(SystemExit, match="9 of 9 rows cannot be used .*no format.*; the cache is of no use"):
+        command.run(options)
 
 
 def test_the_summary_is_a_line_with_the_broken_rows(tmp_path):

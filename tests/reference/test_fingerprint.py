@@ -19,7 +19,6 @@ from jest_hf import JESTDataCollator
 from jest_hf.data.rows import Rows
 from jest_hf.models import base_model
 from jest_hf.reference import describe_data, describe_reading, identify_reference
-from jest_hf.reference import fingerprint as module
 from jest_hf.reference.fingerprint import difference
 from tests.helpers import (
     random_rows,
@@ -242,7 +241,7 @@ def test_images_in_memory_are_known_by_their_pixels():
 
 
 def test_of_large_data_a_sample_of_rows_is_read_with_both_ends(monkeypatch):
-    monkeypatch.setattr(module, "SAMPLED_ROWS", 4)
+    monkeypatch.setattr("jest_hf.data.fingerprint.SAMPLED_ROWS", 4)
     described = describe_data(Rows(random_rows(23)), JESTDataCollator(tiny_siglip_processor()))
     assert list(described["row"]) == ["0", "7", "15", "22"]
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -93,7 +94,7 @@ def test_a_failing_flush_leaves_the_file_and_the_rows(tmp_path, monkeypatch):
         patched.setattr(
             pq.ParquetWriter, "write_table", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("full"))
         )
-        with pytest.raises(OSError, match="full"):
+        with pytest.raises(OSError, match=r"part-000002.parquet could not be written \(full\); make room"):
             ledger.flush()
     assert rows_of(ledger.path) == [(1, 0, 0, 1), (1, 0, 1, 2)]
     ledger.flush()
@@ -132,30 +133,176 @@ def test_a_kill_leaves_whole_flushes(tmp_path):
     assert os.listdir(tmp_path) == ["selections.parquet"]
 
 
-def test_old_rows_are_streamed(tmp_path):
+def test_a_flush_reads_and_changes_no_earlier_part(tmp_path):
+    """So the time and the memory of a checkpoint do not depend on the steps so far."""
     ledger = SelectionLedger(tmp_path / "selections.parquet")
-    rows, per_step = 3_000_000, 500_000
-    for step in range(1, rows // per_step + 1):
-        ledger.record(step, torch.randint(2**62, (per_step,)))
-    ledger.flush()
-    file = pq.ParquetFile(ledger.path)
-    assert max(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)) <= ledger_module.ROWS_PER_GROUP
-
-    ordinary = pa.default_memory_pool()
-    counted = pa.proxy_memory_pool(ordinary)
-    pa.set_memory_pool(counted)
-    try:
-        ledger.record(100, [1])
-        ledger.flush()
-    finally:
-        pa.set_memory_pool(ordinary)
-    assert len(read_selections(ledger.path)) == rows + 1
-    assert counted.max_memory() < 18 * rows / 2
-
-
-def test_small_flushes_share_row_groups(tmp_path):
-    ledger = SelectionLedger(tmp_path / "selections.parquet")
-    for step in range(1, 31):
+    for step in range(1, 4):
         ledger.record(step, range(100))
         ledger.flush()
-    assert pq.ParquetFile(ledger.path).num_row_groups <= 2
+    parts = sorted(ledger.path.iterdir())
+    before = [part.stat().st_ino for part in parts]
+    for part in parts:
+        part.write_bytes(b"not even Parquet")
+    ledger.record(4, [7])
+    ledger.flush()
+    assert [path.name for path in sorted(ledger.path.iterdir())] == [f"part-{n:06d}.parquet" for n in range(1, 5)]
+    assert [part.stat().st_ino for part in parts] == before
+    assert all(part.read_bytes() == b"not even Parquet" for part in parts)
+    assert pq.read_table(ledger.path / "part-000004.parquet")["example_id"].to_pylist() == [7]
+
+
+def test_large_parts_are_read_in_groups(tmp_path):
+    ledger = SelectionLedger(tmp_path / "selections.parquet")
+    ledger.record(1, torch.randint(2**62, (600_000,)))
+    ledger.flush()
+    file = pq.ParquetFile(ledger.path / "part-000001.parquet")
+    assert max(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)) <= ledger_module.ROWS_PER_GROUP
+
+
+def test_other_readers_read_the_folder_as_a_file(tmp_path):
+    import datasets
+
+    ledger = SelectionLedger(tmp_path / "selections.parquet")
+    for step in range(1, 12):
+        ledger.record(step, [step, 2 * step])
+        ledger.flush()
+    (ledger.path / "_damaged-part-000003.parquet").write_bytes(b"passed over")
+    expected = read_selections(ledger.path)
+    assert pq.read_table(ledger.path).equals(expected) and len(expected) == 22
+    loaded = datasets.load_dataset(
+        "parquet", data_files=str(ledger.path / "part-*.parquet"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert loaded["example_id"][:] == expected["example_id"].to_pylist()
+
+
+def old_ledger(path, steps):
+    """As versions before the folder wrote it."""
+    table = pa.table({"step": steps, "rank": [0] * len(steps), "order": [0] * len(steps), "example_id": steps})
+    pq.write_table(table.cast(ledger_module.SCHEMA), path, compression="zstd")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_single_file_of_earlier_versions_goes_on(tmp_path, killed):
+    path = tmp_path / "selections.parquet"
+    old_ledger(path, [1, 2, 3, 4])
+    assert [row[0] for row in rows_of(path)] == [1, 2, 3, 4]
+    if killed:  # between the two moves that make it a part
+        os.replace(path, tmp_path / ".selections.parquet.moved")
+    ledger = SelectionLedger(path)
+    ledger.begin(3)
+    ledger.record(4, [40])
+    ledger.close()
+    assert [(row[0], row[3]) for row in rows_of(path)] == [(1, 1), (2, 2), (3, 3), (4, 40)]
+    assert os.listdir(tmp_path) == ["selections.parquet"]
+
+
+def begun(path, step, caplog):
+    """The warnings of a ledger that begins after `step`."""
+    caplog.clear()
+    ledger = SelectionLedger(path)
+    ledger.acquire()
+    ledger.begin(step)
+    ledger.close()
+    return [record.getMessage() for record in caplog.records]
+
+
+@pytest.fixture
+def three_steps(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("jest_hf"), "propagate", True)
+    ledger = SelectionLedger(tmp_path / "selections.parquet")
+    for step in range(1, 4):
+        ledger.record(step, [step])
+        ledger.flush()
+    return ledger.path
+
+
+def test_a_second_run_sets_the_selections_of_the_first_aside(three_steps, tmp_path, caplog):
+    first = rows_of(three_steps)
+    for number in (1, 2):
+        (warning,) = begun(three_steps, 0, caplog)
+        aside = tmp_path / f"selections-{number}.parquet"
+        assert warning == f"{three_steps} has the selections of an earlier run; they are kept in {aside}."
+        assert rows_of(aside) == first and rows_of(three_steps) == []
+        assert begun(three_steps, 0, caplog) == []  # nothing to set aside
+        ledger = SelectionLedger(three_steps)
+        ledger.record(1, [1])
+        ledger.flush()
+        first = rows_of(three_steps)
+
+
+def test_a_damaged_part_is_set_aside(three_steps, caplog):
+    part = three_steps / "part-000002.parquet"
+    part.write_bytes(part.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="part-000002.parquet is damaged"):
+        read_selections(three_steps)
+    damaged, missing = begun(three_steps, 3, caplog)
+    assert "part-000002.parquet is damaged" in damaged and "kept as _damaged-part-000002.parquet" in damaged
+    assert missing.startswith(f"{three_steps} lacks the selections of 1 of the 3 steps before this resume")
+    assert [row[0] for row in rows_of(three_steps)] == [1, 3]
+    assert (three_steps / "_damaged-part-000002.parquet").exists()
+
+
+def test_damaged_rows_of_a_part_that_is_cut_are_set_aside(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("jest_hf"), "propagate", True)
+    ledger = SelectionLedger(tmp_path / "selections.parquet")
+    for step in (1, 2):
+        ledger.record(step, torch.randint(2**62, (100,)))
+    ledger.flush()
+    part = ledger.path / "part-000001.parquet"
+    data = bytearray(part.read_bytes())
+    data[4:200] = bytes(196)  # the footer is whole
+    part.write_bytes(data)
+    damaged, missing = begun(ledger.path, 1, caplog)
+    assert "is damaged" in damaged and "1 of the 1 steps" in missing
+    assert rows_of(ledger.path) == []
+
+
+def test_a_missing_ledger_is_said(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("jest_hf"), "propagate", True)
+    (warning,) = begun(tmp_path / "selections.parquet", 5, caplog)
+    assert "lacks the selections of 5 of the 5 steps" in warning
+    with pytest.raises(FileNotFoundError, match="record_selection=True"):
+        read_selections(tmp_path / "nothing.parquet")
+
+
+LOCKED = """
+import sys
+from jest_hf.files import lock
+
+assert lock(sys.argv[1])
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks, and SIGKILL is a POSIX signal")
+def test_two_runs_at_once_are_refused_until_the_first_has_died(tmp_path):
+    path = tmp_path / "selections.parquet"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", LOCKED, tmp_path / ".selections.parquet.lock"], **pipes) as other:
+        assert other.stdout.readline() == b"locked\n"
+        ledger = SelectionLedger(path)
+        with pytest.raises(ValueError, match=f"another run is writing its selections to {path}; wait for its end"):
+            ledger.acquire()
+        other.kill()
+    ledger.acquire()
+    ledger.acquire()  # a second run of this process, after one that has failed
+    ledger.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_in_the_place_of_a_new_file_is_not_followed(tmp_path, monkeypatch):
+    import secrets
+
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "guessed")
+    victim = tmp_path / "victim"
+    victim.write_text("untouched")
+    ledger = SelectionLedger(tmp_path / "selections.parquet")
+    ledger.path.mkdir()
+    (ledger.path / ".part-000001.parquet.guessed.tmp").symlink_to(victim)
+    ledger.record(1, [1])
+    with pytest.raises(OSError, match="part-000001.parquet could not be written .*exists"):
+        ledger.flush()
+    assert victim.read_text() == "untouched"
+    ledger.truncate(1)  # removes what lies in the way, as at the start of a run
+    assert victim.read_text() == "untouched" and rows_of(ledger.path) == [(1, 0, 0, 1)]

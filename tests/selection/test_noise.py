@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from jest_hf.selection import gumbel_noise, noise_at
+from jest_hf.selection import gumbel_noise, noise, noise_at
 
 
 def test_distribution():
@@ -109,6 +111,46 @@ def test_golden_values():
         [1.2782504558563232, 0.7615456581115723, 3.3033392429351807, -0.29927510023117065],
     ]
     assert gumbel_noise(42, 1000, 2, 4).tolist() == expected
+
+
+def test_logarithms_are_accurate_to_a_unit_in_the_last_place():
+    generator = torch.Generator().manual_seed(0)
+    exponents = torch.randint(-60, 7, (200_000,), generator=generator).double()
+    near_one = 1 + torch.tensor([-(2.0**-53), -(2.0**-30), -1e-3, 0.0, 2.0**-52, 2.0**-20, 1e-3], dtype=torch.float64)
+    x = torch.cat([(1 + torch.rand(200_000, dtype=torch.float64, generator=generator)) * exponents.exp2(), near_one])
+    expected = x.log()
+    unit = torch.from_numpy(np.spacing(expected.abs().numpy()))
+    assert ((noise._log(x.clone()) - expected).abs() <= unit).all()
+
+
+def test_noise_is_that_of_the_logarithms_of_torch():
+    """Rounded to float32, two logarithms of float64 differ about once in a hundred million values."""
+    state = torch.tensor(0)
+    for word in (9, 4, torch.arange(16)[:, None], torch.arange(60_000)):
+        state = noise._mix(state + word)
+    uniform = (noise._shift_right(state, 12).double() + 0.5) * 2.0**-52
+    assert torch.equal(gumbel_noise(9, 4, 16, 60_000), uniform.log_().neg_().log_().neg_().float())
+
+
+class Operations(TorchDispatchMode):
+    """Record the names of the operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func._schema.name.removeprefix("aten::").strip("_"))
+        return func(*args, **(kwargs or {}))
+
+
+def test_all_operations_are_rounded_in_one_way_on_every_device():
+    """Integer operations, and of float64 those that IEEE 754 defines; no product is added in the same operation."""
+    with Operations() as seen:
+        gumbel_noise(1, 2, 3, 40)
+    exact = {"add", "sub", "mul", "div", "neg", "rshift", "lshift", "bitwise_and", "bitwise_xor"}
+    moves = {"arange", "unsqueeze", "slice", "empty", "split", "view", "detach", "copy", "to_copy"}
+    assert seen.names - moves - exact == set()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,14 +68,19 @@ def test_sums_of_sigmoid_losses_are_accurate_at_logits_of_any_size(largest, n_dr
         expected = F.softplus(logits.double()).sum(dim=0)
         # An exponential cannot be better than the rounding of its logit; and float32 ends at 1e-38.
         rtol = 5e-7 + 2.0**-23 * float(logits.abs().max())
-        torch.testing.assert_close(PAIR_LOSSES["sigmoid"].reduce(logits).double(), expected, rtol=rtol, atol=1e-37)
+        torch.testing.assert_close(
+            PAIR_LOSSES["sigmoid"].reduce(logits, math.inf).double(), expected, rtol=rtol, atol=1e-37
+        )
 
 
 def test_a_broken_candidate_breaks_no_other():
     logits = torch.full((9, 4), -3.0)
     logits[2, 1], logits[5, 2] = torch.nan, torch.inf
-    reduced = PAIR_LOSSES["sigmoid"].reduce(logits)
+    reduced = PAIR_LOSSES["sigmoid"].reduce(logits.clone(), math.inf)
     assert reduced.isfinite().tolist() == [True, False, False, True]
+    whole = torch.full((9, 4), -3.0)  # a tile without the broken candidates, of embeddings whose bound they break
+    unbounded, broken = (PAIR_LOSSES["sigmoid"].reduce(whole.clone(), bound) for bound in (math.inf, math.nan))
+    assert torch.equal(unbounded, broken)
 
 
 def test_matrix_directions():

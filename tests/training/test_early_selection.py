@@ -5,17 +5,22 @@
 from __future__ import annotations
 
 import io
+import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
 import jest_hf.data.collator as collator_module
+from jest_hf.distributed import Ranks
 from jest_hf.images.pixels import BrokenImage
 from jest_hf.report import read_selections
+from jest_hf.training import early_selection
+from jest_hf.training.early_selection import EarlySelection
 from tests.helpers import random_rows
 from tests.objectives.labelled import image_rows, tiny_vit, tiny_vit_processor
-from tests.trainers import logged, make_trainer
+from tests.trainers import arguments, logged, make_trainer
 
 
 COMMON = {"criterion": "easy_reference", "cache_reference": True, "record_selection": True}
@@ -152,12 +157,102 @@ def test_a_run_that_cannot_is_refused_if_it_must_and_selects_in_the_step_if_it_m
     assert trainer.parts.loaders.early is None and trainer.state.global_step == 3
 
 
-def test_a_large_joint_draw_is_left_to_the_device(tmp_path, monkeypatch):
+def test_a_large_joint_draw_is_left_to_the_step_where_there_is_no_gpu(tmp_path, monkeypatch):
     assert trained(tmp_path / "small").parts.loaders.early is not None
-    monkeypatch.setattr("jest_hf.training.early_selection.MOST_FLOPS", 4 * 32 * 8 * 32 - 1)
+    monkeypatch.setattr(early_selection, "MOST_FLOPS", 4 * 32 * 8 * 32 - 1)
     assert trained(tmp_path / "large").parts.loaders.early is None
-    assert trained(tmp_path / "forced", select_before_decoding=True).parts.loaders.early is not None
-    assert trained(tmp_path / "alone", selection="independent").parts.loaders.early is not None
+    assert trained(tmp_path / "forced", select_before_decoding=True).parts.loaders.early.together
+    assert not trained(tmp_path / "alone", selection="independent").parts.loaders.early.together
+
+
+@pytest.mark.parametrize(
+    ("device", "flops", "changes", "expected"),
+    [
+        ("cuda", 1.0, {}, "together"),
+        ("cuda", 1.0, {"select_before_decoding": True}, "together"),
+        ("cuda", 1.0, {"select_before_decoding": False}, "in the step"),
+        ("cuda", 1.0, {"selection": "independent"}, "alone"),
+        ("cuda", 1e12, {}, "alone"),
+        ("cpu", 1.0, {}, "in the step"),
+        ("cpu", 1.0, {"select_before_decoding": True}, "together"),
+        ("cpu", 1e12, {}, "alone"),
+    ],
+)
+def test_who_draws(tmp_path, monkeypatch, device, flops, changes, expected):
+    args = arguments(tmp_path, criterion="easy_reference", cache_reference=True, **changes)
+    monkeypatch.setattr(type(args), "device", torch.device(device))
+    monkeypatch.setattr(early_selection, "MOST_FLOPS", flops)
+    source = SimpleNamespace(reads_images=False, width=32)
+    early = EarlySelection.where_it_serves(args, source, "sigmoid", None, Ranks())
+    assert ("in the step" if early is None else "together" if early.together else "alone") == expected
+
+
+@pytest.mark.parametrize("name", ["joint", "workers", "epochs", "local", "taught"])
+def test_a_draw_on_the_device_is_that_of_the_step(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(early_selection, "MOST_FLOPS", 0.0)
+    runs = {}
+    for early in (False, True):
+        folder = tmp_path / str(early)
+        runs[early] = trained(folder, several_captions(), select_before_decoding=early, **VARIANTS[name])
+    assert runs[True].parts.loaders.early.together
+    assert ledger(tmp_path / "True") == ledger(tmp_path / "False")
+    assert torch.equal(weights(runs[True]), weights(runs[False]))
+    for part in ("selected", "rejected"):
+        early, late = (logged(runs[one], f"{part}/reference_loss") for one in (True, False))
+        assert early == pytest.approx(late, rel=1e-5) and len(early) > 0
+
+
+def test_a_draw_on_the_device_has_its_scores_and_noise_there(tmp_path, monkeypatch):
+    """Everything that is drawn from lies on `args.device`; what the loader gets is on the CPU."""
+    monkeypatch.setattr(early_selection, "MOST_FLOPS", 0.0)
+    trainer = make_trainer(tmp_path, select_before_decoding=True, **COMMON)
+    trainer.plan.cache_reference(trainer.train_dataset, trainer.data_collator)
+    trainer.get_train_dataloader()
+    early = trainer.parts.loaders.early
+    moved, device = [], torch.device("cpu", 0)  # differs from that of a tensor made on the CPU
+    monkeypatch.setattr(type(trainer.args), "device", device)
+    to = torch.Tensor.to
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda self, *given, **more: moved.append(given) or to(self, *given, **more)
+    )
+    early.draw([(0, index) for index in range(32)], step=1)
+    assert moved.count((device,)) == 3  # ids, caption numbers and `valid`; the scores follow these
+    assert early.draws[1].ids.device.type == early.draws[1].order.device.type == "cpu"
+
+
+def test_draws_on_the_cpu_are_made_ahead_in_a_thread_and_those_on_the_device_in_the_main_one(tmp_path, monkeypatch):
+    drawn = []
+    draw = EarlySelection.draw
+
+    def watched(self, keys, step):
+        drawn.append((step, threading.current_thread().name.partition("_")[0]))
+        return draw(self, keys, step)
+
+    monkeypatch.setattr(EarlySelection, "draw", watched)
+    for flops, thread in ((1e12, "early-selection"), (0.0, threading.main_thread().name)):
+        monkeypatch.setattr(early_selection, "MOST_FLOPS", flops)
+        trainer = make_trainer(tmp_path, rows=random_rows(100), select_before_decoding=True, **COMMON)
+        trainer.plan.cache_reference(trainer.train_dataset, trainer.data_collator)
+        batches = iter(trainer.parts.loaders.early_loader(
+            *trainer.parts.loaders.rows(trainer.train_dataset, trainer.data_collator, trainer.reference),
+            trainer.data_collator,
+            trainer.reference,
+        ).base_dataloader.batch_sampler)  # fmt: skip
+        drawn.clear()
+        next(batches)
+        next(batches)
+        batches.close()
+        n_drawn = 3 if thread == "early-selection" else 2
+        assert drawn == [(step, thread) for step in range(1, n_drawn + 1)]
+
+
+def test_an_error_of_a_draw_ends_the_run(tmp_path):
+    rows = random_rows(64)
+    for row in rows:
+        row["image"] = b"no image"
+    rows[0] = random_rows(1)[0]
+    with pytest.raises(ValueError, match="only 0 of the 32 rows of the super-batch could be read when"):
+        trained(tmp_path, rows=rows, select_before_decoding=True)
 
 
 def test_labelled_rows_by_cached_losses(tmp_path):

@@ -6,6 +6,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import (
+    BertConfig,
+    ChineseCLIPConfig,
+    ChineseCLIPModel,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+    ViTConfig,
+)
 
 from jest_hf.models import FAMILIES, load_model
 from tests.helpers import (
@@ -49,3 +57,26 @@ def test_every_family_trains(tmp_path, name):
 
 def test_there_is_no_row_of_a_family_that_is_gone():
     assert TABLE.keys() == FAMILIES.keys()
+
+
+@pytest.mark.parametrize("kind", ["vision-text-dual-encoder", "chinese_clip"])
+def test_a_dual_encoder_of_another_family_is_named_as_such(tmp_path, kind):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    vision, text = {**sizes, "image_size": 16, "patch_size": 8}, {**sizes, "vocab_size": 50}
+    if kind == "chinese_clip":
+        config = ChineseCLIPConfig(vision_config=vision, text_config=text, projection_dim=16)
+        model = ChineseCLIPModel(config)
+    else:
+        parts = ViTConfig(**vision), BertConfig(**text)
+        config = VisionTextDualEncoderConfig.from_vision_text_configs(*parts, projection_dim=16)
+        model = VisionTextDualEncoderModel(config)
+    model.save_pretrained(tmp_path)
+    supported = f"model_type='{kind}' is not a supported dual encoder; use one of siglip, siglip2, clip"
+    for use in (
+        lambda: load_model(tmp_path),
+        lambda: make_trainer(tmp_path / "learner", model=model),
+        lambda: make_trainer(tmp_path / "learner", model=model, selection="independent"),
+        lambda: make_trainer(tmp_path / "reference", reference=model),
+    ):
+        with pytest.raises(ValueError, match=supported):
+            use()

@@ -26,6 +26,7 @@ def test_what_does_not_fit_together_is_refused_at_construction(tmp_path):
         ({"rows": [{"image": row["image"], "title": "a"} for row in rows]}, "caption_column"),
         ({"rows": datasets.Dataset.from_list([{"text": "a"}] * 40)}, "image_column='image' is not a column"),
         ({"rows": stream, "cache_reference": True}, "cache_reference=True embeds the training data by index"),
+        ({"rows": stream, "preset": "two_stage", "filter_ratio": None}, "cache_reference=True embeds the training"),
         ({"rows": stream, "save_strategy": "epoch"}, "save_strategy='epoch': a stream has no epochs"),
         ({"rows": stream, "options": {"eval_dataset": stream}}, "cannot be read by index"),
         ({"rows": stream.skip(80)}, "a stream without a single row"),

@@ -43,6 +43,13 @@ def test_a_learner_of_low_precision_is_warned_of(tmp_path, said):
     assert "The learner's own weights are bfloat16" in said.text
 
 
+def test_tf32_without_a_cuda_device_is_told(tmp_path, said):
+    make_trainer(tmp_path, selection_precision="bfloat16")
+    assert "tf32" not in said.text
+    make_trainer(tmp_path, selection_precision="tf32")
+    assert said.text.count("selection_precision='tf32' has no effect on cpu") == 1
+
+
 def test_a_learner_by_name_is_trained_in_float32(tmp_path):
     tiny_siglip(0).to(torch.bfloat16).save_pretrained(tmp_path / "learner")
     tiny_siglip_processor().save_pretrained(tmp_path / "learner")

@@ -4,17 +4,24 @@
 
 from __future__ import annotations
 
+import json
+import types
+
+import datasets
 import pytest
 import torch
 
 from jest_hf import JESTConfig
 from jest_hf.distributed import Ranks, Shares
 from jest_hf.report import RunStatistics, SelectionLedger, read_selections
+from jest_hf.report.figures import HostCopy
 from jest_hf.report.sources import Sources
 from jest_hf.selection import Pool
 from jest_hf.training.costs import RunCosts
 from jest_hf.training.recorder import RunRecorder
 from jest_hf.training.step import SubBatch
+from tests.invariant.recorded import plain
+from tests.trainers import make_trainer, random_rows
 
 
 class Kept:
@@ -106,6 +113,80 @@ def test_the_first_log_has_means_and_the_last_has_totals(recorder):
     other = {"eval_loss": 1.0}
     recorder.complete(other)
     assert other == {"eval_loss": 1.0}
+
+
+class LateCopy(HostCopy):
+    """A copy that is still on its way, as from a GPU, until somebody reads it."""
+
+    def __init__(self, value):
+        super().__init__(value)
+        self.arrived = False
+        self._event = types.SimpleNamespace(synchronize=lambda: None)
+
+
+@pytest.fixture
+def late(monkeypatch):
+    monkeypatch.setattr("jest_hf.training.recorder.HostCopy", LateCopy)
+
+
+def test_a_step_that_is_on_its_way_is_handed_on_with_the_next(recorder, late):
+    report, statistics = recorder.reports[0], recorder.statistics
+    recorder.add({"selected/learnability": torch.tensor(0.25), "scoring_seconds": 0.5})
+    recorder.record(1, *step_of([4, 5, 6, 7], [6, 4]))
+    assert (statistics.seen, report.records) == (0, [])
+    assert recorder.flops_of_last_step > 0  # the Trainer adds them up after each step
+    recorder.record(2, *step_of([0, 1, 2, 3], [1, 0]))
+    assert (statistics.seen, len(report.records)) == (4, 1)
+    assert dict(report.records[0].metrics) == {"selected/learnability": 0.25, "scoring_seconds": 0.5}
+    assert recorder.settled().statistics.sources == {"clean": (3, 4), "noise": (1, 4)}
+    assert [record.ids.tolist() for record in report.records] == [[6, 4], [1, 0]]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda recorder: recorder.on_checkpoint(1),
+        lambda recorder: recorder.complete({"loss": 0.5}),
+        lambda recorder: recorder.complete({"train_runtime": 1.0}),
+        lambda recorder: recorder.finish(None),
+        lambda recorder: recorder.run_flops,
+    ],
+    ids=["checkpoint", "log", "last log", "end", "FLOPs"],
+)
+def test_whoever_needs_a_step_gets_it(recorder, late, end):
+    recorder.record(1, *step_of([4, 5, 6, 7], [6, 4]))
+    end(recorder)
+    assert (recorder.statistics.trained, len(recorder.reports[0].records)) == (2, 1)
+    end(recorder)
+    assert recorder.statistics.trained == 2
+
+
+def test_the_last_step_of_a_run_that_failed_is_not_counted_in_the_next(recorder, late):
+    recorder.record(7, *step_of([4, 5, 6, 7], [6, 4]))
+    recorder.statistics._start_afresh()  # as a new call of `train` does
+    recorder.record(1, *step_of([0, 1, 2, 3], [1, 0]))
+    assert recorder.settled().statistics.trained == 2
+    assert [record.step for record in recorder.reports[0].records] == [1]
+
+
+def test_a_run_whose_figures_come_late_writes_the_same(tmp_path, monkeypatch):
+    """Checkpoints, ledger and logs, and what a resumed run goes on with."""
+    rows = datasets.Dataset.from_list([row | {"source": str(n % 3)} for n, row in enumerate(random_rows(64))])
+    options = {"rows": rows, "max_steps": 5, "save_strategy": "steps", "save_steps": 2, "logging_steps": 2}
+    options |= {"record_selection": True, "source_column": "source"}
+    found = {}
+    for name in ("at once", "late"):
+        if name == "late":
+            monkeypatch.setattr("jest_hf.training.recorder.HostCopy", LateCopy)
+        trainer = make_trainer(tmp_path / name, **options)
+        trainer.train()
+        again = make_trainer(tmp_path / name, **options)
+        again.train(resume_from_checkpoint=str(tmp_path / name / "checkpoint-2"))
+        states = [
+            json.loads((tmp_path / name / f"checkpoint-{step}/trainer_state.json").read_text()) for step in (2, 4)
+        ]
+        found[name] = plain([states, again.statistics.state(), read_selections(again.ledger.path).to_pydict()])
+    assert found["late"] == found["at once"]
 
 
 def test_only_the_first_rank_has_reports(tmp_path):

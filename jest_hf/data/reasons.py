@@ -1,0 +1,60 @@
+# Copyright 2026 The jest_hf authors
+# SPDX-License-Identifier: Apache-2.0
+"""Why rows cannot be used: the reasons that a collator logs in a worker, for a message at the end."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jest_hf.data.rows import Rows
+
+
+_TRIED, _SHOWN = 20, 3  # rows that are read again, and reasons that are shown
+
+
+def reasons_of(collator: Any, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return why rows are skipped, a text for each row that is, such as `"example 7: there is no image (None)"`.
+
+    Args:
+        collator: A data collator of this package.
+        rows (sequence of mappings): The rows, with `example_id`.
+
+    Example:
+
+    ```python
+    >>> from jest_hf import JESTDataCollator
+    >>> from jest_hf.data import build_processor
+    >>> from jest_hf.data.reasons import reasons_of
+    >>> collator = JESTDataCollator(build_processor(["a circle"], image_size=32, max_length=8))
+    >>> reasons_of(collator, [{"image": None, "text": "a circle", "example_id": 7}])
+    ['example 7: there is no image (None)']
+
+    ```
+    """
+    found: list[str] = []
+    listening = copy.copy(collator)
+    listening._log_skip = lambda example_id, reason: found.append(f"example {int(example_id)}: {reason}")
+    listening(rows)
+    return found
+
+
+def mostly_broken(broken: int, collator: Any, rows: Rows) -> str | None:
+    """Return what to say of data of which more than half could not be used, with reasons; otherwise `None`.
+
+    Args:
+        broken (`int`): Number of rows that were skipped, of all rows.
+        collator: The data collator that skipped them.
+        rows ([`~jest_hf.data.rows.Rows`]): The data. Some rows are read again, for the reasons.
+    """
+    if 2 * broken <= len(rows):
+        return None
+    reasons: list[str] = []
+    for index in range(0, len(rows), max(1, len(rows) // _TRIED)):
+        if len(reasons) < _SHOWN:
+            reasons += reasons_of(collator, [rows[index]])
+    return f"{broken:,} of {len(rows):,} rows cannot be used ({'; '.join(reasons) or 'see the log'})"
+
+
+__all__ = ["mostly_broken", "reasons_of"]
