@@ -29,13 +29,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, TrainerCallback, TrainerState
 
 from jest_hf.config import JESTConfig
+from jest_hf.data.reasons import reasons_of
+from jest_hf.data.rows import Rows
 from jest_hf.data.stream import is_stream
 from jest_hf.distributed import Ranks
 from jest_hf.distributed.group import end_group_at_exit, limit_waits
@@ -236,6 +239,14 @@ def plan_run(
     )
 
 
+def _reasons(dataset: Any, collator: Any, ids: Tensor) -> list[str]:
+    """Why rows cannot be used; of a stream nobody knows it any more."""
+    if is_stream(dataset):
+        return []
+    rows = Rows(dataset, collator.image_column)
+    return reasons_of(collator, [rows[index] for index in ids.tolist()])
+
+
 def _recorder(
     args: JESTConfig,
     objective: Objective,
@@ -312,6 +323,7 @@ def build_parts(
         metrics=recorder,
         sources=recorder.sources,
         early=lambda: loaders.early,
+        reasons=partial(_reasons, plan.train_dataset, collator),
     )
     update = Update(
         args,
