@@ -65,7 +65,7 @@ from jest_hf.training.checks import (
     warn_of_low_precision,
 )
 from jest_hf.training.companions import Companions
-from jest_hf.training.costs import RunCosts, dry_run
+from jest_hf.training.costs import RunCosts, checkpointing_of, dry_run
 from jest_hf.training.engine import Engine
 from jest_hf.training.evaluator import Evaluator
 from jest_hf.training.loaders import Loaders, first_row
@@ -336,7 +336,9 @@ def _costs(plan: RunPlan, reader: Reader, learner: PreTrainedModel) -> RunCosts:
     source = plan.reference.source
     if source is not None and source.reader is not None and source.config is not None:
         readers["reference"] = (source.reader, source.config)
-    forward, widths = dry_run(batch, plan.objective, readers, plan.view)
+    forward, widths = dry_run(
+        batch, plan.objective, readers, plan.view, learner, checkpointing_of(plan.args)
+    )
     if source is not None and source.width is not None:
         widths["reference"] = source.width
     return RunCosts(plan.args, forward, widths, plan.recorder.statistics.n_examples)
