@@ -33,17 +33,24 @@ class RunCosts:
             empty without training data.
         widths (mapping of `str` to `int`): Width of the embeddings, by model that scores.
         n_rows (`int`, *optional*): Rows of the training data; `None` for a stream.
+        can_cache (`bool`, *optional*, defaults to `False`): Whether the reference could be cached.
 
     Attributes:
         of_cache (`float`): FLOPs of caching the reference before the first step.
     """
 
     def __init__(
-        self, args: JESTConfig, forward: Mapping[str, float], widths: Mapping[str, int], n_rows: int | None
+        self,
+        args: JESTConfig,
+        forward: Mapping[str, float],
+        widths: Mapping[str, int],
+        n_rows: int | None,
+        can_cache: bool = False,
     ) -> None:
         self.args = args
         self.forward = forward
         self.widths = widths
+        self.can_cache = can_cache
         self.of_cache = flops_of_cache(args, forward, n_rows) if forward else 0.0
 
     def of_step(self, **counts: int) -> StepFlops:

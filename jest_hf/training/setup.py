@@ -65,10 +65,11 @@ from jest_hf.training.checks import (
     warn_of_low_precision,
 )
 from jest_hf.training.companions import Companions
-from jest_hf.training.costs import RunCosts, checkpointing_of, dry_run
+from jest_hf.training.costs import RunCosts
 from jest_hf.training.engine import Engine
 from jest_hf.training.evaluator import Evaluator
 from jest_hf.training.loaders import Loaders, first_row
+from jest_hf.training.price import price_run
 from jest_hf.training.recorder import RunRecorder
 from jest_hf.training.reference import ReferencePlan
 from jest_hf.training.step import SelectionStep
@@ -336,12 +337,12 @@ def _costs(plan: RunPlan, reader: Reader, learner: PreTrainedModel) -> RunCosts:
     source = plan.reference.source
     if source is not None and source.reader is not None and source.config is not None:
         readers["reference"] = (source.reader, source.config)
-    forward, widths = dry_run(
-        batch, plan.objective, readers, plan.view, learner, checkpointing_of(plan.args)
+    width = None if source is None else source.width
+    return price_run(
+        *(plan.args, batch, plan.objective, readers, plan.view, learner),
+        cached_width=width,
+        n_rows=plan.recorder.statistics.n_examples,
     )
-    if source is not None and source.width is not None:
-        widths["reference"] = source.width
-    return RunCosts(plan.args, forward, widths, plan.recorder.statistics.n_examples)
 
 
 def objective_of(args: JESTConfig, model: nn.Module | None) -> Objective:
