@@ -4,20 +4,26 @@
 
     accelerate launch $(jest-hf preset zero2) train.py       launch a script with a preset
     jest-hf cache-reference --ref_model ... --dataset ...    embed a data set once
+    jest-hf estimate --learner ... --ref_model ...           what a run will cost
 
-See [`jest_hf.reference.command`] for the second.
+See [`jest_hf.reference.command`] and [`jest_hf.training.estimate_command`].
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 
 CONFIGS = Path(__file__).parent / "configs"
-CACHE = "cache-reference"
+# Modules with `add_arguments` and `run`. They import torch and transformers, which takes seconds.
+COMMANDS = {
+    "cache-reference": ("jest_hf.reference.command", "embed a data set with a reference, once for all runs"),
+    "estimate": ("jest_hf.training.estimate_command", "what a run will cost, from configurations alone"),
+}
 
 
 def preset_names() -> list[str]:
@@ -51,18 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command `jest-hf`; `arguments` default to those of the process."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(
-        prog="jest-hf", description="Commands of jest_hf: launch presets and reference caches."
+        prog="jest-hf", description="Commands of jest_hf: launch presets, reference caches, estimates of cost."
     )
     commands = parser.add_subparsers(dest="command", required=True)
     preset = commands.add_parser("preset", help="print the flags for `accelerate launch`, e.g. preset zero2")
     preset.add_argument("name", choices=preset_names(), help="name of the preset")
-    cache = commands.add_parser(CACHE, help="embed a data set with a reference, once for all runs")
-    if CACHE in arguments[:1]:
-        from jest_hf.reference import (
-            command,
-        )  # imports torch and transformers: seconds that other commands need not take
-
-        command.add_arguments(cache)
+    parsers = {name: commands.add_parser(name, help=about) for name, (_, about) in COMMANDS.items()}
+    named = next(iter(arguments), None)
+    if named in COMMANDS:
+        command = importlib.import_module(COMMANDS[named][0])
+        command.add_arguments(parsers[named])
         command.run(parser.parse_args(arguments))
     else:
         print(preset_flags(parser.parse_args(arguments).name))

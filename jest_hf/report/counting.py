@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """FLOPs of a model, counted from its operations.
 
-A model without values (on the meta device, shapes alone) runs on one example under PyTorch's FLOP counter: its forward,
-or forward and backward. That gives the exact FLOPs of any dual encoder, tower by tower, and of any model with labels
-(`Trainer.total_flos` counts one tower only). The backward is run where the rule of three forwards does not hold: with
-an adapter, with frozen weights, with gradient checkpointing.
+A model without values (on the meta device, shapes alone) runs on one example under PyTorch's FLOP counter: its
+forward, or forward and backward. That gives the exact FLOPs of any dual encoder, tower by tower, and of any model with
+labels (`Trainer.total_flos` counts one tower only). The backward is run where the rule of three forwards does not
+hold: with an adapter, with frozen weights, with gradient checkpointing.
 
-Only matrix products and convolutions are counted, with two FLOPs for a multiply-add. Making the images of a view is left
-out (0.02 % of the forward of a ViT-B).
+Only matrix products and convolutions are counted, with two FLOPs for a multiply-add. Making the images of a view is
+left out (0.02 % of the forward of a ViT-B).
 """
 
 from __future__ import annotations
@@ -268,8 +268,9 @@ class Trained:
                 value.requires_grad_(name in self.names)
         whole.train()
         if self.checkpointing is not None:
-            switch: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            switch(dict(self.checkpointing) or None)
+            # transformers has renamed the method.
+            switch: Any = getattr(model, "activation_checkpointing_enable", None)
+            (switch or model.gradient_checkpointing_enable)(dict(self.checkpointing) or None)
         return whole
 
 
