@@ -139,18 +139,24 @@ def learner_flops(
     return flops
 
 
-def check_evaluation(eval_dataset: Any, loader_of: Callable[[Any], Any]) -> None:
+def check_evaluation(eval_dataset: Any, loader_of: Callable[[Any], Any], args: JESTConfig) -> None:
     """
-    Collate one row of each evaluation data set.
+    Collate one row of each evaluation data set. A run that selects without any is warned of.
 
     Args:
         eval_dataset: A data set, a dict of several, or `None`.
         loader_of (`Callable`): Makes the loader of a data set.
+        args ([`JESTConfig`]): Options of the run.
 
     Raises:
         TypeError, ValueError: naming the data set whose rows cannot be used.
     """
     if eval_dataset is None:
+        if args.selects and args.process_index == 0:
+            logger.warning(
+                "eval_dataset=None: no log of this run will show whether selection pays, since the training loss is "
+                "that of selected examples; pass eval_dataset, or evaluate the checkpoints."
+            )
         return
     several = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
     for name, dataset in several.items():

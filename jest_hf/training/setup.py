@@ -66,6 +66,7 @@ from jest_hf.training.checks import (
 )
 from jest_hf.training.companions import Companions
 from jest_hf.training.costs import RunCosts
+from jest_hf.training.doubtful import warn_of_settings
 from jest_hf.training.engine import Engine
 from jest_hf.training.evaluator import Evaluator
 from jest_hf.training.loaders import Loaders, first_row
@@ -257,6 +258,7 @@ def build_parts(
     """
     args, objective, ranks, view = plan.args, plan.objective, plan.ranks, plan.view
     reference, recorder, collator, engine = plan.reference, plan.recorder, plan.collator, plan.engine
+    warn_of_settings(args, objective, learner, reference.ref_model)
     reader = objective.reader(learner, plan.processor, "learner")  # 11
     companions = plan.companions
     companions.make_proxy(proxy_model, reference.ref_model)  # 12
