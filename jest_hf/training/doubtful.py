@@ -88,11 +88,11 @@ def _is_untouched(learner: Any) -> bool:
 def _of_size(args: JESTConfig) -> str | None:
     if not SELECTIONS[args.settings.selection].needs_pairs or args.sub_batch_size > SMALL:
         return None
+    how = f"per_device_train_batch_size={args.per_device_train_batch_size} on {args.world_size} devices"
     return (
-        f"The sub-batch has {args.sub_batch_size} pairs (per_device_train_batch_size={args.per_device_train_batch_size} "
-        f"on {args.world_size} devices), so each has {args.sub_batch_size - 1} negatives and joint selection hardly "
-        "anything to compare it with; raise per_device_train_batch_size to 64 or more, with gradient_checkpointing or "
-        "gradient_cache_chunk_size where memory is short."
+        f"The sub-batch has {args.sub_batch_size} pairs ({how}), so each has {args.sub_batch_size - 1} negatives, and "
+        "joint selection hardly anything to compare it with; raise per_device_train_batch_size to 64 or more, with "
+        "gradient_checkpointing or gradient_cache_chunk_size where memory is short."
     )
 
 

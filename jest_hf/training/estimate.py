@@ -151,24 +151,22 @@ def _ways(args: JESTConfig, learner: PretrainedConfig) -> list[tuple[str, str, d
         ("as set", "", {}),
         ("IID", "--selection uniform", {"selection": "uniform", "distillation_weight": 0.0, "scoring_view": None}),
         ("live reference", "--cache_reference False", live),
-        ("cached reference", "--cache_reference", cached),
+        ("cached reference", "--cache_reference True", cached),
     ]
     stages = two_stages(args)
     if stages is not None:
         flags = " ".join(f"--{name} {value}" for name, value in stages.items())
-        ways.append(("two stages", f"--cache_reference {flags}", {**cached, **stages}))
+        ways.append(("two stages", f"--cache_reference True {flags}", {**cached, **stages}))
     easy = {**cached, "criterion": "easy_reference", "scoring": "learner"}
-    ways.append(("easy_reference", "--cache_reference --criterion easy_reference", easy))
+    ways.append(("easy_reference", "--cache_reference True --criterion easy_reference", easy))
     view = args.scoring_view or cheaper_view(learner)
     if view is not None:
         flexi = {**cached, "scoring_view": str(view), "scoring": "learner"}
-        ways.append(("Flexi", f"--cache_reference --scoring_view {view}", flexi))
+        ways.append(("Flexi", f"--cache_reference True --scoring_view {view}", flexi))
     return ways
 
 
-def _price(
-    name: str, setting: str, args: JESTConfig, counts: _Counts, n_rows: int | None, n_steps: int | None
-) -> Way:
+def _price(name: str, setting: str, args: JESTConfig, counts: _Counts, n_rows: int | None, n_steps: int | None) -> Way:
     costs = RunCosts(args, counts.of(args), counts.widths, n_rows)
     step = costs.of_step()
     iid = iid_step(step)

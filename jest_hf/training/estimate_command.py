@@ -146,6 +146,8 @@ def _models(script: EstimateArguments, args: JESTConfig) -> Models:
     if script.learner is None:
         text = {"vocab_size": 2048, "max_position_embeddings": script.max_length or 20}
         ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        if script.learner_size not in SIZES:
+            raise ValueError(f"--learner_size {script.learner_size} is not known; choose one of {', '.join(SIZES)}.")
         learner: PretrainedConfig = siglip_config(
             script.learner_size, {**text, **ids}, image_size=script.image_size, patch_size=script.patch_size
         )
@@ -154,7 +156,13 @@ def _models(script: EstimateArguments, args: JESTConfig) -> Models:
     adapter = None
     if script.lora_r:
         from peft import LoraConfig
+        from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
+        if not script.lora_target_modules and learner.model_type not in KNOWN:
+            raise ValueError(
+                f"--lora_r {script.lora_r} needs --lora_target_modules, since PEFT has no default for a "
+                f"{learner.model_type} model; usual are q_proj v_proj."
+            )
         adapter = LoraConfig(r=script.lora_r, target_modules=script.lora_target_modules)
     reference = learner
     if script.ref_model is not None and args.reference != "adapter":
@@ -222,7 +230,7 @@ def describe(result: Estimate) -> str:
     else:
         lines.append(
             f"The reference cache takes {result.cache_bytes / 1e6:,.1f} MB in float16 (jest-hf cache-reference) and "
-            f"{2 * result.cache_bytes / 1e6:,.1f} MB in float32 (--cache_reference), with one caption a row."
+            f"{2 * result.cache_bytes / 1e6:,.1f} MB in float32 (--cache_reference True), with one caption a row."
         )
     return "\n".join(lines)
 

@@ -181,9 +181,7 @@ def _cost(costs: RunCosts, **options: Any) -> float:
     return other.of_step().relative_to_iid
 
 
-def announce(
-    costs: RunCosts, row_bytes: int, at_view: Callable[[], tuple[View, Mapping[str, float]] | None]
-) -> None:
+def announce(costs: RunCosts, row_bytes: int, at_view: Callable[[], tuple[View, Mapping[str, float]] | None]) -> None:
     """
     Say what a step costs, on the console beside the progress bar; and warn of more than 3 IID steps, with the two
     settings that save most. Arguments as in [`describe`] and [`savings`].

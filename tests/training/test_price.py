@@ -1,10 +1,13 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a run says that a step costs, against the operations that PyTorch counts in the same run."""
+"""What a step costs, as a run counts it and as `jest-hf estimate` does, against the operations that PyTorch counts in
+the same run; and what is said about it when a trainer is made."""
 
 from __future__ import annotations
 
+import json
 import math
+import re
 
 import pytest
 import torch
@@ -12,7 +15,8 @@ from peft import LoraConfig
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import SiglipConfig, SiglipModel
 
-from jest_hf import JESTTrainer
+from jest_hf import JESTConfig, JESTTrainer
+from jest_hf.cli import main
 from tests.helpers import random_rows, tiny_siglip_processor
 from tests.trainers import arguments
 
@@ -83,9 +87,114 @@ def trainer_of(folder, setup):
     )
 
 
+def flags_of(folder, setup):
+    """The flags of `jest-hf estimate` for a set-up; `None` for what no flag says (a tower that is frozen)."""
+    setup = {"reference": lambda: siglip(1), "settings": {}, "options": {}, **setup}
+    reference = setup.pop("reference")
+    if "change" in setup:
+        return None
+    settings = {**setup.pop("settings"), "learner": folder / "learner", "rows": ROWS, "max_steps": 1}
+    siglip(0).config.save_pretrained(folder / "learner")
+    if reference is not None:
+        reference().config.save_pretrained(folder / "reference")
+        settings["ref_model"] = folder / "reference"
+    if setup.pop("options"):
+        settings |= {"lora_r": 2, "lora_target_modules": ["q_proj", "v_proj"]}
+    settings = {"per_device_train_batch_size": 8, "filter_ratio": 0.75, **setup, **settings}
+    flags = []
+    for name, value in settings.items():
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        flags += [f"--{name}", *map(str, values)]
+    return flags
+
+
 @pytest.mark.parametrize("name", SETUPS)
-def test_a_run_knows_what_it_costs(tmp_path, name):
+def test_a_run_knows_what_it_costs(tmp_path, name, capsys):
     trainer = trainer_of(tmp_path, dict(SETUPS[name]))
     with FlopCounterMode(display=False) as counter:
         trainer.train()
-    assert trainer.run_flops.total == pytest.approx(counter.get_total_flops(), rel=0.02), name
+    counted = pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert trainer.run_flops.total == counted
+    flags = flags_of(tmp_path, dict(SETUPS[name]))
+    if flags is not None:
+        capsys.readouterr()
+        main(["estimate", "--json", *flags])
+        way = json.loads(capsys.readouterr().out)["ways"][0]
+        assert way["flops_of_run"] == counted
+        assert way["relative_to_iid"] == pytest.approx(trainer.step_flops.relative_to_iid, rel=1e-6)
+
+
+def test_the_log_has_the_flops_so_far_and_their_ratio_to_iid(tmp_path):
+    trainer = trainer_of(tmp_path, {"cache_reference": True, "max_steps": 2})
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    cache, step = trainer.cache_flops, trainer.step_flops
+    assert [entry["flops"] for entry in logs] == [cache + step.total, cache + 2 * step.total]
+    ratios = [(cache + n * step.total) / (n * step.training) for n in (1, 2)]
+    assert [entry["flops_relative_to_iid"] for entry in logs] == pytest.approx(ratios)
+    assert trainer.state.log_history[-1]["flops_relative_to_iid"] == pytest.approx(ratios[-1])
+
+
+SAID = re.compile(r"A step costs ([\d.]+) IID steps \(reference ([\d.]+), learner scoring ([\d.]+), training ([\d.]+)")
+
+
+@pytest.fixture
+def said(caplog, capsys):
+    """What is said about the price of a run: its level, and the line. It is said once."""
+
+    def take(folder, **setup):
+        caplog.clear()
+        with caplog.at_level("INFO", logger="jest_hf.training.price"):
+            trainer = trainer_of(folder, setup)
+        lines = [
+            (record.levelname, record.getMessage()) for record in caplog.records if SAID.match(record.getMessage())
+        ]
+        lines += [("console", line) for line in capsys.readouterr().err.splitlines() if SAID.match(line)]
+        return trainer, lines
+
+    return take
+
+
+def test_a_dear_step_is_a_warning_with_what_saves_most(tmp_path, said):
+    trainer, [(level, line)] = said(tmp_path, reference=lambda: siglip(1, layers=8))
+    step = trainer.step_flops
+    assert level == "WARNING"
+    parts = [step.total, step.reference, step.scoring, step.training]
+    assert [float(part) for part in SAID.match(line).groups()] == [round(part / step.training, 2) for part in parts]
+    ways = re.findall(r"(cache_reference=True|criterion='easy_reference' and cache_reference=True) \(([\d.]+)\)", line)
+    assert [text for text, _ in ways] == [
+        "cache_reference=True",
+        "criterion='easy_reference' and cache_reference=True",
+    ]
+    for options, (_, cost) in zip(({}, {"criterion": "easy_reference"}), ways, strict=True):
+        other, _ = said(tmp_path, reference=lambda: siglip(1, layers=8), cache_reference=True, **options)
+        assert other.step_flops.relative_to_iid == pytest.approx(float(cost), abs=0.005)
+
+
+def test_where_nothing_can_be_cached_other_settings_are_named(tmp_path, said):
+    _, [(level, line)] = said(tmp_path, reference=None, criterion="hard_learner", filter_ratio=0.9)
+    assert level == "WARNING" and "cache_reference" not in line
+    ways = re.findall(r"(scoring_view='patch:16'|filter_ratio=0.5) \(([\d.]+)\)", line)
+    for text, cost in ways:
+        name, value = text.split("=")
+        options = {"criterion": "hard_learner", "filter_ratio": 0.9}
+        options[name] = value.strip("'") if name == "scoring_view" else float(value)
+        other, _ = said(tmp_path, reference=None, **options)
+        assert other.step_flops.relative_to_iid == pytest.approx(float(cost), abs=0.005)
+    assert len(ways) == 2
+
+
+def test_a_cheap_step_is_a_line_on_the_console(tmp_path, said):
+    row = 3 * IMAGE * IMAGE + 8 * WORDS
+    _, [(level, line)] = said(tmp_path, cache_reference=True, disable_tqdm=False)
+    assert level == "console" and "caching the reference costs 4 IID steps once" in line
+    megabytes = float(re.search(r"The 32 decoded rows take ([\d.]+) MB on each device", line)[1])
+    assert megabytes == pytest.approx(32 * row / 1e6, abs=0.06)
+    _, [(level, line)] = said(tmp_path, filter_ratio=0.5)
+    assert level == "INFO" and "With cache_reference=True a step costs 1.67" in line
+
+
+def test_nothing_is_said_without_selection_or_on_another_process(tmp_path, said, monkeypatch):
+    assert said(tmp_path, selection="uniform")[1] == []
+    monkeypatch.setattr(JESTConfig, "process_index", 1)
+    assert said(tmp_path)[1] == []
