@@ -104,7 +104,7 @@ def checkpointing_of(args: JESTConfig) -> dict[str, Any] | None:
     # transformers has renamed the option, and keeps the old name for a while.
     if not getattr(args, "activation_checkpointing", args.gradient_checkpointing):
         return None
-    given = getattr(args, "activation_checkpointing_kwargs", None) or args.gradient_checkpointing_kwargs or {}
+    given: Any = getattr(args, "activation_checkpointing_kwargs", None) or args.gradient_checkpointing_kwargs or {}
     ours = ("every_n_layers", "offload")  # of transformers, and not of torch.utils.checkpoint
     return {name: value for name, value in dict(given).items() if name not in ours}
 

@@ -147,7 +147,7 @@ def _ways(args: JESTConfig, learner: PretrainedConfig) -> list[tuple[str, str, d
         "scoring_view": None,
     }
     cached = {**live, "cache_reference": True}
-    ways = [
+    ways: list[tuple[str, str, dict[str, Any]]] = [
         ("as set", "", {}),
         ("IID", "--selection uniform", {"selection": "uniform", "distillation_weight": 0.0, "scoring_view": None}),
         ("live reference", "--cache_reference False", live),

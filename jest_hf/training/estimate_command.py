@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command to a parser. A flag that is not given has no value, so that a recipe can set it."""
     parser.allow_abbrev = False
     parser.add_argument("--config", type=Path, help="YAML recipe with the same names; flags win over it")
-    flags: Any = HfArgumentParser((EstimateArguments, JESTConfig), add_help=False)  # type: ignore[arg-type]
+    flags: Any = HfArgumentParser((EstimateArguments, JESTConfig), add_help=False)
     for action in flags._actions:
         action.default = argparse.SUPPRESS
         if action.dest in _OPTIONS - _COUNTED:
