@@ -94,12 +94,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command to a parser. A flag that is not given has no value, so that a recipe can set it."""
     parser.allow_abbrev = False
     parser.add_argument("--config", type=Path, help="YAML recipe with the same names; flags win over it")
-    flags: Any = HfArgumentParser((EstimateArguments, JESTConfig), add_help=False)
+    kinds: Any = (EstimateArguments, JESTConfig)
+    flags: Any = HfArgumentParser(kinds, add_help=False)
     for action in flags._actions:
         action.default = argparse.SUPPRESS
         if action.dest in _OPTIONS - _COUNTED:
             action.help = argparse.SUPPRESS
-    parser._add_container_actions(flags)  # type: ignore[attr-defined]  # as argparse does with `parents`
+    parser._add_container_actions(flags)  # as argparse does with `parents`
     for name in NOT_USED:
         parser.add_argument(f"--{name}", nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
