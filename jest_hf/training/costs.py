@@ -50,6 +50,7 @@ class RunCosts:
         self.args = args
         self.forward = forward
         self.widths = widths
+        self.n_rows = n_rows
         self.can_cache = can_cache
         self.of_cache = flops_of_cache(args, forward, n_rows) if forward else 0.0
 

@@ -209,13 +209,13 @@ def describe(result: Estimate) -> str:
     """Describe an estimate as a table, with the sizes below it."""
     rows: list[list[object]] = []
     for way in result.ways:
-        saved = None if way.examples_share is None else f"{max(0.0, 1.0 - way.examples_share):.0%}"
+        saved = "never" if way.examples_share is None else f"{max(0.0, 1.0 - way.examples_share):.0%}"
         rows.append([way.name, way.setting, f"{way.flops_of_step:.3g}", f"{way.relative_to_iid:.2f}"])
         rows[-1] += [way.decoded_images, None if way.flops_of_run is None else f"{way.flops_of_run:.3g}"]
         rows[-1] += [None if way.relative_of_run is None else f"{way.relative_of_run:.2f}", saved]
     headers = ["run", "settings", "FLOPs/step", "IID steps", "images/step", "FLOPs of the run", "IID runs"]
     table = format_table([*headers, "fewer examples to break even"], rows)
-    gigas = ", ".join(f"{name} {flops / 1e9:,.2f}" for name, flops in result.forward.items())
+    gigas = ", ".join(f"{name} {flops / 1e9:.4g}" for name, flops in result.forward.items())
     steps = "unknown (set --max_steps or --rows)" if result.n_steps is None else f"{result.n_steps:,}"
     lines = [
         f"GFLOPs of one example: {gigas}.",

@@ -172,8 +172,19 @@ def _savings(
 
 
 def _can_cache(costs: RunCosts) -> bool:
-    """Whether caching would spare the run a reference that scores at every step."""
-    return costs.can_cache and not costs.args.cache_reference and costs.of_step().reference > 0
+    """Whether caching would spare the run a reference that scores at every step, and cost less than it spares."""
+    args = costs.args
+    if not costs.can_cache or costs.n_rows is None or args.cache_reference or not costs.of_step().reference:
+        return False
+    # A cache embeds all rows, and a run of less than an epoch does not see them all.
+    passes = args.max_steps * args.candidates_size / costs.n_rows if args.max_steps > 0 else args.num_train_epochs
+    return passes > 1
+
+
+def _once(costs: RunCosts) -> str:
+    """The cost of caching, in IID steps."""
+    cached = RunCosts(changed(costs.args, cache_reference=True), costs.forward, costs.widths, costs.n_rows)
+    return f"{cached.of_cache / iid_step(costs.of_step()):,.0f} IID steps once"
 
 
 def _cost(costs: RunCosts, **options: Any) -> float:
@@ -190,11 +201,14 @@ def announce(costs: RunCosts, row_bytes: int, at_view: Callable[[], tuple[View, 
         return
     line, cost = describe(costs, row_bytes), costs.of_step().relative_to_iid
     if cost > DEAR:
-        ways = [f"{text} ({less:.2f})" for text, less in savings(costs, at_view).items()][:2]
+        ways = [
+            f"{text} ({less:.2f}{f', and {_once(costs)}' if _CACHE in text else ''})"
+            for text, less in list(savings(costs, at_view).items())[:2]
+        ]
         logger.warning(f"{line} What saves most: {'; '.join(ways)}." if ways else line)
         return
     if _can_cache(costs):
-        line += f" With {_CACHE} a step costs {_cost(costs, cache_reference=True):.2f}."
+        line += f" With {_CACHE} a step costs {_cost(costs, cache_reference=True):.2f}, and the cache {_once(costs)}."
     if costs.args.disable_tqdm:
         logger.info(line)
     else:

@@ -74,6 +74,8 @@ def test_where_a_run_breaks_even(capsys):
         assert once + way["examples_share"] * 100 * way["flops_of_step"] == pytest.approx(iid)
     dear, ways = estimated(capsys, *SMALL, "--max_steps", 5, "--rows", 100_000)
     assert ways["cached reference"]["examples_share"] is None  # the cache alone costs more than 5 IID steps
+    main(["estimate", *SMALL, "--max_steps", "5", "--rows", "100000"])
+    assert capsys.readouterr().out.count("| never ") == 4
 
 
 def test_what_is_not_known_is_left_out(capsys):

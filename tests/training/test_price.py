@@ -156,19 +156,28 @@ def said(caplog, capsys):
 
 
 def test_a_dear_step_is_a_warning_with_what_saves_most(tmp_path, said):
-    trainer, [(level, line)] = said(tmp_path, reference=lambda: siglip(1, layers=8))
+    trainer, [(level, line)] = said(tmp_path, reference=lambda: siglip(1, layers=8), max_steps=4)
     step = trainer.step_flops
     assert level == "WARNING"
     parts = [step.total, step.reference, step.scoring, step.training]
     assert [float(part) for part in SAID.match(line).groups()] == [round(part / step.training, 2) for part in parts]
-    ways = re.findall(r"(cache_reference=True|criterion='easy_reference' and cache_reference=True) \(([\d.]+)\)", line)
-    assert [text for text, _ in ways] == [
+    setting = r"(cache_reference=True|criterion='easy_reference' and cache_reference=True)"
+    ways = re.findall(rf"{setting} \(([\d.]+), and ([\d.]+) IID steps once\)", line)
+    assert [text for text, *_ in ways] == [
         "cache_reference=True",
         "criterion='easy_reference' and cache_reference=True",
     ]
-    for options, (_, cost) in zip(({}, {"criterion": "easy_reference"}), ways, strict=True):
+    for options, (_, cost, once) in zip(({}, {"criterion": "easy_reference"}), ways, strict=True):
         other, _ = said(tmp_path, reference=lambda: siglip(1, layers=8), cache_reference=True, **options)
         assert other.step_flops.relative_to_iid == pytest.approx(float(cost), abs=0.005)
+        assert other.cache_flops / other.step_flops.training == pytest.approx(float(once), abs=0.5)
+
+
+def test_a_cache_is_not_named_where_it_costs_more_than_it_spares(tmp_path, said):
+    """A cache embeds all 96 rows; 3 steps of 32 rows see as many, and 4 steps more."""
+    assert "cache_reference" not in said(tmp_path, max_steps=3)[1][0][1]
+    assert "cache_reference" in said(tmp_path, max_steps=4)[1][0][1]
+    assert "cache_reference" in said(tmp_path, max_steps=-1, num_train_epochs=2)[1][0][1]
 
 
 def test_where_nothing_can_be_cached_other_settings_are_named(tmp_path, said):
@@ -190,8 +199,8 @@ def test_a_cheap_step_is_a_line_on_the_console(tmp_path, said):
     assert level == "console" and "caching the reference costs 4 IID steps once" in line
     megabytes = float(re.search(r"The 32 decoded rows take ([\d.]+) MB on each device", line)[1])
     assert megabytes == pytest.approx(32 * row / 1e6, abs=0.06)
-    _, [(level, line)] = said(tmp_path, filter_ratio=0.5)
-    assert level == "INFO" and "With cache_reference=True a step costs 1.67" in line
+    _, [(level, line)] = said(tmp_path, filter_ratio=0.5, max_steps=7)
+    assert level == "INFO" and "With cache_reference=True a step costs 1.67, and the cache 4 IID steps once" in line
 
 
 def test_nothing_is_said_without_selection_or_on_another_process(tmp_path, said, monkeypatch):
