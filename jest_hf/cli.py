@@ -5,8 +5,9 @@
     accelerate launch $(jest-hf preset zero2) train.py       launch a script with a preset
     jest-hf cache-reference --ref_model ... --dataset ...    embed a data set once
     jest-hf cache-images --model ... --dataset ...           decode and resize a data set once
+    jest-hf estimate --learner ... --ref_model ...           what a run will cost
 
-See [`jest_hf.reference.command`] and [`jest_hf.training.image_command`].
+The modules are in `COMMANDS`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from pathlib import Path
 
 
 CONFIGS = Path(__file__).parent / "configs"
-CACHES = {  # by command, where it is and what it does
+# Modules with `add_arguments` and `run`. They import torch and transformers, which takes seconds.
+COMMANDS = {
     "cache-reference": ("jest_hf.reference.command", "embed a data set with a reference, once for all runs"),
     "cache-images": (
         "jest_hf.training.image_command",
         "decode and resize the images of a data set, once for all runs",
     ),
+    "estimate": ("jest_hf.training.estimate_command", "what a run will cost, from configurations alone"),
 }
 
 
@@ -59,16 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command `jest-hf`; `arguments` default to those of the process."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(
-        prog="jest-hf", description="Commands of jest_hf: launch presets, and caches of references and images."
+        prog="jest-hf",
+        description="Commands of jest_hf: launch presets, caches of references and images, estimates of cost.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     preset = commands.add_parser("preset", help="print the flags for `accelerate launch`, e.g. preset zero2")
     preset.add_argument("name", choices=preset_names(), help="name of the preset")
-    caches = {name: commands.add_parser(name, help=about) for name, (_, about) in CACHES.items()}
-    if arguments and (name := arguments[0]) in CACHES:
-        # Imported here: torch and transformers take seconds, which other commands need not take.
-        command = importlib.import_module(CACHES[name][0])
-        command.add_arguments(caches[name])
+    parsers = {name: commands.add_parser(name, help=about) for name, (_, about) in COMMANDS.items()}
+    named = next(iter(arguments), None)
+    if named in COMMANDS:
+        command = importlib.import_module(COMMANDS[named][0])
+        command.add_arguments(parsers[named])
         command.run(parser.parse_args(arguments))
     else:
         print(preset_flags(parser.parse_args(arguments).name))

@@ -130,7 +130,7 @@ class JESTTrainer(Trainer):
             self.add_callback(callback)
         if reports:
             self.add_callback(ReportsCallback(lambda: plan.recorder.finish(summarise_run(self.facts))))
-        check_evaluation(self.eval_dataset, self.get_eval_dataloader)
+        check_evaluation(self.eval_dataset, self.get_eval_dataloader, plan.args)
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         """As the Trainer's: each trial of a hyperparameter search starts from a new learner, and new companions."""
