@@ -187,7 +187,7 @@ class EarlySelection:
         Returns:
             `list[int]`: the positions in `keys` of the rows that this rank loads: of its sub-batch, in order of
             drawing, or its super-batch, in order of positions; of a stream, of the drawn rows among its own. During
-            the warm-up, which scores nothing, the first rows.
+            the warm-up, which scores nothing, and if fewer rows than ranks can be read: the first rows.
         """
         start = time.perf_counter()
         n_rows = len(keys) // self.ranks.size
@@ -205,6 +205,10 @@ class EarlySelection:
     def _draw(
         self, keys: Sequence[tuple[int, int]], own: slice, candidates: slice, step: int
     ) -> tuple[list[int], EarlyDraw]:
+        """
+        The positions of the rows that this rank loads, and the draw. If fewer rows than ranks can be read, these are
+        the first rows of each rank, and the step will train on nothing.
+        """
         args, device = self.args, torch.device("cpu")
         group, held = Ranks(), candidates
         if self.together:
@@ -215,39 +219,43 @@ class EarlySelection:
         rows["valid"] = self.source.readable(rows)
         positions = torch.arange(candidates.start, candidates.stop)
         n_ranks = len(positions) * self.ranks.size // len(keys)
+        n_rows = len(positions) // n_ranks
         shares = Shares.of(group, rows["valid"])
-        readable = sum(shares.readable)
         per_rank = args.per_device_train_batch_size if self.is_final else args.per_device_super_batch_size
-        size = min(per_rank * n_ranks, readable)
-        if size < n_ranks:
-            raise ValueError(
-                f"step {step}: only {readable} of the {len(positions)} rows of the super-batch could be read when the "
-                f"reference was cached, and {n_ranks} are needed; check that they have their images, texts and labels."
-            )
-        pool = Pool(rows, torch.arange(held.start, held.stop, device=device), shares, size)
-        reference = self.source.score(_NO_MODEL, rows, len(rows["valid"]))
+        size = min(per_rank * n_ranks, sum(shares.readable))
+        is_final, n_loaded, metrics = self.is_final, 0, dict[str, float]()
+        if size >= n_ranks:
+            pool = Pool(rows, torch.arange(held.start, held.stop, device=device), shares, size)
+            drawn, metrics = self._select(pool, group, step)
+        else:
+            n_loaded = min(n_rows, args.per_device_super_batch_size)  # the step counts those that it cannot read
+            is_final = False
+            drawn = (n_rows * torch.arange(n_ranks)[:, None] + torch.arange(n_loaded)).flatten()
+        readers = owners_of(drawn, [n_rows] * n_ranks)
+        if not self.from_stream:  # any rank can read any row
+            readers = plan_exchange(readers, n_ranks)
+        order, counts = readers.argsort(stable=True), readers.bincount(minlength=n_ranks).tolist()
+        mine = {name: rows[name][own.start - held.start : own.stop - held.start] for name in ("example_id", "valid")}
+        unreadable = int((~mine["valid"][n_loaded:]).sum())
+        draw = EarlyDraw(is_final, order, counts, mine["example_id"].cpu(), unreadable, metrics)
+        read = order.split(counts)[self.ranks.rank if n_ranks > 1 else 0]
+        return positions[drawn[read]].tolist(), draw
+
+    def _select(self, pool: Pool, group: Ranks, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Draw from the pool by the reference alone; positions on the CPU, and what there is to log."""
+        args = self.args
+        reference = self.source.score(_NO_MODEL, pool.rows, len(pool.rows["valid"]))
         selector = args.selector(self.loss) if self.is_final else args.prefilter(self.loss)
         key = DrawKey(args.seed if self.is_final else args.seed + _PREFILTER_SEED, step)
         selection = selector.select(pool, lambda models: Scores(reference=reference), key)
         drawn = selection.indices
         if not self.is_final:
             drawn = drawn.sort().values  # as rows lie that were not drawn: in an order that says nothing of scores
-        _, parts = take_sub_batch(shares, rows, {"reference": reference}, drawn)
+        _, parts = take_sub_batch(pool.shares, pool.rows, {"reference": reference}, drawn)
         metrics = {**selection.metrics, **compare_selected(parts, self.loss, group)}
-        drawn = drawn.cpu()
-        readers = owners_of(drawn, [len(positions) // n_ranks] * n_ranks)
-        if not self.from_stream:  # any rank can read any row
-            readers = plan_exchange(readers, n_ranks)
-        order, counts = readers.argsort(stable=True), readers.bincount(minlength=n_ranks).tolist()
-        mine = {name: rows[name][own.start - held.start : own.stop - held.start] for name in ("example_id", "valid")}
         if self.is_final:
-            metrics = {"scoring_seconds": 0.0, **metrics}
-        else:
-            metrics = {f"prefilter/{name}": value for name, value in metrics.items()}
-        unreadable = int((~mine["valid"]).sum())
-        draw = EarlyDraw(self.is_final, order, counts, mine["example_id"].cpu(), unreadable, metrics)
-        read = order.split(counts)[self.ranks.rank if n_ranks > 1 else 0]
-        return positions[drawn[read]].tolist(), draw
+            return drawn.cpu(), {"scoring_seconds": 0.0, **metrics}
+        return drawn.cpu(), {f"prefilter/{name}": value for name, value in metrics.items()}
 
     def _rows(self, keys: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         """What a cache needs to know of rows: their ids, and which caption is drawn in their epoch."""

@@ -21,7 +21,8 @@ from transformers import (
 from jest_hf import JESTConfig, JESTDataCollator
 from jest_hf.models import DualEncoder, View, accept_views, embedding_width, expose_temperature
 from jest_hf.report import StepFlops, forward_flops, step_flops
-from jest_hf.report.flops import flops_of_cache, flops_of_step, forward_flops_of
+from jest_hf.report.counting import forward_flops_of
+from jest_hf.report.flops import flops_of_cache, flops_of_step
 from tests.helpers import random_rows, tiny_clip_processor, tiny_siglip2_processor, tiny_siglip_processor
 
 
@@ -281,7 +282,8 @@ def test_an_online_reference_learns_from_what_can_be_read(tmp_path):
         output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=4, filter_ratio=0.5, reference="online",
     )  # fmt: skip
     forward, widths = {"learner": 100.0, "reference": 10.0}, {"learner": 5, "reference": 5}
-    assert flops_of_step(args, forward, widths).beside == 3 * 10 * 8
+    assert flops_of_step(args, forward, widths).beside == 4 * 10 * 8  # pairs in chunks of 4: one more forward
+    assert flops_of_step(args, forward, {"learner": 0, "reference": 0}).beside == 3 * 10 * 8  # means over examples
     assert flops_of_step(args, forward, widths, trained=4, scored=0, readable=4).beside == 3 * 10 * 4
 
 
