@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import HfArgumentParser, PreTrainedModel, TrainerCallback
 
 from jest_hf import JESTConfig, JESTTrainer
-from jest_hf.data import load_source
+from jest_hf.data import load_source, select_subset
 from jest_hf.report import QualityPoint, first_reaching, format_table, plot_quality
 
 
@@ -64,6 +64,10 @@ class DataArguments:
     )
     max_train_rows: int | None = field(
         default=None, metadata={"help": "Keep only this many rows of --dataset, the first ones. Default: all."}
+    )
+    subset: str | None = field(
+        default=None,
+        metadata={"help": "Keep only the rows of --dataset in this file, which `jest-hf curate --list` wrote."},
     )
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     scaled_jpeg_decoding: bool = field(
@@ -184,6 +188,8 @@ class Comparison(ABC):
     def __init__(self, script: DataArguments, args: JESTConfig) -> None:
         self.script, self.args = script, args
         self.train = self.rows(script.dataset, script.dataset_split, script.dataset_where, script.max_train_rows)
+        if script.subset is not None:
+            self.train = select_subset(self.train, script.subset)
         self.eval = self.rows(script.eval_dataset, script.eval_split, script.eval_where)
         self.test = self.rows(script.test_dataset, script.test_split, script.test_where)
         self.curated = self.rows(script.train_reference_on, script.train_reference_split, script.train_reference_where)

@@ -6,6 +6,8 @@
     jest-hf cache-reference --ref_model ... --dataset ...    embed a data set once
     jest-hf cache-images --model ... --dataset ...           decode and resize a data set once
     jest-hf estimate --learner ... --ref_model ...           what a run will cost
+    jest-hf score --learner ... --ref_model ... --dataset ...    losses and learnability of every row
+    jest-hf curate scores --keep 0.2 --output curated        a data set of the best rows
 
 The modules are in `COMMANDS`.
 """
@@ -27,6 +29,8 @@ COMMANDS = {
         "jest_hf.training.image_command",
         "decode and resize the images of a data set, once for all runs",
     ),
+    "score": ("jest_hf.curation.score_command", "score every row of a data set, without training"),
+    "curate": ("jest_hf.curation.curate_command", "make a data set of the rows with the best scores"),
     "estimate": ("jest_hf.training.estimate_command", "what a run will cost, from configurations alone"),
 }
 
@@ -63,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(
         prog="jest-hf",
-        description="Commands of jest_hf: launch presets, caches of references and images, estimates of cost.",
+        description="Commands of jest_hf: launch presets, caches, estimates of cost, scores and curated data.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     preset = commands.add_parser("preset", help="print the flags for `accelerate launch`, e.g. preset zero2")

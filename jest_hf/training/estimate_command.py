@@ -75,7 +75,7 @@ class EstimateArguments:
 
 # Flags of `examples/run_jest.py` that change no cost: accepted, so that the command line of a run can be pasted.
 NOT_USED = (
-    *("dataset", "dataset_split", "dataset_where", "eval_dataset", "eval_split", "eval_where"),
+    *("dataset", "dataset_split", "dataset_where", "subset", "eval_dataset", "eval_split", "eval_where"),
     *("test_dataset", "test_split", "test_where", "image_column", "caption_column", "scaled_jpeg_decoding"),
     *("vocab_size", "train_reference_on", "train_reference_split", "train_reference_where", "reference_steps"),
     *("reference_learning_rate", "compare_uniform_steps"),

@@ -23,6 +23,7 @@ from transformers import AutoModel, AutoProcessor, SiglipModel, SiglipProcessor
 
 from jest_hf import JESTConfig
 from jest_hf.data import load_source
+from jest_hf.data.subset import write_subset
 from jest_hf.report import read_selections
 from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
 
@@ -239,6 +240,15 @@ def test_the_baseline_of_a_flexi_run_sees_everything_in_full(run_jest, monkeypat
     assert job.args.scoring_view is not None
     baseline = job.settings(selection="uniform")
     assert baseline.scoring_view is None and not baseline.eval_at_view
+
+
+def test_a_subset_of_the_training_data(run_jest, monkeypatch, tmp_path):
+    rows = random_rows(8)
+    monkeypatch.setattr(run_jest.comparison, "load_source", lambda *_, **__: datasets.Dataset.from_list(rows))
+    write_subset(tmp_path / "kept.parquet", {"row": [1, 6]}, n_rows=8)
+    words = ["--subset", str(tmp_path / "kept.parquet"), "--use_cpu", "True", "--output_dir", str(tmp_path)]
+    job = run_jest.Job(*run_jest.parse(words))
+    assert job.train["text"][:] == [rows[1]["text"], rows[6]["text"]] and len(job.eval) == 8
 
 
 def test_the_demonstration_is_what_runs_without_arguments(run_jest):
