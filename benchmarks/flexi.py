@@ -70,7 +70,7 @@ def settings_of(arm: str) -> dict[str, Any]:
 
 def job_of(seed: int, folder: Path, quick: bool, changes: Sequence[str] = ()) -> run_jest.Job:
     """Data, processor and settings of the demonstration, but for these changes."""
-    words = ["--config", str(run_jest.DEMONSTRATION), "--seed", str(seed), "--output_dir", str(folder)]
+    words = ["--config", str(ROOT / "examples" / "recipes" / "jest.yaml"), "--seed", str(seed), "--output_dir", str(folder)]
     words += ["--save_strategy", "no", "--logging_strategy", "no", "--disable_tqdm", "True", "--use_cpu", "True"]
     script, args = run_jest.parse([*words, *(QUICK if quick else []), *changes])
     args.eval_steps = min(args.max_steps, 160)
@@ -151,7 +151,7 @@ def quality_at(run: dict[str, Any], flops: float) -> float:
 def demonstration(seed: int) -> dict[str, Any]:
     """The demonstration's two runs in the form of the runs made here."""
     runs = {}
-    for name, run in read(RESULTS, "demo", seed).items():
+    for name, run in read(RESULTS, "jest", seed).items():
         test = {key.removeprefix("test_"): value for key, value in run["test"].items()}
         runs[name] = {"trained": run["examples_trained"], "validation": run["evaluations"], "test": test}
     return runs
