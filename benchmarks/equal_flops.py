@@ -31,7 +31,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch  # noqa: E402
-from transformers import SiglipModel  # noqa: E402
+from transformers import PrinterCallback, SiglipModel  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 from jest_hf import JESTConfig, JESTTrainer  # noqa: E402
@@ -109,7 +109,10 @@ def train(
         if budget is not None:
             trainer = trainer_of(1)
             steps = int((budget - trainer.cache_flops) / trainer.step_flops.total)
+            if steps < 1:
+                raise ValueError(f"--steps={options.steps} does not pay for one step of {arm}: set a larger number.")
         trainer = trainer_of(steps)
+        trainer.remove_callback(PrinterCallback)
         history.start(trainer)
         trainer.train()
         if history.costs[-1]["trained"] != trainer.statistics.trained:
