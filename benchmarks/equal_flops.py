@@ -190,14 +190,21 @@ def measure(options: argparse.Namespace) -> None:
 def report(options: argparse.Namespace) -> None:
     """The table over the seeds that were measured."""
     known = read(options)
+    end = known["reference"]["evaluations"][-1]
+    before = {cost: end[cost] for cost in ("flops", "seconds", "cpu_seconds")}
     rows = []
     for arm in options.arms:
-        runs = [known["runs"][f"{arm}/{seed}"] for seed in options.seeds if f"{arm}/{seed}" in known["runs"]]
+        seeds = [seed for seed in options.seeds if {f"iid/{seed}", f"{arm}/{seed}"} <= set(known["runs"])]
+        if not seeds:
+            continue
+        runs = [known["runs"][f"{arm}/{seed}"] for seed in seeds]
         ends = [run["evaluations"][-1] for run in runs]
         shares = [
-            shares_of(known["runs"][f"iid/{seed}"]["evaluations"], run["evaluations"], known["reference"]["evaluations"][-1])
-            for seed, run in zip(options.seeds, runs, strict=False)
-        ]  # fmt: skip
+            shares_of(
+                known["runs"][f"iid/{seed}"]["evaluations"], known["runs"][f"{arm}/{seed}"]["evaluations"], before
+            )
+            for seed in seeds
+        ]
         rows.append(
             [
                 arm,

@@ -46,6 +46,7 @@ from jest_hf.report import format_table, read_selections  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
+RECIPE = ROOT / "examples" / "recipes" / "jest.yaml"
 sys.path.insert(0, str(ROOT / "examples"))
 import run_jest  # noqa: E402
 
@@ -70,7 +71,7 @@ def settings_of(arm: str) -> dict[str, Any]:
 
 def job_of(seed: int, folder: Path, quick: bool, changes: Sequence[str] = ()) -> run_jest.Job:
     """Data, processor and settings of the recipe, but for these changes."""
-    words = ["--config", str(ROOT / "examples" / "recipes" / "jest.yaml"), "--seed", str(seed), "--output_dir", str(folder)]
+    words = ["--config", str(RECIPE), "--seed", str(seed), "--output_dir", str(folder)]
     words += ["--save_strategy", "no", "--logging_strategy", "no", "--disable_tqdm", "True", "--use_cpu", "True"]
     script, args = run_jest.parse([*words, *(QUICK if quick else []), *changes])
     args.eval_steps = min(args.max_steps, 160)

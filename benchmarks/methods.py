@@ -291,7 +291,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(argv)
     options.steps = options.steps or SETTINGS[options.data]["steps"]
-    options.learning_rate, options.max_length = (SETTINGS[options.data][name] for name in ("learning_rate", "max_length"))
+    options.learning_rate = SETTINGS[options.data]["learning_rate"]
+    options.max_length = SETTINGS[options.data]["max_length"]
     options.work = options.work or Path(tempfile.gettempdir()) / "jest_hf_methods"
     logging.set_verbosity_error()
     if options.tune:

@@ -134,7 +134,7 @@ class DataArguments:
     )
     compare_learnability_steps: int = field(
         default=0,
-        metadata={"help": "Train the learner by criterion learnability too, for this many steps, and compare; 0: do not."},
+        metadata={"help": "Train the learner by learnability too, for this many steps, and compare; 0: do not."},
     )
     compare_learnability_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the run by learnability. Default: --learning_rate."}
@@ -188,10 +188,10 @@ class Comparison(ABC):
         if self.eval is None:
             args.eval_strategy = "no"
         self.reference_cost: dict[str, float] | None = None  # of training it here
-        if script.compare_learnability_steps and "easy_reference" != args.settings.criterion:
+        if script.compare_learnability_steps and args.criterion == "learnability":
             raise ValueError(
-                f"compare_learnability_steps={script.compare_learnability_steps} compares a run by easy_reference with "
-                f"one by learnability, and criterion={args.settings.criterion!r}: set criterion or leave it out."
+                f"compare_learnability_steps={script.compare_learnability_steps} compares a run by another criterion "
+                f"with one by learnability, and criterion={args.criterion!r}: set another criterion or leave it out."
             )
 
     # ---- What a script defines ----

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the runs of `comparison.py` cost: a history of quality, examples, FLOPs and seconds, and shares of a baseline."""
+"""What the runs of `comparison.py` cost: a history of quality, examples, FLOPs and seconds; shares of a baseline."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def shares_of(
     if reached is None:
         return None
     spent = {name: reached[name] / end[name] for name in ("trained", "flops", "seconds", "cpu_seconds")}
-    return spent | {f"{name}_with_reference": (reached[name] + cost) / end[name] for name, cost in (reference or {}).items()}
+    before = reference or {}
+    return spent | {f"{name}_with_reference": (reached[name] + before[name]) / end[name] for name in before}
 
 
 def sentence(name: str, aim: str, shares: dict[str, float] | None) -> str:

@@ -121,8 +121,8 @@ def main(argv: list[str]) -> None:
     if not argv:
         logging.set_verbosity_error()
     name = "JEST" if args.selection == "joint" else args.selection
-    if args.settings.criterion != "learnability":
-        name += f" by {args.settings.criterion}"
+    if args.criterion != "learnability":
+        name += f" by {args.criterion}"
     Job(script, args).compare(args.preset or name)
 
 

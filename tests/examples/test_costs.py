@@ -89,7 +89,7 @@ def test_metrics_of_another_evaluation_are_no_points(costs, monkeypatch):
 
 
 def cost(quality, trained, flops, seconds, cpu_seconds):
-    return dict(quality=quality, trained=trained, flops=flops, seconds=seconds, cpu_seconds=cpu_seconds)
+    return {"quality": quality, "trained": trained, "flops": flops, "seconds": seconds, "cpu_seconds": cpu_seconds}
 
 
 BASELINE = [cost(0.3, 500, 5e9, 50, 40), cost(0.2, 1000, 1e10, 100, 80)]  # its end counts, not its best
