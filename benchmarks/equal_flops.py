@@ -67,10 +67,15 @@ TUNING_SEED = 100  # none of the seeds of the table
 
 
 def train(
-    options: argparse.Namespace, parts: dict[str, Any], seed: int, arm: str, rate: float, **how: Any
+    options: argparse.Namespace,
+    parts: dict[str, Any],
+    seed: int,
+    arm: str,
+    rate: float,
+    iid_steps: int,
+    reference: SiglipModel | None = None,
 ) -> tuple[dict[str, Any], SiglipModel]:
-    """Train a fresh learner on `parts["train"]` for `steps`, or for the steps that `budget` FLOPs pay for."""
-    budget, steps, reference = how.get("budget"), how.get("steps", 1), how.get("reference")
+    """Train a fresh learner on `parts["train"]` for as long as the FLOPs of `iid_steps` steps of IID training last."""
     with tempfile.TemporaryDirectory() as folder:
         history = History(lambda metrics: metrics[f"eval_{options.metric}"])
 
@@ -106,11 +111,11 @@ def train(
                 callbacks=[history],
             )
 
-        if budget is not None:
-            trainer = trainer_of(1)
-            steps = int((budget - trainer.cache_flops) / trainer.step_flops.total)
-            if steps < 1:
-                raise ValueError(f"--steps={options.steps} does not pay for one step of {arm}: set a larger number.")
+        trainer = trainer_of(1)
+        budget = iid_steps * trainer.step_flops.training - trainer.cache_flops
+        steps = int(budget / trainer.step_flops.total)
+        if steps < 1:
+            raise ValueError(f"--steps={options.steps} does not pay for one step of {arm}: set a larger number.")
         trainer = trainer_of(steps)
         trainer.remove_callback(PrinterCallback)
         history.start(trainer)
@@ -135,17 +140,11 @@ def reference_of(options: argparse.Namespace, parts: dict[str, Any]) -> SiglipMo
     folder = options.work / options.data
     if not (folder / "model.safetensors").exists():
         rate, steps = options.reference_learning_rate, options.reference_steps
-        run, reference = train(options, curated(parts), 1000, "iid", rate, steps=steps)
+        run, reference = train(options, curated(parts), 1000, "iid", rate, steps)
         reference.save_pretrained(folder)
         write(options, {"reference": run})
         print(f"reference: {run['evaluations'][-1]} on validation", flush=True)
     return SiglipModel.from_pretrained(folder)
-
-
-def budget_of(options: argparse.Namespace, parts: dict[str, Any]) -> float:
-    """FLOPs of `--steps` steps of IID training, which a run of one step tells."""
-    run, _ = train(options, parts, TUNING_SEED, "iid", 1e-3, steps=1)
-    return options.steps * run["flops_per_step"]
 
 
 def tuned(options: argparse.Namespace) -> dict[str, float]:
@@ -159,9 +158,9 @@ def tuned(options: argparse.Namespace) -> dict[str, float]:
             parts = parts or parts_of(options, TUNING_SEED)
             reference = reference_of(options, parts)
             run, _ = train(
-                *(options, parts | {"test": parts["validation"]}, TUNING_SEED, arm, rate),
-                budget=budget_of(options, parts) / 2, reference=None if arm == "iid" else reference,
-            )  # fmt: skip
+                *(options, parts | {"test": parts["validation"]}, TUNING_SEED, arm, rate, options.steps // 2),
+                reference=None if arm == "iid" else reference,
+            )
             write(options, {"tuning": tried | {arm: tried.get(arm, {}) | {str(rate): run}}})
             print(f"{arm} {rate}: {run['evaluations'][-1]['quality']:.4f} on validation", flush=True)
     runs = read(options)["tuning"]
@@ -180,9 +179,7 @@ def measure(options: argparse.Namespace) -> None:
                 continue
             parts = parts or parts_of(options, seed)
             reference = None if arm == "iid" else reference_of(options, parts)
-            run, _ = train(
-                *(options, parts, seed, arm, rates[arm]), budget=budget_of(options, parts), reference=reference
-            )
+            run, _ = train(options, parts, seed, arm, rates[arm], options.steps, reference)
             write(options, {"runs": runs | {f"{arm}/{seed}": run}})
             print(f"seed {seed} {arm}: {run['evaluations'][-1]}", flush=True)
 
@@ -246,9 +243,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=700, help="of IID training, whose FLOPs every arm may spend")
+    parser.add_argument("--steps", type=int, default=600, help="of IID training, whose FLOPs every arm may spend")
     parser.add_argument("--rates", nargs="+", type=float, default=RATES, help="learning rates that are tried")
-    parser.add_argument("--evaluations", type=int, default=14, help="of each run")
+    parser.add_argument("--evaluations", type=int, default=12, help="of each run")
     parser.add_argument("--report", action="store_true", help="only print the table of what was measured before")
     parser.add_argument("--work", type=Path, help="where references are kept; default: in the temporary folder")
     parser.add_argument("--results", type=Path, default=RESULTS)
