@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class QualityPoint(NamedTuple):
     seconds: float | None = None
 
 
-def first_reaching(points: Iterable[Sequence[float]], quality: float) -> QualityPoint | None:
+def first_reaching(points: Iterable[Sequence[Any]], quality: float) -> QualityPoint | None:
     """Find the first evaluation of a run with at least a given quality, without interpolation.
 
     Args:
@@ -61,7 +61,7 @@ def first_reaching(points: Iterable[Sequence[float]], quality: float) -> Quality
 
 
 def plot_quality(
-    runs: Mapping[str, Sequence[Sequence[float]]],
+    runs: Mapping[str, Sequence[Sequence[Any]]],
     path: str | os.PathLike[str],
     metric_name: str,
     baseline: str | None = None,
