@@ -62,7 +62,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "reference_learning_rate": 1e-3,
     },
 }
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 TUNING_SEED = 100  # none of the seeds of the table
 
 
