@@ -78,7 +78,8 @@ NOT_USED = (
     *("dataset", "dataset_split", "dataset_where", "subset", "eval_dataset", "eval_split", "eval_where"),
     *("test_dataset", "test_split", "test_where", "image_column", "caption_column", "scaled_jpeg_decoding"),
     *("vocab_size", "train_reference_on", "train_reference_split", "train_reference_where", "reference_steps"),
-    *("reference_learning_rate", "compare_uniform_steps"),
+    *("reference_learning_rate", "compare_uniform_steps", "compare_uniform_learning_rate"),
+    *("compare_learnability_steps", "compare_learnability_learning_rate"),
 )
 # Of the Trainer's options, those that change a cost. The others would set up devices and trackers.
 _OF_TRAINER = (
