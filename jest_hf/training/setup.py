@@ -15,14 +15,15 @@ Before `Trainer.__init__`, in [`plan_run`]:
 
 After it, in [`build_parts`]:
 
-9. the learner is prepared for FSDP2, and its precision checked;
+9. the learner's precision and view are checked;
 10. the progress bar is replaced;
 11. the learner's reader is made, which opens the model for views and its temperature;
 12. the proxy is made;
 13. the reference is identified for a cache, and then placed;
-14. one row is read and checked against every model: the dry run.
+14. the learner is prepared for an engine that shards it;
+15. one row is read and checked against every model: the dry run.
 
-Until (14) the Trainer may call `call_model_init`, `init_hf_repo` and callbacks: what they use is in the plan.
+Until (15) the Trainer may call `call_model_init`, `init_hf_repo` and callbacks: what they use is in the plan.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from jest_hf.distributed import Ranks
 from jest_hf.hub.publisher import Publisher
 from jest_hf.images.views import View
 from jest_hf.models import Reader, add_adapter, base_model, check_view
-from jest_hf.models.sharding import check_shardable, prepare_for_fsdp2
+from jest_hf.models.sharding import add_dimensions, prepare_for_fsdp2
 from jest_hf.objectives import Objective, ObjectiveOptions, find_objective
 from jest_hf.reference import load_learner
 from jest_hf.report.ledger import SelectionLedger
@@ -100,6 +101,18 @@ class RunPlan:
         """The callbacks that come before the user's."""
         ledger = self.recorder.ledger
         return [self.recorder.statistics] + ([LedgerCallback(ledger)] if ledger is not None else [])
+
+    def open_up(self, learner: PreTrainedModel) -> None:
+        """Prepare a new learner of `model_init` as [`build_parts`] prepares the first one."""
+        self.objective.open_up(learner)
+        self.prepare_for_engine(learner)
+
+    def prepare_for_engine(self, learner: nn.Module) -> None:
+        """Prepare the learner for DeepSpeed or FSDP2, if one of them will wrap it."""
+        if self.engine.is_fsdp:
+            prepare_for_fsdp2(base_model(learner))
+        if self.engine.is_deepspeed:
+            add_dimensions(base_model(learner))
 
     def cache_reference(self, dataset: Any, collator: Any) -> None:
         """Cache the reference's scores of the training data, with `args.cache_reference`. A collective."""
@@ -245,7 +258,7 @@ def build_parts(
     proxy_model: PreTrainedModel | str | None,
 ) -> Parts:
     """
-    Make the parts of a run once the Trainer is there: lines 9 and 11 to 14 of this module.
+    Make the parts of a run once the Trainer is there: lines 11 to 15 of this module.
 
     Args:
         plan ([`RunPlan`]): What was decided before.
@@ -264,6 +277,7 @@ def build_parts(
     reference.place(objective, learner, reader, collator, plan.processor, plan.train_dataset, engine)
     if companions.reference is not None:
         reference.source = companions.reference
+    plan.prepare_for_engine(learner)  # 14, since the reference identified at 13 may be the learner's own backbone
     scorer = Scorer(
         reader,
         lambda: reference.source,
@@ -298,7 +312,7 @@ def build_parts(
         late_images=lambda: loaders.late_images,
         record=recorder.add,
     )
-    if plan.train_dataset is not None:  # 14
+    if plan.train_dataset is not None:  # 15
         recorder.costs = _costs(plan, reader, learner)
     slow_loading = SlowLoading(lambda: loading_remedies(args, collator, loaders, not is_stream(plan.train_dataset)))
     if ranks.rank == 0:
@@ -313,18 +327,14 @@ def build_parts(
     )
 
 
-def prepare_learner(learner: nn.Module, view: View | None, *, fsdp: bool, deepspeed: bool) -> None:
+def check_learner(learner: nn.Module, view: View | None, *, deepspeed: bool) -> None:
     """
-    Prepare the learner for its engine: line 9 of this module.
+    Check precision and view of the learner: line 9 of this module.
 
     Raises:
-        ValueError: for a model that the engine cannot shard, or a view that does not suit it.
+        ValueError: for a view that does not suit the learner.
     """
-    if fsdp:
-        prepare_for_fsdp2(base_model(learner))
-    if deepspeed:
-        check_shardable(base_model(learner))
-    else:  # its engine keeps float32 weights itself
+    if not deepspeed:  # its engine keeps float32 weights itself
         warn_of_low_precision(learner)
     if view is not None:
         check_view(view, base_model(learner).config)
@@ -377,4 +387,4 @@ def objective_of(args: JESTConfig, model: nn.Module | None) -> Objective:
     )
 
 
-__all__ = ["Parts", "RunPlan", "build_parts", "objective_of", "plan_run", "prepare_learner"]
+__all__ = ["Parts", "RunPlan", "build_parts", "check_learner", "objective_of", "plan_run"]

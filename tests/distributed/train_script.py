@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What `launching` launches: train a tiny SigLIP with JESTTrainer, and write down what happened on this rank."""
+"""What `launching` launches: train a tiny SigLIP or CLIP with JESTTrainer, and write down what happened on this rank."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ def train(
     dies_after: int | None = None,
     deepspeed: str | None = None,
     lora: bool = False,
+    evaluates: bool = False,
 ) -> dict[str, Any]:
     """
     One run; returns this rank's report.
@@ -69,6 +70,7 @@ def train(
         dies_after (`int`, *optional*): Number of steps after which the last rank is killed.
         deepspeed (`str`, *optional*): Name of a preset whose DeepSpeed settings replace those of the launch.
         lora (`bool`, *optional*, defaults to `False`): Train a LoRA adapter, with the backbone as the reference.
+        evaluates (`bool`, *optional*, defaults to `False`): Give the Trainer rows to evaluate on.
     """
     if deepspeed is not None:
         os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(CONFIGS / f"{deepspeed}.json")
@@ -83,12 +85,14 @@ def train(
         model=model,
         args=args,
         train_dataset=random_rows(96, seed=5),
+        eval_dataset=random_rows(16, seed=6) if evaluates else None,
         ref_model=None if lora else reference,
         processing_class=processor,
         callbacks=[] if dies_after is None else [Death(dies_after)],
     )
     trainer.seen, trainer.learned = [], []
     trainer.train(resume_from_checkpoint=resume_from)
+    trainer.save_model()
     placed = trainer.reference.model if isinstance(trainer.reference, Reference) else None
     return {
         "engine": type(trainer.model_wrapped).__name__,
