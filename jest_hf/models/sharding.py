@@ -66,8 +66,8 @@ def add_dimensions(model: PreTrainedModel) -> None:
     `[1]`. A second call has no effect.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): The model without adapters, before an engine wraps it. The parameters
-            remain the same objects.
+        model ([`~transformers.PreTrainedModel`]): The model without adapters, before an engine wraps it. Its
+            parameters remain the same objects.
     """
     scalars = _scalars(model)
     for parameter in scalars.values():

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What `launching` launches: train a tiny SigLIP or CLIP with JESTTrainer, and write down what happened on this rank."""
+"""What `launching` launches: train a tiny model with JESTTrainer, and write down what happened on this rank."""
 
 from __future__ import annotations
 
