@@ -140,10 +140,7 @@ class JESTTrainer(Trainer):
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         """As the Trainer's: each trial of a hyperparameter search starts from a new learner, and new companions."""
-        self.plan.companions.start_over()
-        model = cast(PreTrainedModel, super().call_model_init(trial))
-        self.plan.open_up(model)
-        return model
+        return self.plan.new_learner(partial(super().call_model_init, trial))
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As the Trainer's, but for the temperature: decay would pull it towards where similarities are all alike."""

@@ -42,7 +42,7 @@ from jest_hf.distributed import Ranks
 from jest_hf.hub.publisher import Publisher
 from jest_hf.images.views import View
 from jest_hf.models import Reader, add_adapter, base_model, check_view
-from jest_hf.models.sharding import add_dimensions, prepare_for_fsdp2
+from jest_hf.models.sharding import add_dimensions, built_whole, prepare_for_fsdp2
 from jest_hf.objectives import Objective, ObjectiveOptions, find_objective
 from jest_hf.reference import load_learner
 from jest_hf.report.ledger import SelectionLedger
@@ -102,10 +102,13 @@ class RunPlan:
         ledger = self.recorder.ledger
         return [self.recorder.statistics] + ([LedgerCallback(ledger)] if ledger is not None else [])
 
-    def open_up(self, learner: PreTrainedModel) -> None:
-        """Prepare a new learner of `model_init` as [`build_parts`] prepares the first one."""
+    def new_learner(self, model_init: Callable[[], nn.Module]) -> PreTrainedModel:
+        """Start over with a new learner and new companions; the learner is prepared as [`build_parts`] prepares it."""
+        self.companions.start_over()
+        learner = _call_whole(model_init)
         self.objective.open_up(learner)
         self.prepare_for_engine(learner)
+        return learner
 
     def prepare_for_engine(self, learner: nn.Module) -> None:
         """Prepare the learner for DeepSpeed or FSDP2, if one of them will wrap it."""
@@ -189,7 +192,7 @@ def plan_run(
         model, processing_class = load_learner(model, processing_class, ranks=ranks, device=args.device)
     if processing_class is None:
         raise ValueError("processing_class=None: pass the learner's processor, or a data_collator made from it.")
-    learner = first_learner() if model is None and first_learner is not None else model
+    learner = _call_whole(first_learner) if model is None and first_learner is not None else model
 
     objective = objective_of(args, learner)  # 4
     check_objective(args, objective, data_collator)
@@ -227,6 +230,12 @@ def plan_run(
         publisher=Publisher(args),  # 8
         engine=engine,
     )
+
+
+def _call_whole(model_init: Callable[[], nn.Module]) -> PreTrainedModel:
+    """Call `model_init`; ZeRO-3 could partition neither a CLIP nor a model that is built from a configuration."""
+    with built_whole():
+        return cast(PreTrainedModel, model_init())
 
 
 def _recorder(

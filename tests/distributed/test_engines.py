@@ -93,7 +93,7 @@ class Runs:
 
     def run(self, name, deepspeed=None, **more):
         """Arguments of `train_script.train`."""
-        options = {key: more.pop(key) for key in ("resume_from", "dies_after", "lora") if key in more}
+        options = {key: more.pop(key) for key in ("resume_from", "dies_after", "lora", "initialised") if key in more}
         kind = "clip_" if more.pop("clip", False) else ""
         options |= {"evaluates": "eval_steps" in more}
         paths = {name: str(self.folder / f"{kind}{name}") for name in ("learner", "reference")}
@@ -148,7 +148,7 @@ class Runs:
             checkpoint = str(self.folder / f"{name}_clip" / "checkpoint-2")
             runs[f"{name}_clip"] = self.run(f"{name}_clip", ENGINES[name][1], **more)
             runs[f"{name}_clip_resumed"] = self.run(
-                f"{name}_clip_resumed", ENGINES[name][1], resume_from=checkpoint, **more
+                f"{name}_clip_resumed", ENGINES[name][1], resume_from=checkpoint, initialised=True, **more
             )
         runs[f"{preset}_lora"] = self.run(
             f"{preset}_lora", ENGINES[preset][1], lora=True, reference="adapter", max_steps=3, learning_rate=1e-2

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -58,6 +59,7 @@ def train(
     deepspeed: str | None = None,
     lora: bool = False,
     evaluates: bool = False,
+    initialised: bool = False,
 ) -> dict[str, Any]:
     """
     One run; returns this rank's report.
@@ -71,18 +73,23 @@ def train(
         deepspeed (`str`, *optional*): Name of a preset whose DeepSpeed settings replace those of the launch.
         lora (`bool`, *optional*, defaults to `False`): Train a LoRA adapter, with the backbone as the reference.
         evaluates (`bool`, *optional*, defaults to `False`): Give the Trainer rows to evaluate on.
+        initialised (`bool`, *optional*, defaults to `False`): The learner comes from a `model_init`.
     """
     if deepspeed is not None:
         os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(CONFIGS / f"{deepspeed}.json")
     args = JESTConfig(**settings)
-    model, processor = learner, None
+    model, processor, model_init = learner, None, None
     if lora:
         processor = AutoProcessor.from_pretrained(learner)
         model = AutoModel.from_pretrained(learner)
         torch.manual_seed(0)  # not before: loading a model takes random numbers, under ZeRO-3 others
         model = add_adapter(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    if initialised:
+        model, processor = None, AutoProcessor.from_pretrained(learner)
+        model_init = functools.partial(AutoModel.from_pretrained, learner)
     trainer = ReportingTrainer(
         model=model,
+        model_init=model_init,
         args=args,
         train_dataset=random_rows(96, seed=5),
         eval_dataset=random_rows(16, seed=6) if evaluates else None,
