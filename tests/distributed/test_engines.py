@@ -144,12 +144,12 @@ class Runs:
             checkpoint = str(self.folder / name / "checkpoint-2")
             runs[f"{name}_resumed"] = self.run(f"{name}_resumed", ENGINES[name][1], resume_from=checkpoint)
         for name in CLIP_ENGINES & set(engines):
-            more = CLIP | {"clip": True} | ({"ref_placement": "sharded"} if name == "zero3" else {})
-            checkpoint = str(self.folder / f"{name}_clip" / "checkpoint-2")
-            runs[f"{name}_clip"] = self.run(f"{name}_clip", ENGINES[name][1], **more)
-            runs[f"{name}_clip_resumed"] = self.run(
-                f"{name}_clip_resumed", ENGINES[name][1], resume_from=checkpoint, initialised=True, **more
-            )
+            more = CLIP | ({"ref_placement": "sharded"} if name == "zero3" else {})
+            runs[f"{name}_clip"] = self.run(f"{name}_clip", ENGINES[name][1], clip=True, **more)
+            if name == preset:
+                resumed, checkpoint = f"{name}_clip_resumed", str(self.folder / f"{name}_clip" / "checkpoint-2")
+                more |= {"clip": True, "initialised": True, "resume_from": checkpoint}
+                runs[resumed] = self.run(resumed, ENGINES[name][1], **more)
         runs[f"{preset}_lora"] = self.run(
             f"{preset}_lora", ENGINES[preset][1], lora=True, reference="adapter", max_steps=3, learning_rate=1e-2
         )
@@ -280,9 +280,9 @@ def test_a_scalar_temperature_is_trained_as_by_one_process(runs, engine):
         assert_same_weights(learned, runs.checkpoint("alone_clip", step))
 
 
-@pytest.mark.parametrize("engine", sorted(CLIP_ENGINES), indirect=True)
+@pytest.mark.parametrize("engine", ["zero2", "zero3"], indirect=True)
 def test_a_scalar_temperature_is_loaded_from_checkpoints(runs, engine):
-    """When a run is resumed, and when the best model is loaded at the end and saved."""
+    """When a run is resumed, also with `model_init`, and when the best model is loaded at the end and saved."""
     name = f"{engine}_clip"
     assert_same_weights(runs.checkpoint(f"{name}_resumed", 4), runs.checkpoint(name, 4))
     for kind in (name, f"{name}_resumed"):

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import json
 import os
@@ -86,7 +85,10 @@ def train(
         model = add_adapter(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     if initialised:
         model, processor = None, AutoProcessor.from_pretrained(learner)
-        model_init = functools.partial(AutoModel.from_pretrained, learner)
+
+        def model_init() -> nn.Module:
+            return AutoModel.from_pretrained(learner)
+
     trainer = ReportingTrainer(
         model=model,
         model_init=model_init,
