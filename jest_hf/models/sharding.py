@@ -116,7 +116,7 @@ def prepare_for_fsdp2(model: PreTrainedModel) -> None:
     around = {
         type(module).__name__
         for module in model.modules()
-        if module is not token_embedding and token_embedding in module.modules()
+        if module is not token_embedding and token_embedding in set(module.modules())
     }
     model._no_split_modules = (set(model._no_split_modules or ()) & classes) - around
 
