@@ -32,7 +32,7 @@ from jest_hf.training.card import RunFacts, summarise_run, try_card, write_run_c
 from jest_hf.training.costs import check_evaluation
 from jest_hf.training.engine import Engine
 from jest_hf.training.online_model import OnlineModel
-from jest_hf.training.setup import Parts, build_parts, plan_run, prepare_learner
+from jest_hf.training.setup import Parts, build_parts, check_learner, plan_run
 
 
 class JESTTrainer(Trainer):
@@ -122,7 +122,7 @@ class JESTTrainer(Trainer):
             **trainer_arguments,
         )
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch: the Trainer must not rescale it
-        prepare_learner(self.model, plan.view, fsdp=self.is_fsdp_enabled, deepspeed=self.is_deepspeed_enabled)
+        check_learner(self.model, plan.view, deepspeed=self.is_deepspeed_enabled)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(JESTProgress)
         self.parts: Parts = build_parts(plan, self.model, proxy_model)
@@ -134,10 +134,7 @@ class JESTTrainer(Trainer):
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         """As the Trainer's: each trial of a hyperparameter search starts from a new learner, and new companions."""
-        self.plan.companions.start_over()
-        model = cast(PreTrainedModel, super().call_model_init(trial))
-        self.plan.objective.open_up(model)
-        return model
+        return self.plan.new_learner(partial(super().call_model_init, trial))
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As the Trainer's, but for the temperature: decay would pull it towards where similarities are all alike."""

@@ -8,7 +8,10 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from jest_hf.data.rows import Rows
+from jest_hf.data.stream import is_stream
 
 
 _TRIED, _SHOWN = 20, 3  # rows that are read again, and reasons that are shown
@@ -40,6 +43,14 @@ def reasons_of(collator: Any, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
+def reasons_by_id(dataset: Any, collator: Any, ids: Tensor) -> list[str]:
+    """As [`reasons_of`], of the rows with some ids (int64 `[n]`). The rows of a stream cannot be read again."""
+    if is_stream(dataset):
+        return []
+    rows = Rows(dataset, collator.image_column)
+    return reasons_of(collator, [rows[index] for index in ids.tolist()])
+
+
 def mostly_broken(broken: int, collator: Any, rows: Rows) -> str | None:
     """Return what to say of data of which more than half could not be used, with reasons; otherwise `None`.
 
@@ -57,4 +68,4 @@ def mostly_broken(broken: int, collator: Any, rows: Rows) -> str | None:
     return f"{broken:,} of {len(rows):,} rows cannot be used ({'; '.join(reasons) or 'see the log'})"
 
 
-__all__ = ["mostly_broken", "reasons_of"]
+__all__ = ["mostly_broken", "reasons_by_id", "reasons_of"]
