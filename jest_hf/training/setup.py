@@ -44,7 +44,7 @@ from jest_hf.distributed import Ranks
 from jest_hf.distributed.group import end_group_at_exit, limit_waits
 from jest_hf.hub.publisher import Publisher
 from jest_hf.images.views import View
-from jest_hf.models import Reader, add_adapter, base_model, check_view
+from jest_hf.models import Reader, add_adapter, base_model
 from jest_hf.models.sharding import add_dimensions, built_whole, prepare_for_fsdp2
 from jest_hf.objectives import Objective
 from jest_hf.reference import load_learner
@@ -67,7 +67,6 @@ from jest_hf.training.checks import (
     check_objective,
     check_train_size,
     number_of_rows,
-    warn_of_low_precision,
     warn_of_precision,
 )
 from jest_hf.training.companions import Companions
@@ -75,6 +74,7 @@ from jest_hf.training.costs import RunCosts
 from jest_hf.training.doubtful import warn_of_settings
 from jest_hf.training.engine import Engine
 from jest_hf.training.evaluator import Evaluator
+from jest_hf.training.health import BrokenRows, LossWatch
 from jest_hf.training.identity import identify_run
 from jest_hf.training.images import RunImages
 from jest_hf.training.loaders import Loaders, first_row
@@ -110,8 +110,9 @@ class RunPlan:
     @property
     def callbacks(self) -> list[TrainerCallback]:
         """The callbacks that come before the user's."""
-        ledger = self.recorder.ledger
-        return [self.recorder.statistics] + ([LedgerCallback(ledger)] if ledger is not None else [])
+        recorder = self.recorder
+        broken = BrokenRows(recorder.statistics, self.collator, self.train_dataset)
+        return [recorder.statistics, broken, *([] if recorder.ledger is None else [LedgerCallback(recorder.ledger)])]
 
     def make_caches(self, dataset: Any, collator: Any) -> None:
         """Make the image cache, with `args.image_cache`, and then the cache of the reference. A collective."""
@@ -163,6 +164,7 @@ class Parts:
     update: Update
     loaders: Loaders
     evaluator: Evaluator
+    watch: LossWatch = field(default_factory=LossWatch)
     callbacks: list[TrainerCallback] = field(default_factory=list)
 
 
@@ -367,19 +369,6 @@ def build_parts(
     )
 
 
-def check_learner(learner: nn.Module, view: View | None, *, deepspeed: bool) -> None:
-    """
-    Check precision and view of the learner: line 9 of this module.
-
-    Raises:
-        ValueError: for a view that does not suit the learner.
-    """
-    if not deepspeed:  # its engine keeps float32 weights itself
-        warn_of_low_precision(learner)
-    if view is not None:
-        check_view(view, base_model(learner).config)
-
-
 def _costs(plan: RunPlan, reader: Reader, learner: PreTrainedModel, row: dict[str, Any]) -> RunCosts:
     """Collate the first row: a missing column or a foreign processor shows here and not in a worker."""
     batch = plan.collator([row])
@@ -397,4 +386,4 @@ def _costs(plan: RunPlan, reader: Reader, learner: PreTrainedModel, row: dict[st
     )
 
 
-__all__ = ["Parts", "RunPlan", "build_parts", "check_learner", "plan_run"]
+__all__ = ["Parts", "RunPlan", "build_parts", "plan_run"]
