@@ -33,17 +33,18 @@ BUILDERS = {
 }
 
 
-def add_source_arguments(parser: argparse.ArgumentParser, purpose: str) -> None:
+def add_source_arguments(parser: argparse.ArgumentParser, purpose: str, *, required: bool = True) -> None:
     """Add the flags that name data, of the commands that read a data set once.
 
     Args:
         parser (`argparse.ArgumentParser`): The parser of a command.
         purpose (`str`): What the data are for, for the help text, such as `"embed"`.
+        required (`bool`, *optional*, defaults to `True`): Whether the command needs `--dataset`.
     """
     add = parser.add_argument
     add(
         "--dataset",
-        required=True,
+        required=required,
         help=f"data to {purpose}: scenes:<split>, a local file, glob or folder, or a Hub id",
     )
     add("--dataset_split", help="split of --dataset, e.g. train")

@@ -30,7 +30,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from typing import Any
 
@@ -38,14 +38,26 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
-from jest_hf.batch import Scores
+from jest_hf.batch import Scored, Scores
 from jest_hf.config import JESTConfig
 from jest_hf.data.captions import draw_caption
 from jest_hf.data.rows import EpochSampler
 from jest_hf.distributed import Ranks, Shares, owners_of, plan_exchange
 from jest_hf.reference import ReferenceSource
 from jest_hf.report.compare import compare_selected
-from jest_hf.selection import SELECTIONS, DrawKey, Pool, SelectionSchedule, take_sub_batch
+from jest_hf.selection import (
+    N_REJECTED,
+    SELECTIONS,
+    DrawKey,
+    Graded,
+    Pool,
+    SelectionSchedule,
+    Selector,
+    left_over,
+    own_scores,
+    sample_rejected,
+    take_sub_batch,
+)
 
 
 # A joint draw compares B candidates with b examples: 4 B b D FLOPs. Above this many, a GPU draws; without a GPU, the
@@ -68,6 +80,10 @@ class EarlyDraw:
         ids (`torch.Tensor`): Ids of this rank's rows of the super-batch, int64 `[n]`.
         unreadable (`int`): Rows among them that could not be read when they were cached.
         metrics (`dict`): What there is to log about the draw.
+        scores (`torch.Tensor`, *optional*): The score of each drawn row by itself, in the order of drawing, float32
+            `[b]`, for the ledger; of a sub-batch.
+        rejected (tuple of [`~jest_hf.selection.Graded`], *optional*): A sample of this rank's rows that were not
+            drawn, for the ledger.
     """
 
     is_final: bool
@@ -76,6 +92,8 @@ class EarlyDraw:
     ids: Tensor
     unreadable: int
     metrics: dict[str, float]
+    scores: Tensor | None = None
+    rejected: tuple[Graded, ...] = ()
 
 
 class EarlySelection:
@@ -232,6 +250,8 @@ class EarlySelection:
         drawn = selection.indices
         if not self.is_final:
             drawn = drawn.sort().values  # as rows lie that were not drawn: in an order that says nothing of scores
+        own_part = slice(own.start - held.start, own.stop - held.start)
+        graded = self._graded(pool, selector, reference, drawn, key, own_part)
         _, parts = take_sub_batch(shares, rows, {"reference": reference}, drawn)
         metrics = {**selection.metrics, **compare_selected(parts, self.loss, group)}
         drawn = drawn.cpu()
@@ -239,15 +259,31 @@ class EarlySelection:
         if not self.from_stream:  # any rank can read any row
             readers = plan_exchange(readers, n_ranks)
         order, counts = readers.argsort(stable=True), readers.bincount(minlength=n_ranks).tolist()
-        mine = {name: rows[name][own.start - held.start : own.stop - held.start] for name in ("example_id", "valid")}
+        mine = {name: rows[name][own_part] for name in ("example_id", "valid")}
         if self.is_final:
             metrics = {"scoring_seconds": 0.0, **metrics}
         else:
             metrics = {f"prefilter/{name}": value for name, value in metrics.items()}
         unreadable = int((~mine["valid"]).sum())
-        draw = EarlyDraw(self.is_final, order, counts, mine["example_id"].cpu(), unreadable, metrics)
+        draw = EarlyDraw(self.is_final, order, counts, mine["example_id"].cpu(), unreadable, metrics, *graded)
         read = order.split(counts)[self.ranks.rank if n_ranks > 1 else 0]
         return positions[drawn[read]].tolist(), draw
+
+    def _graded(
+        self, pool: Pool, selector: Selector, reference: Scored, drawn: Tensor, key: DrawKey, own: slice
+    ) -> tuple[Tensor | None, tuple[Graded, ...]]:
+        """The scores of the drawn rows, and a sample of the others of this rank, which are the rows `own` of the pool:
+        for the ledger. With draws made together a collective."""
+        scores = own_scores(selector, {"reference": reference}) if self.args.record_selection else None
+        if scores is None:
+            return None, ()
+        rest = left_over(pool, drawn)[own]
+        size, stage = -(-N_REJECTED // self.ranks.size), "loader" if self.is_final else "prefilter"
+        ids, positions = pool.rows["example_id"][own], pool.positions[own]
+        rejected = sample_rejected(ids, scores[own], rest, positions, key, stage, size)
+        rejected = replace(rejected, ids=rejected.ids.cpu(), scores=rejected.scores.cpu(), rows=None)
+        of_drawn = pool.ranks.sum(torch.cat([scores, scores.new_zeros(1)])[pool.shares.places(drawn)])
+        return of_drawn.cpu() if self.is_final else None, (rejected,)
 
     def _rows(self, keys: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         """What a cache needs to know of rows: their ids, and which caption is drawn in their epoch."""

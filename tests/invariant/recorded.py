@@ -83,15 +83,22 @@ def of_card(text: str) -> list[str]:
     return text.splitlines()
 
 
+# Of a ledger: the columns that every version has. Stages and scores came later; the selections follow from the scores.
+LEDGER_COLUMNS = ["step", "rank", "order", "example_id"]
+NEWER_FILES = ("_rejected-",)  # in a ledger, of versions that sample the rows that were not selected
+
+
 def of_parquet(path: Path) -> dict[str, Any]:
     table = pq.read_table(path)
+    if path.parent.name == "selections.parquet":
+        table = table.select(LEDGER_COLUMNS)
     columns = {name: plain(table[name].to_pylist()) for name in table.column_names}
     return {"schema": [f"{one.name}: {one.type}" for one in table.schema], **columns}
 
 
 def of_ledger(path: Path) -> dict[str, Any]:
     """A ledger by step: rank, place in the order of drawing and example, of each row in its order."""
-    table = pq.read_table(path)
+    table = pq.read_table(path, columns=LEDGER_COLUMNS)
     steps: dict[str, list[str]] = {}
     for row in table.to_pylist():
         rest = " ".join(str(value) for name, value in row.items() if name != "step")
@@ -123,7 +130,7 @@ def of_file(path: Path) -> Any:
 
 def of_folder(folder: Path) -> dict[str, Any]:
     """The contents of all files in a folder, by their paths."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(NEWER_FILES))
     return {str(path.relative_to(folder)): of_file(path) for path in paths}
 
 

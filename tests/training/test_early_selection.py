@@ -33,7 +33,7 @@ def trained(folder, rows=None, resume=None, **changes):
 
 
 def ledger(folder):
-    return read_selections(folder / "selections.parquet").to_pydict()
+    return read_selections(folder / "selections.parquet").select(["step", "rank", "order", "example_id"]).to_pydict()
 
 
 def weights(trainer):
