@@ -5,8 +5,9 @@
     accelerate launch $(jest-hf preset zero2) train.py       launch a script with a preset
     jest-hf cache-reference --ref_model ... --dataset ...    embed a data set once
     jest-hf cache-images --model ... --dataset ...           decode and resize a data set once
+    jest-hf report out --dataset ...                         a page of what a run has selected
 
-See [`jest_hf.reference.command`] and [`jest_hf.training.image_command`].
+See [`jest_hf.reference.command`], [`jest_hf.training.image_command`] and [`jest_hf.curation.report_command`].
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from pathlib import Path
 
 
 CONFIGS = Path(__file__).parent / "configs"
-CACHES = {  # by command, where it is and what it does
+# By command, its module (with `add_arguments` and `run`) and what it does.
+COMMANDS = {
     "cache-reference": ("jest_hf.reference.command", "embed a data set with a reference, once for all runs"),
     "cache-images": (
         "jest_hf.training.image_command",
         "decode and resize the images of a data set, once for all runs",
     ),
+    "report": ("jest_hf.curation.report_command", "one HTML page of what a run has selected"),
 }
 
 
@@ -59,16 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command `jest-hf`; `arguments` default to those of the process."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(
-        prog="jest-hf", description="Commands of jest_hf: launch presets, and caches of references and images."
+        prog="jest-hf", description="Commands of jest_hf: launch presets, caches, and reports on runs."
     )
     commands = parser.add_subparsers(dest="command", required=True)
     preset = commands.add_parser("preset", help="print the flags for `accelerate launch`, e.g. preset zero2")
     preset.add_argument("name", choices=preset_names(), help="name of the preset")
-    caches = {name: commands.add_parser(name, help=about) for name, (_, about) in CACHES.items()}
-    if arguments and (name := arguments[0]) in CACHES:
+    parsers = {name: commands.add_parser(name, help=about) for name, (_, about) in COMMANDS.items()}
+    if arguments and (name := arguments[0]) in COMMANDS:
         # Imported here: torch and transformers take seconds, which other commands need not take.
-        command = importlib.import_module(CACHES[name][0])
-        command.add_arguments(caches[name])
+        command = importlib.import_module(COMMANDS[name][0])
+        command.add_arguments(parsers[name])
         command.run(parser.parse_args(arguments))
     else:
         print(preset_flags(parser.parse_args(arguments).name))

@@ -6,15 +6,18 @@ from __future__ import annotations
 
 from jest_hf.curation.filters import CurationFilters, FilterResult, curate
 from jest_hf.curation.measure import caption_column_of, join, measure_alignment, measure_captions, measure_images
+from jest_hf.curation.run_report import RunReport, run_report
 
 
 __all__ = [
     "CurationFilters",
     "FilterResult",
+    "RunReport",
     "caption_column_of",
     "curate",
     "join",
     "measure_alignment",
     "measure_captions",
     "measure_images",
+    "run_report",
 ]

@@ -186,10 +186,7 @@ class SelectionLedger:
             sources,
             keys,
         )
-        arrays = [
-            _array(column, size, field.type)
-            for column, field in zip(columns, SCHEMA, strict=True)
-        ]
+        arrays = [_array(column, size, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
         self._pending[kind].append(pa.record_batch(arrays, schema=SCHEMA))
 
     def _forget(self) -> None:
@@ -300,6 +297,8 @@ def _steps(part: Path) -> tuple[int, int]:
     try:
         with pq.ParquetFile(part) as file:
             column = file.schema_arrow.get_field_index("step")
+            if column < 0:
+                raise pa.ArrowInvalid(f"no column 'step' among {', '.join(file.schema_arrow.names)}")
             groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
             known = [group.column(column).statistics for group in groups if group.num_rows]
             return min((one.min for one in known), default=1), max((one.max for one in known), default=0)
