@@ -115,7 +115,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _text(text: object) -> str:
-    """A text of the data as it is, for the page and for attributes in it; marks that turn writing around are left out."""
+    """Escape a text of the data, also for attributes; marks that turn the direction of writing are replaced."""
     kept = (one if one.isprintable() or one in "\n\t" else "\ufffd" for one in str(text))
     return escape("".join(kept), quote=True)
 

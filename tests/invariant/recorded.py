@@ -68,7 +68,8 @@ def plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, Mapping):
-        return {str(key): MASK if TIMES.search(str(key)) else plain(one) for key, one in value.items()}
+        kept = ((str(key), one) for key, one in value.items() if key not in NEWER_LOGS)
+        return {key: MASK if TIMES.search(key) else plain(one) for key, one in kept}
     if isinstance(value, tuple | list):
         return [plain(one) for one in value]
     if isinstance(value, set | frozenset):
@@ -85,6 +86,7 @@ def of_card(text: str) -> list[str]:
 
 # Of a ledger: the columns that every version has. Stages and scores came later; the selections follow from the scores.
 LEDGER_COLUMNS = ["step", "rank", "order", "example_id"]
+NEWER_LOGS = {"elapsed_seconds"}
 NEWER_FILES = ("_rejected-",)  # in a ledger, of versions that sample the rows that were not selected
 
 
