@@ -47,7 +47,7 @@ class Table:
 
     title: str
     heads: Sequence[str]
-    rows: list[Sequence[str]]
+    rows: Sequence[Sequence[str]]
 
 
 @dataclass

@@ -93,7 +93,7 @@ def plot_scores(tally: Tally) -> Figure:
             scores = scores[np.isfinite(scores)].clip(edges[0], edges[-1])
             if len(scores):
                 weights = np.full(len(scores), 1 / len(scores))
-                axes.hist(scores, edges, weights=weights, color=colour, alpha=0.55, label=part)
+                axes.hist(scores, edges.tolist(), weights=weights, color=colour, alpha=0.55, label=part)
         begin, end = tally.periods[period]
         axes.set_title(f"{period}: steps {begin:,} to {end:,}", fontsize=9)
         axes.set_xlabel("score")
@@ -110,11 +110,12 @@ def plot_scores(tally: Tally) -> Figure:
 
 def plot_sources(tally: Tally) -> Figure:
     """Plot the share of each source in what was selected, by step; the smallest sources are added up."""
-    total = sum(tally.sources.values())
+    total = np.sum(list(tally.sources.values()), axis=0)
     order = sorted(tally.sources, key=lambda name: -int(tally.sources[name].sum()))
     lines = {name: tally.sources[name] for name in order[:MOST_LINES]}
     if order[MOST_LINES:]:
-        lines[f"{len(order) - MOST_LINES} other sources"] = sum(tally.sources[name] for name in order[MOST_LINES:])
+        others = [tally.sources[name] for name in order[MOST_LINES:]]
+        lines[f"{len(others)} other sources"] = np.sum(others, axis=0)
     figure = _figure(8.0, 3.0)
     axes = figure.subplots()
     for (name, counts), colour, marker in zip(lines.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
@@ -134,7 +135,7 @@ def plot_times(tally: Tally) -> Figure:
     axes = figure.subplots()
     most = int(tally.times[0])
     edges = np.unique(np.linspace(1, most + 1, min(most, 40) + 1).round())
-    axes.hist(tally.times, edges - 0.5, color=COLOURS[0])
+    axes.hist(tally.times, (edges - 0.5).tolist(), color=COLOURS[0])
     axes.set_yscale("log")
     axes.set_xlabel("times selected")
     axes.set_ylabel("rows")

@@ -15,7 +15,7 @@ import numpy as np
 
 from jest_hf.curation import run_plots
 from jest_hf.curation.page import Gallery, RunReport, Table
-from jest_hf.curation.pictures import Pictures
+from jest_hf.curation.pictures import Picture, Pictures
 from jest_hf.curation.run_tally import PERIODS, Tally, keys_of, tally_ledger
 from jest_hf.data.keys import KEY_COLUMN
 from jest_hf.data.row_digest import digest_rows
@@ -228,7 +228,8 @@ def _add_near_duplicates(report: RunReport, tally: Tally, pictures: Pictures) ->
     if not known:
         return
     bits = np.stack([hashes[one] for one in known])
-    shown, n_pairs = [], 0
+    shown: list[Picture] = []
+    n_pairs = 0
     for place, one in enumerate(known[1:], start=1):
         differing = np.bitwise_count(bits[:place] ^ bits[place]).sum(axis=1, dtype=np.int64)
         nearest = int(differing.argmin())

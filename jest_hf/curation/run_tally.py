@@ -107,7 +107,8 @@ def tally_ledger(path: Path) -> Tally:
 
 def keys_of(path: Path, ids: np.ndarray) -> dict[int, str]:
     """Return the string keys of some rows by id, for a ledger that has keys."""
-    wanted, found = pa.array(np.unique(ids)), {}
+    wanted = pa.array(np.unique(ids))
+    found: dict[int, str] = {}
     for rejected in (False, True):
         for table in read_parts(path, rejected=rejected, columns=["example_id", "key"]):
             if "key" in table.column_names:

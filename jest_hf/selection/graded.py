@@ -54,8 +54,10 @@ def own_scores(selector: Selector, scored: Mapping[str, Scored]) -> Tensor | Non
     """
     if selector.criterion is None or any(model not in scored for model in selector.models()):
         return None
-    models = {model: scored[model] for model in selector.models()}
-    return PairwiseScores.from_embeddings(**models, criterion=selector.criterion, loss=selector.loss).diagonal()
+    used = {model: scored.get(model) if model in selector.models() else None for model in ("learner", "reference")}
+    return PairwiseScores.from_embeddings(
+        used["learner"], used["reference"], criterion=selector.criterion, loss=selector.loss
+    ).diagonal()
 
 
 def left_over(pool: Pool, indices: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ class LedgerRows:
     def where(self, chosen: Tensor) -> LedgerRows:
         """Return the rows that bool `[k]` marks."""
         columns = (self.ids, self.order, self.ranks, self.scores, self.stages)
-        return LedgerRows(*(column[chosen] for column in columns), None if self.keys is None else self.keys[chosen])
+        ids, order, ranks, scores, stages = (column[chosen] for column in columns)
+        return LedgerRows(ids, order, ranks, scores, stages, None if self.keys is None else self.keys[chosen])
 
     def details(self) -> dict[str, Any]:
         """Return what a ledger records besides ids, ranks and places."""

@@ -30,7 +30,7 @@ from tests.trainers import make_trainer
 
 
 N_ROWS, STEPS = 80, 4
-HOSTILE = '</figure><script>document.title = "taken"; throw "error"</script><img src="http://127.0.0.1:{port}/x"> a red circle'
+HOSTILE = '</figure><script>document.title = "taken"; throw "error"</script><img src="http://127.0.0.1:{port}/x"> red'
 
 
 class Requests(http.server.BaseHTTPRequestHandler):
