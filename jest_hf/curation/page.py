@@ -92,11 +92,11 @@ def _page_of(report: RunReport) -> str:
     for title, figure in report.figures.items():
         image = f'<img class="figure" alt="{_text(title)}" src="{_uri("image/png", _png(figure))}">'
         parts.append(f"<h2>{_text(title)}</h2>{image}")
-    for table in report.tables:
-        parts.append(f"<h2>{_text(table.title)}</h2>{_table(table.heads, table.rows)}")
     for gallery in report.galleries:
         parts.append(f"<h2>{_text(gallery.title)}</h2><p>{_text(gallery.about)}</p>")
         parts.append(f'<div class="gallery">{"".join(map(_picture, gallery.pictures))}</div>')
+    for table in report.tables:
+        parts.append(f"<h2>{_text(table.title)}</h2>{_table(table.heads, table.rows)}")
     return "\n".join([*parts, "</body></html>\n"])
 
 

@@ -31,7 +31,7 @@ DUPLICATE_DISTANCE = 10  # of 192 bits
 N_CLASSES = 40
 OTHER_DATA = (
     "name the data, and the rows of it, that the run was trained on (--dataset, --dataset_split, --dataset_where, "
-    "--max_train_rows), or leave --dataset out for a report without pictures."
+    "--max_train_rows, --image_column), or leave --dataset out for a report without pictures."
 )
 
 
@@ -79,7 +79,7 @@ def run_report(
     state = _state_of(folder)
     tally = tally_ledger(ledger)
     statistics = _statistics_of(state)
-    report = RunReport(folder, _facts(state, statistics, tally), _figures(state, tally))
+    report = RunReport(folder, _facts(statistics, tally), _figures(state, tally), tables=_tables(statistics))
     if state is None:
         report.notes.append(
             "No trainer_state.json, in the folder or in a checkpoint: the report has no curves of loss and quality."
@@ -123,18 +123,30 @@ def _statistics_of(state: Mapping[str, Any] | None) -> dict[str, Any]:
     return saved if isinstance(saved, dict) else {}
 
 
-def _facts(state: Mapping[str, Any] | None, statistics: Mapping[str, Any], tally: Tally) -> list[tuple[str, str]]:
+def _facts(statistics: Mapping[str, Any], tally: Tally) -> list[tuple[str, str]]:
     facts = [
         ("steps", f"{tally.first:,} to {tally.last:,}"),
-        ("selections", f"{tally.n_selected:,} of {len(tally.ids):,} different rows"),
+        ("selections", f"{tally.n_selected:,}, of {len(tally.ids):,} different rows"),
         ("selected most often", f"{int(tally.times[0]):,} times"),
     ]
     if (n_rows := statistics.get("args", {}).get("n_examples")) is not None:
         facts.append(("rows of the data", f"{n_rows:,}, of which {n_rows - len(tally.ids):,} were never selected"))
-    settings = statistics.get("args", {}).get("settings", {})
-    return facts + [
-        (str(name), str(value)) for name, value in settings.items() if isinstance(value, str | int | float)
-    ]
+    return facts
+
+
+def _tables(statistics: Mapping[str, Any]) -> list[Table]:
+    """What the state of a run knows: rows by source, and the settings of the selection."""
+    tables = []
+    sources = (statistics.get("attributes") or {}).get("sources") or {}
+    if sources:
+        cells = [
+            (name, f"{seen:,}", f"{selected:,}", f"{selected / seen:.1%}" if seen else "")
+            for name, (selected, seen) in sources.items()
+        ]
+        tables.append(Table("By source", ("source", "rows seen", "selections", "selected of those seen"), cells))
+    settings = (statistics.get("args") or {}).get("settings") or {}
+    known = [(str(name), str(value)) for name, value in settings.items() if isinstance(value, str | int | float)]
+    return [*tables, *([Table("Settings of the selection", ("setting", "value"), known)] if known else [])]
 
 
 def _figures(state: Mapping[str, Any] | None, tally: Tally) -> dict[str, Figure]:
@@ -277,7 +289,7 @@ def _add_classes(report: RunReport, tally: Tally, dataset: Any, label_column: st
         for one in shown
     ]
     heads = ("class", "rows", "share of the rows", "selections", "selected, relative to its share")
-    report.tables.append(Table(title, heads, cells))
+    report.tables.insert(0, Table(title, heads, cells))
 
 
 __all__ = ["RunReport", "run_report"]

@@ -100,12 +100,16 @@ def numbers(gallery):
     return [int(re.match(r"row (\d+)", picture.title)[1]) for picture in gallery.pictures]
 
 
+def run_state(folder):
+    return json.loads(next(folder.glob("checkpoint-*/trainer_state.json")).read_text())
+
+
 def test_figures_are_those_of_the_run(report):
     assert list(report.figures) == ["Curves", "Scores", "Sources", "How often rows were selected"]
     curves = report.figures["Curves"].axes
     assert [axes.get_ylabel() for axes in curves if axes.get_ylabel()] == ["loss", "quality", "learnability"]
     assert {"examples trained on", "seconds"} <= {axes.get_xlabel() for axes in curves}
-    history = json.loads(next(report.folder.glob("checkpoint-*/trainer_state.json")).read_text())["log_history"]
+    history = run_state(report.folder)["log_history"]
     logged = [entry for entry in history if "loss" in entry]
     losses = curves[0].get_lines()[0]
     assert losses.get_xdata().tolist() == [entry["examples_trained"] for entry in logged] == [8, 16, 24, 32]
@@ -152,7 +156,12 @@ def test_near_duplicates_and_classes(trained, report):
     )
     assert len(copies) > 1 and set(found) == copies  # the same picture, in these rows
     assert [picture.note for picture in pictures[1::2]] == ["0 bits apart"] * (len(copies) - 1)
-    (table,) = report.tables
+    table, sources, settings = report.tables
+    attributes = run_state(trained[0])["stateful_callbacks"]["RunStatistics"]["attributes"]
+    assert [(row[0], row[1], row[2]) for row in sources.rows] == [
+        (name, str(seen), str(selected)) for name, (selected, seen) in attributes["sources"].items()
+    ]
+    assert ("criterion", "learnability") in settings.rows
     assert {row[0] for row in table.rows} == {"<i>one", "two", "three", "four"}
     assert sum(int(row[1]) for row in table.rows) == N_ROWS and sum(int(row[3]) for row in table.rows) == STEPS * 8
 
