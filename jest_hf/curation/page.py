@@ -27,7 +27,7 @@ table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem 
 .figure { max-width: 100%; height: auto; } .note { color: #7a4b00; }
 .gallery { display: flex; flex-wrap: wrap; gap: .7rem; }
 .gallery figure { width: 126px; margin: 0; font-size: 11px; line-height: 1.3; overflow-wrap: anywhere; }
-.gallery img { max-width: 112px; max-height: 112px; display: block; }
+.gallery img { width: 112px; height: 112px; object-fit: contain; object-position: left; display: block; }
 .gallery b { display: block; font-weight: 600; } .gallery i { color: #666; display: block; font-style: normal; }
 """
 
