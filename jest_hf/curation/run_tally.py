@@ -18,6 +18,7 @@ from jest_hf.report.ledger import ledger_steps, read_parts
 COLUMNS = ["step", "example_id", "score", "source", "key"]
 BINS = 20  # of the steps, for curves
 MOST_KEPT = 100_000  # rows of a period whose scores are kept: a uniform sample, if there are more
+MERGED_AT = 1 << 20  # ids that wait until they are counted
 PERIODS = ("early", "late")
 
 
@@ -161,7 +162,7 @@ class _Counts:
 
     def add(self, ids: np.ndarray) -> None:
         self._waiting.append(ids)
-        if sum(map(len, self._waiting)) > max(len(self._ids), 1 << 20):
+        if sum(map(len, self._waiting)) > max(len(self._ids), MERGED_AT):
             self._merge()
 
     def _merge(self) -> None:
