@@ -14,7 +14,7 @@ export OMP_NUM_THREADS
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   train the reference, the IID baseline and JEST on the built-in data, and compare them"
+	@echo "make demo   train the reference, then IID, JEST and JEST by easy_reference on the built-in data, and compare them"
 	@echo "make test   run the tests"
 	@echo "make same BASE=<commit>  train a matrix of tiny runs with that commit and with this tree: equal bit by bit?"
 	@echo "make same-mutations      try whether that matrix sees a change in the order of random numbers"

@@ -3,13 +3,14 @@
 """How learnable the drawn sub-batch is, against the number of chunks and the filter ratio (the paper's Fig. 2).
 
     python benchmarks/chunks.py                                         # trains a reference and a learner first
-    python benchmarks/chunks.py --reference jest-out/demo/reference --learner jest-out/demo/iid/checkpoint-480
+    python benchmarks/chunks.py --reference jest-out/jest/reference --learner jest-out/jest/iid/checkpoint-480
 
-The second line takes both from the demonstration. The learner is in IID training on the noisy scenes, the reference is
-trained on the curated ones. The sub-batch has one size b throughout; the filter ratio sets the super-batch it is drawn
-from. Its learnability is the learner's contrastive loss minus the reference's, over the sub-batch as one batch: the
-mean over its examples of their summed pairwise scores. The size matters: what examples add to each other grows with b,
-what each has by itself does not, so that in small batches independent draws are nearly as good (--size 256).
+The second line takes both from a run of examples/recipes/jest.yaml. The learner is in IID training on the noisy
+scenes, the reference is trained on the curated ones. The sub-batch has one size b throughout; the filter ratio sets
+the super-batch it is drawn from. Its learnability is the learner's contrastive loss minus the reference's, over the
+sub-batch as one batch: the mean over its examples of their summed pairwise scores. The size matters: what examples add
+to each other grows with b, what each has by itself does not, so that in small batches independent draws are nearly as
+good (--size 256).
 
 Two normalisations, as in the figure:
 

@@ -1,12 +1,12 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What Flexi-JEST costs in quality: the demonstration with cheaper views of the images, at equal trained examples.
+"""What Flexi-JEST costs in quality: the runs of jest.yaml with cheaper views of the images, at equal trained examples.
 
 For each seed a reference is trained on the curated scenes, and then every arm trains the same learner for as many
 steps on the noisy ones. An arm is a scoring view with the part of the sub-batch that is trained on at that view:
 `patch:16/0.5` is Flexi-JEST, `patch:16/0` scores at a view at which the learner never trains. All are evaluated at
-full resolution, and at the view too. IID and JEST are the demonstration's own runs (`demo_seed*.json`: its settings,
-seeds and reference; its IID run as it was after as many steps as JEST takes: the learning rate is constant).
+full resolution, and at the view too. IID and JEST are the runs of the recipe jest.yaml (`jest_seed*.json`: its
+settings, seeds and reference; its IID run as it was after as many steps as JEST takes: the learning rate is constant).
 
     python benchmarks/flexi.py --work jest-out/flexi          # references are kept there, as seed0/reference and so on
     python benchmarks/flexi.py --arms image:16/0.5 --seeds 0  # what was measured before stays
@@ -15,7 +15,7 @@ seeds and reference; its IID run as it was after as many steps as JEST takes: th
     python benchmarks/flexi.py --report                       # only the table
 
 What counts is the share of JEST's gain over IID in R@5 that an arm reaches, on the validation part, which is where the
-demonstration's IID run was evaluated on the way; and whether JEST is as good for the same FLOPs. Results are written
+recipe's IID run was evaluated on the way; and whether JEST is as good for the same FLOPs. Results are written
 after every run, to one file a seed.
 """
 
@@ -46,20 +46,21 @@ from jest_hf.report import format_table, read_selections  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
+RECIPE = ROOT / "examples" / "recipes" / "jest.yaml"
 sys.path.insert(0, str(ROOT / "examples"))
 import run_jest  # noqa: E402
 
 
 # In this order, each for all seeds: the first are what the bar is about.
 ARMS = ["patch:16/0.5", "patch:16/0", "patch:16/0.25", "patch:16/0.75", "image:16/0.5", "drop:0.5/0.5"]
-# With another learner than the demonstration's there are no runs to compare with: they are made here.
+# With another learner than the recipe's there are no runs to compare with: they are made here.
 OTHER_ARMS = ["JEST", "IID", "patch:8/0.5", "patch:8/0"]
 # Small enough for seconds, to see that it runs.
 QUICK = ["--max_train_rows", "64", "--max_steps", "2", "--reference_steps", "2", "--per_device_train_batch_size", "8"]
 
 
 def settings_of(arm: str) -> dict[str, Any]:
-    """What an arm changes in the demonstration's settings."""
+    """What an arm changes in the recipe's settings."""
     if arm == "IID":
         return {"selection": "uniform"}
     if arm == "JEST":
@@ -69,8 +70,8 @@ def settings_of(arm: str) -> dict[str, Any]:
 
 
 def job_of(seed: int, folder: Path, quick: bool, changes: Sequence[str] = ()) -> run_jest.Job:
-    """Data, processor and settings of the demonstration, but for these changes."""
-    words = ["--config", str(run_jest.DEMONSTRATION), "--seed", str(seed), "--output_dir", str(folder)]
+    """Data, processor and settings of the recipe, but for these changes."""
+    words = ["--config", str(RECIPE), "--seed", str(seed), "--output_dir", str(folder)]
     words += ["--save_strategy", "no", "--logging_strategy", "no", "--disable_tqdm", "True", "--use_cpu", "True"]
     script, args = run_jest.parse([*words, *(QUICK if quick else []), *changes])
     args.eval_steps = min(args.max_steps, 160)
@@ -149,9 +150,9 @@ def quality_at(run: dict[str, Any], flops: float) -> float:
 
 
 def demonstration(seed: int) -> dict[str, Any]:
-    """The demonstration's two runs in the form of the runs made here."""
+    """The recipe's two runs in the form of the runs made here."""
     runs = {}
-    for name, run in read(RESULTS, "demo", seed).items():
+    for name, run in read(RESULTS, "jest", seed).items():
         test = {key.removeprefix("test_"): value for key, value in run["test"].items()}
         runs[name] = {"trained": run["examples_trained"], "validation": run["evaluations"], "test": test}
     return runs
@@ -193,9 +194,9 @@ def format_mean(values: list[float | None]) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", help="<view>/<fraction>, IID or JEST")
-    parser.add_argument("--patch_size", type=int, default=8, help="of the learner; the demonstration's is 8")
+    parser.add_argument("--patch_size", type=int, default=8, help="of the learner; the recipe's is 8")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=160, help="of every arm; the demonstration's JEST takes 160")
+    parser.add_argument("--steps", type=int, default=160, help="of every arm; the recipe's JEST takes 160")
     parser.add_argument("--report", action="store_true", help="only print the table of what was measured before")
     parser.add_argument("--quick", action="store_true", help="a few rows and steps, to see that it runs")
     parser.add_argument("--work", type=Path, help="where references are kept; default: in the temporary folder")

@@ -62,6 +62,7 @@ NAMED: dict[str, dict[str, Any]] = {
     "active_siglip/gain": {"preset": "active_siglip", "selection_gain": 10.0},
     "aced/0.8": {"preset": "aced"},
     "online_reference/0.8": {"reference": "online"},
+    "two_stage": {"preset": "two_stage"},
 }
 ARMS = [
     "iid",
@@ -167,7 +168,7 @@ def parts_of(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     """The parts of the data, and a processor for them."""
     parts = DATA[options.data](seed)
     texts = [text for value in parts["curated"]["caption"] for text in ([value] if isinstance(value, str) else value)]
-    processor = build_processor(texts, image_size=32, max_length=SETTINGS[options.data]["max_length"])
+    processor = build_processor(texts, image_size=32, max_length=options.max_length)
     return parts | {"train": parts["pool"], "processor": processor}
 
 
@@ -291,6 +292,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     options.steps = options.steps or SETTINGS[options.data]["steps"]
     options.learning_rate = SETTINGS[options.data]["learning_rate"]
+    options.max_length = SETTINGS[options.data]["max_length"]
     options.work = options.work or Path(tempfile.gettempdir()) / "jest_hf_methods"
     logging.set_verbosity_error()
     if options.tune:

@@ -45,8 +45,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import SiglipConfig
 
 from jest_hf.distributed import Ranks
-from jest_hf.report import format_table
-from jest_hf.report.flops import forward_flops, step_flops
+from jest_hf.report import format_table, forward_flops, step_flops
 from jest_hf.selection import ContrastiveEmbeddings, PairwiseScores, chunk_sizes, draw_chunks, gumbel_noise
 
 

@@ -49,7 +49,7 @@ from jest_hf.models import build_siglip
 from jest_hf.models.load import load_processor
 from jest_hf.reference import identify_reference, load_learner, load_reference
 from jest_hf.reference.fingerprint import describe_data, describe_reading
-from jest_hf.report.flops import forward_flops
+from jest_hf.report import forward_flops
 
 
 sys.path.insert(0, str(Path(__file__).parent))

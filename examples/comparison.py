@@ -6,19 +6,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 from datasets import Dataset
-from transformers import HfArgumentParser, PreTrainedModel, TrainerCallback
+from transformers import HfArgumentParser, PreTrainedModel
 
 from jest_hf import JESTConfig, JESTTrainer
-from jest_hf.data import load_source
-from jest_hf.report import QualityPoint, first_reaching, format_table, plot_quality
+from jest_hf.data import load_source, select_subset
+from jest_hf.report import format_table, plot_quality
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+from costs import History, sentence, shares_of  # noqa: E402
 
 
 # Defaults of the scripts that differ from those of `JESTConfig`.
@@ -64,6 +68,10 @@ class DataArguments:
     )
     max_train_rows: int | None = field(
         default=None, metadata={"help": "Keep only this many rows of --dataset, the first ones. Default: all."}
+    )
+    subset: str | None = field(
+        default=None,
+        metadata={"help": "Keep only the rows of --dataset in this file, which `jest-hf curate --list` wrote."},
     )
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     scaled_jpeg_decoding: bool = field(
@@ -125,6 +133,16 @@ class DataArguments:
         default=0,
         metadata={"help": "Train the learner without selection too, for this many steps, and compare; 0: do not."},
     )
+    compare_uniform_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the run without selection. Default: --learning_rate."}
+    )
+    compare_learnability_steps: int = field(
+        default=0,
+        metadata={"help": "Train the learner by learnability too, for this many steps, and compare; 0: do not."},
+    )
+    compare_learnability_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the run by learnability. Default: --learning_rate."}
+    )
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -156,39 +174,31 @@ def parse(kind: type[DataArguments], argv: list[str], demonstration: Path, **def
     return parser.parse_args_into_dataclasses(argv)
 
 
-class History(TrainerCallback):
-    """Records the quality, examples and FLOPs at each evaluation in the Trainer's log, which a resumed run keeps."""
-
-    def __init__(self, quality: Callable[[dict[str, float]], float]) -> None:
-        self.quality = quality
-        self.trainer: JESTTrainer | None = None
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
-        if "eval_loss" in metrics:
-            counts, flops = self.trainer.statistics, self.trainer.run_flops.total
-            state.log_history[-1]["point"] = [counts.trained, counts.seen, flops, self.quality(metrics)]
-
-    @property
-    def points(self) -> list[QualityPoint]:
-        """One point for each evaluation, also for those before the run was resumed."""
-        return [QualityPoint(*entry["point"]) for entry in self.trainer.state.log_history if "point" in entry]
-
-
 class Comparison(ABC):
     """The models, the data and the settings of one call of a script. It trains a reference on clean data, unless one
-    is given; then the learner on selected examples; and, with `compare_uniform_steps`, the learner without selection.
+    is given; then the learner on selected examples. With `compare_uniform_steps`, it trains the learner without
+    selection too, and with `compare_learnability_steps` by learnability.
     """
 
     baseline = "IID"  # name of the run without selection
+    by_learnability = "learnability"  # name of the run with `compare_learnability_steps`
 
     def __init__(self, script: DataArguments, args: JESTConfig) -> None:
         self.script, self.args = script, args
         self.train = self.rows(script.dataset, script.dataset_split, script.dataset_where, script.max_train_rows)
+        if script.subset is not None:
+            self.train = select_subset(self.train, script.subset)
         self.eval = self.rows(script.eval_dataset, script.eval_split, script.eval_where)
         self.test = self.rows(script.test_dataset, script.test_split, script.test_where)
         self.curated = self.rows(script.train_reference_on, script.train_reference_split, script.train_reference_where)
         if self.eval is None:
             args.eval_strategy = "no"
+        self.reference_cost: dict[str, float] | None = None  # of training it here
+        if script.compare_learnability_steps and args.criterion == "learnability":
+            raise ValueError(
+                f"compare_learnability_steps={script.compare_learnability_steps} compares a run by another criterion "
+                f"with one by learnability, and criterion={args.criterion!r}: set another criterion or leave it out."
+            )
 
     # ---- What a script defines ----
 
@@ -263,8 +273,12 @@ class Comparison(ABC):
             record_selection=False,
             source_column=None,
         )
-        trainer = self.trainer(args, self.fresh_reference(args.seed + 1000), self.curated)
+        history = History(self.quality)
+        trainer = self.trainer(args, self.fresh_reference(args.seed + 1000), self.curated, callbacks=[history])
+        history.start(trainer)
         trainer.train()
+        wall, cpu = history.spent.tolist()
+        self.reference_cost = {"flops": trainer.run_flops.total, "seconds": wall, "cpu_seconds": cpu}
         trainer.save_model(folder)
         trainer.create_model_card(role="reference", dataset=script.train_reference_on)
         return trainer.model
@@ -278,14 +292,14 @@ class Comparison(ABC):
         trainer = self.trainer(
             args, self.fresh_model(args.seed), rows, **models, peft_config=self.adapter(), callbacks=[history]
         )
-        history.trainer = trainer
+        history.start(trainer)
         # "True" means the last checkpoint in the output folder, as in the Trainer.
         checkpoint = args.resume_from_checkpoint
         trainer.train(resume_from_checkpoint=True if checkpoint == "True" else checkpoint)
         points = history.points
         if self.eval is not None and (not points or points[-1].trained != trainer.statistics.trained):
             trainer.evaluate()
-        trainer.history = history.points
+        trainer.history, trainer.costs = history.points, history.costs
         return trainer
 
     def adapter(self) -> Any:
@@ -304,11 +318,19 @@ class Comparison(ABC):
         trainers: dict[str, JESTTrainer] = {}
         if self.args.selection == "uniform":
             name = self.baseline
-        elif script.compare_uniform_steps:
-            trainers[self.baseline] = self.run(
-                self.baseline, self.train, None, selection="uniform", max_steps=script.compare_uniform_steps,
-                output_dir=str(out / self.baseline.lower()), push_to_hub=False, resume_from_checkpoint=None,
-            )  # fmt: skip
+        else:
+            others = {
+                self.baseline: ("uniform", {"selection": "uniform"}, None),
+                self.by_learnability: ("learnability", {"criterion": "learnability"}, reference),
+            }
+            for other, (option, changes, its_reference) in others.items():
+                steps = getattr(script, f"compare_{option}_steps")
+                rate = getattr(script, f"compare_{option}_learning_rate") or self.args.learning_rate
+                if steps:
+                    trainers[other] = self.run(
+                        other, self.train, its_reference, **changes, max_steps=steps, learning_rate=rate,
+                        output_dir=str(out / other.lower()), push_to_hub=False, resume_from_checkpoint=None,
+                    )  # fmt: skip
         trainers[name] = learner = self.run(name, self.train, reference)
 
         data = self.test if self.test is not None else self.eval
@@ -330,35 +352,32 @@ class Comparison(ABC):
     ) -> dict[str, Any]:
         """Print the table, draw the plot, and return the data of both."""
         quality, shown = self.measures()
-        rows, summary = [], {"runs": {}}
+        rows, summary = [], {"reference": self.reference_cost, "runs": {}}
         for name, trainer in trainers.items():
             counts, metrics, flops = trainer.statistics, final[name], trainer.run_flops.total
             summary["runs"][name] = {
                 **counts.totals(),
                 "flops": flops,
+                "learning_rate": trainer.args.learning_rate,
                 "sources": counts.sources,
                 "test": metrics,
-                "evaluations": [point._asdict() for point in trainer.history],
+                "evaluations": trainer.costs,
             }
             values = [f"{metrics[f'test_{one}']:.3f}" if f"test_{one}" in metrics else "" for one in shown]
-            rows.append([name, f"{counts.trained:,}", f"{counts.seen:,}", f"{flops:.2e}", *values])
-        print("\n" + format_table(["run", "examples trained", "examples seen", "FLOPs", *shown], rows))
+            seconds = f"{trainer.history[-1].seconds:.0f}" if trainer.history else ""
+            rows.append([name, f"{counts.trained:,}", f"{counts.seen:,}", f"{flops:.2e}", seconds, *values])
+        print("\n" + format_table(["run", "examples trained", "examples seen", "FLOPs", "seconds", *shown], rows))
+        print("FLOPs and seconds include the reference's pass over the data; no evaluation is in the seconds.")
         histories = {name: trainer.history for name, trainer in trainers.items() if trainer.history}
         if histories:
-            plot_quality(histories, out / "quality.png", f"{quality} (validation)")
-            print(f"\nQuality against examples and FLOPs: {out / 'quality.png'}")
-        if len(histories) == 2:
-            (baseline, before), (name, points) = histories.items()
-            aim = before[-1].quality
-            reached = first_reaching(points, aim)
-            if reached is None:
-                print(f"{name} did not reach {baseline}'s final validation {quality} ({aim:.3f}).")
-            else:
-                summary["examples_ratio"] = reached.trained / before[-1].trained
-                summary["flops_ratio"] = reached.flops / before[-1].flops
-                print(
-                    f"{name} reached {baseline}'s final validation {quality} ({aim:.3f}) with "
-                    f"{summary['examples_ratio']:.0%} of its trained examples and {summary['flops_ratio']:.0%} of its "
-                    "FLOPs."
-                )
+            compared = self.baseline if self.baseline in histories else None
+            plot_quality(histories, out / "quality.png", f"{quality} (validation)", baseline=compared)
+            print(f"\nQuality against examples, FLOPs and seconds: {out / 'quality.png'}")
+        if self.baseline in histories:
+            summary["to_baseline"] = shares = {}
+            aim = f"{self.baseline}'s final validation {quality} ({histories[self.baseline][-1].quality:.3f})"
+            for name in histories:
+                if name != self.baseline:
+                    shares[name] = shares_of(trainers[self.baseline].costs, trainers[name].costs, self.reference_cost)
+                    print(sentence(name, aim, shares[name]))
         return summary

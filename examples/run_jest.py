@@ -7,7 +7,8 @@
 
 The flags are the fields of `ScriptArguments` below and of `JESTConfig` (which include those of `TrainingArguments`). A
 YAML recipe (`--config`) has the same names, and flags win over it. Without any flag, the script trains a reference on
-a small curated set, then the same learner twice on a large noisy set, IID and with JEST, and compares both.
+a small curated set, then the same learner three times on a large noisy set (IID, with JEST, and with JEST by the
+criterion easy_reference on cached scores), and compares the three.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ def captions_of(rows: Dataset, column: str | None) -> list[str]:
 class Job(comparison.Comparison):
     """The models, the data and the settings of one call of this script."""
 
+    by_learnability = "JEST"
+
     def __init__(self, script: ScriptArguments, args: JESTConfig) -> None:
         super().__init__(script, args)
         if self.eval is not None and args.eval_group_column is None and "group" in self.eval.column_names:
@@ -118,7 +121,10 @@ def main(argv: list[str]) -> None:
     script, args = parse(argv)
     if not argv:
         logging.set_verbosity_error()
-    Job(script, args).compare(args.preset or ("JEST" if args.selection == "joint" else args.selection))
+    name = "JEST" if args.selection == "joint" else args.selection
+    if args.criterion != "learnability":
+        name += f" by {args.criterion}"
+    Job(script, args).compare(args.preset or name)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jest_hf.config import JESTConfig
+    from jest_hf.curation import curate_dataset, score_dataset
     from jest_hf.data.collator import JESTDataCollator
     from jest_hf.trainer import JESTTrainer
 
@@ -22,9 +23,11 @@ _HOMES = {
     "JESTConfig": "jest_hf.config",
     "JESTDataCollator": "jest_hf.data.collator",
     "JESTTrainer": "jest_hf.trainer",
+    "curate_dataset": "jest_hf.curation",
+    "score_dataset": "jest_hf.curation",
 }
 
-__all__ = ["JESTConfig", "JESTDataCollator", "JESTTrainer"]
+__all__ = ["JESTConfig", "JESTDataCollator", "JESTTrainer", "curate_dataset", "score_dataset"]
 
 
 def __getattr__(name: str) -> Any:

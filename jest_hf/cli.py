@@ -5,9 +5,12 @@
     accelerate launch $(jest-hf preset zero2) train.py       launch a script with a preset
     jest-hf cache-reference --ref_model ... --dataset ...    embed a data set once
     jest-hf cache-images --model ... --dataset ...           decode and resize a data set once
+    jest-hf estimate --learner ... --ref_model ...           what a run will cost
+    jest-hf score --learner ... --ref_model ... --dataset ...    losses and learnability of every row
+    jest-hf curate scores --keep 0.2 --output curated        a data set of the best rows
     jest-hf report out --dataset ...                         a page of what a run has selected
 
-See [`jest_hf.reference.command`], [`jest_hf.training.image_command`] and [`jest_hf.curation.report_command`].
+The modules are in `COMMANDS`.
 """
 
 from __future__ import annotations
@@ -20,13 +23,16 @@ from pathlib import Path
 
 
 CONFIGS = Path(__file__).parent / "configs"
-# By command, its module (with `add_arguments` and `run`) and what it does.
+# Modules with `add_arguments` and `run`. They import torch and transformers, which takes seconds.
 COMMANDS = {
     "cache-reference": ("jest_hf.reference.command", "embed a data set with a reference, once for all runs"),
     "cache-images": (
         "jest_hf.training.image_command",
         "decode and resize the images of a data set, once for all runs",
     ),
+    "score": ("jest_hf.curation.score_command", "score every row of a data set, without training"),
+    "curate": ("jest_hf.curation.curate_command", "make a data set of the rows with the best scores"),
+    "estimate": ("jest_hf.training.estimate_command", "what a run will cost, from configurations alone"),
     "report": ("jest_hf.curation.report_command", "one HTML page of what a run has selected"),
 }
 
@@ -62,16 +68,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command `jest-hf`; `arguments` default to those of the process."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(
-        prog="jest-hf", description="Commands of jest_hf: launch presets, caches, and reports on runs."
+        prog="jest-hf",
+        description="Commands of jest_hf: launch presets, caches, estimates of cost, scores, curation and reports.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     preset = commands.add_parser("preset", help="print the flags for `accelerate launch`, e.g. preset zero2")
     preset.add_argument("name", choices=preset_names(), help="name of the preset")
     parsers = {name: commands.add_parser(name, help=about) for name, (_, about) in COMMANDS.items()}
-    if arguments and (name := arguments[0]) in COMMANDS:
-        # Imported here: torch and transformers take seconds, which other commands need not take.
-        command = importlib.import_module(COMMANDS[name][0])
-        command.add_arguments(parsers[name])
+    named = next(iter(arguments), None)
+    if named in COMMANDS:
+        command = importlib.import_module(COMMANDS[named][0])
+        command.add_arguments(parsers[named])
         command.run(parser.parse_args(arguments))
     else:
         print(preset_flags(parser.parse_args(arguments).name))

@@ -130,7 +130,7 @@ class JESTTrainer(Trainer):
             self.add_callback(callback)
         if reports:
             self.add_callback(ReportsCallback(lambda: plan.recorder.finish(summarise_run(self.facts))))
-        check_evaluation(self.eval_dataset, self.get_eval_dataloader)
+        check_evaluation(self.eval_dataset, self.get_eval_dataloader, plan.args)
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         """As the Trainer's: each trial of a hyperparameter search starts from a new learner, and new companions."""
@@ -219,6 +219,8 @@ class JESTTrainer(Trainer):
         super_batch, step = cast(dict[str, Tensor], self._prepare_input(inputs)), self.state.global_step + 1
         sub_batch, pool = self.parts.step(model, super_batch, step)
         self.plan.recorder.record(step, sub_batch, pool)
+        if sub_batch.is_empty:
+            return self.parts.update.nothing()
         self.plan.recorder.statistics.add(self.plan.companions.step(pool, sub_batch.rows))
         batch = self.parts.update.prepare(model, sub_batch, step)
         with self.parts.update.learning(batch):
@@ -251,8 +253,6 @@ class JESTTrainer(Trainer):
         This rank's share of super-batches, whose order depends on (data_seed, epoch) alone: they are the same for any
         number of ranks. The last, incomplete one is dropped. Of a stream each rank reads its own part, as it comes.
         """
-        if self.train_dataset is None:
-            raise ValueError("train_dataset=None: pass the rows to train on to JESTTrainer.")
         if is_stream(self.train_dataset):
             return self.parts.loaders.stream(self.train_dataset, self.data_collator)
         rows, sampler = self.parts.loaders.rows(self.train_dataset, self.data_collator, self.reference)

@@ -5,7 +5,8 @@
 from jest_hf.data.processor import build_processor
 from jest_hf.data.scenes import load_scenes
 from jest_hf.data.sources import load_source
+from jest_hf.data.subset import select_subset
 from jest_hf.data.tokenizer import train_tokenizer
 
 
-__all__ = ["build_processor", "load_scenes", "load_source", "train_tokenizer"]
+__all__ = ["build_processor", "load_scenes", "load_source", "select_subset", "train_tokenizer"]

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jest_hf.data.scenes import SPLIT_SIZES, load_scenes
+from jest_hf.data.subset import select_subset
 
 
 BUILDERS = {
@@ -33,13 +34,16 @@ BUILDERS = {
 }
 
 
-def add_source_arguments(parser: argparse.ArgumentParser, purpose: str, *, required: bool = True) -> None:
+def add_source_arguments(
+    parser: argparse.ArgumentParser, purpose: str, *, required: bool = True, image_column: bool = True
+) -> None:
     """Add the flags that name data, of the commands that read a data set once.
 
     Args:
         parser (`argparse.ArgumentParser`): The parser of a command.
         purpose (`str`): What the data are for, for the help text, such as `"embed"`.
         required (`bool`, *optional*, defaults to `True`): Whether the command needs `--dataset`.
+        image_column (`bool`, *optional*, defaults to `True`): Whether to add `--image_column` too.
     """
     add = parser.add_argument
     add(
@@ -50,17 +54,26 @@ def add_source_arguments(parser: argparse.ArgumentParser, purpose: str, *, requi
     add("--dataset_split", help="split of --dataset, e.g. train")
     add("--dataset_where", type=json.loads, help='keep only rows with these column values: {"split": "train"} (JSON)')
     add("--max_train_rows", type=int, help="keep only this many rows, the first ones; default: all")
-    add("--image_column", default="image", help="column of the images; default: image")
+    add("--subset", help="keep only the rows in this file, which `jest-hf curate --list` wrote; default: all")
+    if image_column:
+        add("--image_column", default="image", help="column of the images; default: image")
+
+
+def source_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of [`load_source`] that the flags name, without those that were left out."""
+    named = {
+        "spec": options.dataset,
+        "split": options.dataset_split,
+        "where": options.dataset_where,
+        "max_rows": options.max_train_rows,
+        "subset": options.subset,
+    }
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def load_named(options: argparse.Namespace) -> datasets.Dataset:
     """Load the data that the flags of [`add_source_arguments`] name."""
-    return load_source(
-        options.dataset,
-        split=options.dataset_split,
-        where=options.dataset_where,
-        max_rows=options.max_train_rows,
-    )
+    return load_source(**source_of(options))
 
 
 def load_source(
@@ -72,6 +85,7 @@ def load_source(
     revision: str | None = None,
     max_rows: int | None = None,
     where: Mapping[str, Any] | None = None,
+    subset: str | Path | None = None,
 ) -> datasets.Dataset:
     """Load the rows of a data set.
 
@@ -88,13 +102,16 @@ def load_source(
         max_rows (`int`, *optional*): Number of rows to keep, the first ones (after `where`); by default all.
         where (`Mapping[str, Any]`, *optional*): Keep the rows whose column equals the value, or is one of the values:
             `{"split": "train", "source": ["noto", "fxemoji"]}`.
+        subset (`str` or `Path`, *optional*): Keep the rows of a list of rows, a Parquet file of `jest-hf curate
+            --list`. The rows are numbered as they are after `where` and `max_rows`.
 
     Returns:
         `datasets.Dataset`, map-style.
 
     Raises:
         FileNotFoundError: If `spec` looks like a path and does not exist.
-        ValueError: For a split, column or kind of file that does not exist, or if no row is left.
+        ValueError: For a split, column or kind of file that does not exist, for a `subset` of other data, or if no
+            row is left.
 
     Example:
 
@@ -119,7 +136,9 @@ def load_source(
         loaded = _choose_split(loaded, split, spec)
     if where:
         loaded = _keep(loaded, where, spec)
-    return loaded if max_rows is None else loaded.select(range(min(max_rows, len(loaded))))
+    if max_rows is not None:
+        loaded = loaded.select(range(min(max_rows, len(loaded))))
+    return loaded if subset is None else select_subset(loaded, subset)
 
 
 def _scenes_split(spec: str, split: str | None) -> str:

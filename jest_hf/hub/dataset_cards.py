@@ -143,6 +143,9 @@ class CuratedSummary:
         language (sequence of `str`, *optional*): ISO codes of the captions' languages.
         columns (sequence of `str`, *optional*): Columns of the data set.
         split (`str`, *optional*, defaults to `"train"`): The split under which the data set is stored.
+        scoring (sequence of `tuple[str, Any]`, *optional*): How the scores were made by which the rows were chosen:
+            names and values, such as the models.
+        repeats (`str`, *optional*): How often each row is seen at the planned number of steps, as a sentence.
     """
 
     name: str
@@ -155,6 +158,8 @@ class CuratedSummary:
     language: Sequence[str] = ()
     columns: Sequence[str] = ()
     split: str = "train"
+    scoring: Sequence[tuple[str, Any]] = ()
+    repeats: str | None = None
 
 
 def curated_card(summary: CuratedSummary) -> DatasetCard:
@@ -214,6 +219,8 @@ def curated_card(summary: CuratedSummary) -> DatasetCard:
         filters=card_table(["filter", "parameters", "rows left", "of those before"], table) if table else "",
         alignment_model=at_revision(summary.alignment_model, summary.alignment_revision),
         columns=list(summary.columns),
+        scoring=about_table(list(summary.scoring)),
+        repeats=summary.repeats,
     )
 
 

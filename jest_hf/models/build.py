@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase, SiglipConfig, SiglipModel
@@ -17,6 +19,33 @@ SIZES = {
     "small": (384, 12, 6, 1536),
     "base": (768, 12, 12, 3072),
 }
+
+
+def siglip_config(size: str, text: Mapping[str, Any], *, image_size: int, patch_size: int) -> SiglipConfig:
+    """Return the configuration of a SigLIP model of a size.
+
+    Args:
+        size, image_size, patch_size: As in [`build_siglip`].
+        text (`dict`): What the tokenizer decides: `vocab_size`, `max_position_embeddings` and the special tokens.
+
+    Raises:
+        ValueError: for an unknown size, or if `patch_size` does not divide `image_size`.
+    """
+    if size not in SIZES:
+        raise ValueError(f"size={size!r} is not known; choose one of {', '.join(SIZES)}.")
+    if image_size % patch_size:
+        raise ValueError(f"patch_size={patch_size} does not divide image_size={image_size}; choose one that does.")
+    width, layers, heads, mlp = SIZES[size]
+    tower = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": mlp,
+    }
+    return SiglipConfig(
+        vision_config={**tower, "image_size": image_size, "patch_size": patch_size},
+        text_config={**tower, "projection_size": width, **text},
+    )
 
 
 def build_siglip(
@@ -50,30 +79,15 @@ def build_siglip(
 
     ```
     """
-    if size not in SIZES:
-        raise ValueError(f"size={size!r} is not known; choose one of {', '.join(SIZES)}.")
-    if image_size % patch_size:
-        raise ValueError(f"patch_size={patch_size} does not divide image_size={image_size}; choose one that does.")
-    width, layers, heads, mlp = SIZES[size]
-    tower = {
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "intermediate_size": mlp,
+    text = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": tokenizer.model_max_length,
+        "pad_token_id": tokenizer.pad_token_id,
+        # The defaults are token ids of CLIP, which a smaller vocabulary does not have.
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
     }
-    config = SiglipConfig(
-        vision_config={**tower, "image_size": image_size, "patch_size": patch_size},
-        text_config={
-            **tower,
-            "vocab_size": len(tokenizer),
-            "max_position_embeddings": tokenizer.model_max_length,
-            "projection_size": width,
-            "pad_token_id": tokenizer.pad_token_id,
-            # The defaults are token ids of CLIP, which a smaller vocabulary does not have.
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-        },
-    )
+    config = siglip_config(size, text, image_size=image_size, patch_size=patch_size)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = SiglipModel(config)

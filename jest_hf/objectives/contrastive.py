@@ -29,7 +29,7 @@ from jest_hf.models import (
 from jest_hf.models.families import is_dual_encoder
 from jest_hf.models.fit import check_inputs, check_loss, check_vocabulary
 from jest_hf.objectives.objective import OBJECTIVES, ObjectiveOptions
-from jest_hf.report.flops import flops_of_inputs, forward_flops_of
+from jest_hf.report.counting import flops_of_inputs, forward_flops_of
 from jest_hf.selection import ContrastiveEmbeddings
 
 

@@ -34,7 +34,7 @@ from jest_hf.models import View, base_model
 from jest_hf.models.families import embeds_pairs, is_dual_encoder
 from jest_hf.models.labelled import KINDS, PointwiseReader
 from jest_hf.objectives.objective import FOR_PAIRS_ALONE, OBJECTIVES, ObjectiveOptions
-from jest_hf.report.flops import forward_flops_of
+from jest_hf.report.counting import forward_flops_of
 
 
 T = TypeVar("T")

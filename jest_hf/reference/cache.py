@@ -48,7 +48,7 @@ from jest_hf.reference.store import (
     to_json,
     write_atomically,
 )
-from jest_hf.report.flops import flops_of_inputs, tower_flops_of
+from jest_hf.report.counting import flops_of_inputs, tower_flops_of
 
 
 logger = logging.get_logger(__name__)

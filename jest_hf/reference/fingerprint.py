@@ -178,19 +178,22 @@ def describe_data(rows: Rows, collator: JESTDataCollator) -> dict[str, Any]:
     """
     if len(rows) == 0:
         raise ValueError("the data set has no rows; pass a data set with at least one row.")
-    caption_column = _caption_column(rows[0], collator)
+    return describe_rows(rows, collator.image_column, _caption_column(rows[0], collator))
+
+
+def describe_rows(rows: Rows, image_column: str, caption_column: str) -> dict[str, Any]:
+    """Identify a data set as [`describe_data`] does, by the names of its columns: no processor is needed."""
     known = {}
     if (table := table_of(rows)) is not None:
         known["captions"] = _hash_captions(table, caption_column)
     if (keys := own_keys(rows)) is not None:
         known["keys"] = hashlib.sha256(keys.tobytes()).hexdigest()
-    sample = {index: _hash_row(rows[index], collator.image_column, caption_column) for index in sampled(len(rows))}
     return {
-        "image_column": collator.image_column,
+        "image_column": image_column,
         "caption_column": caption_column,
         "n_rows": len(rows),
         **known,
-        "row": {str(index): row for index, row in sample.items()},
+        "row": {str(index): _hash_row(rows[index], image_column, caption_column) for index in sampled(len(rows))},
     }
 
 
@@ -319,6 +322,7 @@ __all__ = [
     "describe_reading",
     "describe_reference",
     "describe_row",
+    "describe_rows",
     "difference",
     "identify_reference",
     "own_key",

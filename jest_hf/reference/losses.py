@@ -288,13 +288,14 @@ def _describe(rows: Rows, collator: LabelledCollator, reader: PointwiseReader) -
         raise ValueError("the data set has no rows; pass a data set with at least one row.")
     known: dict[str, Any] = {"n_rows": len(rows)}
     if isinstance(rows.dataset, datasets.Dataset) and rows.dataset.format["type"] != "custom":
-        known["column"] = {name: _hash_column(rows.dataset, name) for name in collator.small_columns}
+        known["column"] = {name: hash_column(rows.dataset, name) for name in collator.small_columns}
     sample = np.unique(np.linspace(0, len(rows) - 1, SAMPLED_ROWS).round().astype(np.int64)).tolist()
     known["row"] = {str(index): _hash_example(collator([rows[index]]), reader) for index in sample}
     return known
 
 
-def _hash_column(dataset: datasets.Dataset, name: str) -> str:
+def hash_column(dataset: datasets.Dataset, name: str) -> str:
+    """Return the sha256 of a column, which is read in batches."""
     digest = hashlib.sha256()
     for batch in dataset.select_columns([name]).iter(batch_size=1000):
         digest.update(json.dumps(batch[name], default=repr).encode())
@@ -311,4 +312,4 @@ def _hash_example(batch: Mapping[str, Tensor], reader: PointwiseReader) -> str:
     return digest.hexdigest()[:16]
 
 
-__all__ = ["IrreducibleLosses"]
+__all__ = ["IrreducibleLosses", "hash_column"]

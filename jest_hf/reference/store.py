@@ -184,6 +184,14 @@ class ReferenceCache:
             )
         return order[places]
 
+    def keys_of(self, rows: Tensor) -> Tensor:
+        """Return the keys of rows (int64 `[n]`, on the CPU), int64 `[n]`: the inverse of `rows_of`."""
+        keys = rows.clone()
+        if self.manifest["keyed"]:
+            for shard, places, local in self._by_shard(rows):
+                keys[places] = shard["key"][local]
+        return keys
+
     @cached_property
     def _keys(self) -> tuple[Tensor, Tensor] | None:
         """All keys in ascending order, and their rows; `None` if the number of a row is its key."""

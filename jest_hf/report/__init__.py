@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 from jest_hf.report.compare import batch_loss, compare_selected, compare_selectors, source_shares
-from jest_hf.report.flops import StepFlops, forward_flops, forward_flops_of, step_flops
+from jest_hf.report.counting import forward_flops, forward_flops_of
+from jest_hf.report.flops import StepFlops, step_flops
 from jest_hf.report.ledger import SelectionLedger, read_rejected, read_selections
 from jest_hf.report.plots import QualityPoint, first_reaching, plot_quality, plot_selection
 from jest_hf.report.report import Report, StepRecord

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 
 if TYPE_CHECKING:
@@ -26,15 +26,17 @@ class QualityPoint(NamedTuple):
         seen (`int`): Examples loaded so far, trained on or not.
         flops (`float`): FLOPs spent so far.
         quality (`float`): The metric; higher is better.
+        seconds (`float`, *optional*): Seconds spent so far.
     """
 
     trained: int
     seen: int
     flops: float
     quality: float
+    seconds: float | None = None
 
 
-def first_reaching(points: Iterable[Sequence[float]], quality: float) -> QualityPoint | None:
+def first_reaching(points: Iterable[Sequence[Any]], quality: float) -> QualityPoint | None:
     """Find the first evaluation of a run with at least a given quality, without interpolation.
 
     Args:
@@ -51,20 +53,23 @@ def first_reaching(points: Iterable[Sequence[float]], quality: float) -> Quality
     ```python
     >>> from jest_hf.report import first_reaching
     >>> first_reaching([(10, 50, 1e9, 0.2), (20, 100, 2e9, 0.4), (30, 150, 3e9, 0.6)], quality=0.4)
-    QualityPoint(trained=20, seen=100, flops=2000000000.0, quality=0.4)
+    QualityPoint(trained=20, seen=100, flops=2000000000.0, quality=0.4, seconds=None)
 
     ```
     """
-    return next((point for point in map(QualityPoint._make, points) if point.quality >= quality), None)
+    return next((point for point in (QualityPoint(*one) for one in points) if point.quality >= quality), None)
 
 
 def plot_quality(
-    runs: Mapping[str, Sequence[Sequence[float]]], path: str | os.PathLike[str], metric_name: str
+    runs: Mapping[str, Sequence[Sequence[Any]]],
+    path: str | os.PathLike[str],
+    metric_name: str,
+    baseline: str | None = None,
 ) -> None:
-    """Plot the quality of runs against examples trained on (left) and against FLOPs (right).
+    """Plot the quality of runs against examples trained on, FLOPs and, where all points have them, seconds.
 
-    A dotted line marks the final quality of the run with the lowest one. A ring marks the first evaluation of each
-    other run with at least this quality, with the ratio of the two costs.
+    A dotted line marks the final quality of the baseline. A ring marks the first evaluation of each other run with at
+    least this quality, with the ratio of the two costs.
 
     Args:
         runs (`dict` of name to sequence of [`QualityPoint`] or of tuples like it):
@@ -73,6 +78,8 @@ def plot_quality(
             The image file; its suffix decides the format.
         metric_name (`str`):
             Name of the quality, the label of the axis.
+        baseline (`str`, *optional*):
+            Name of the run that the others are compared with. Default: the run with the lowest final quality.
 
     Raises:
         ValueError: If there is no run, or a run has no evaluations.
@@ -87,17 +94,21 @@ def plot_quality(
         raise ValueError(
             f"runs={list(runs)} cannot be plotted (without points: {empty}); evaluate each at least once."
         )
-    curves = {name: [QualityPoint._make(point) for point in points] for name, points in runs.items()}
+    curves = {name: [QualityPoint(*point) for point in points] for name, points in runs.items()}
+    costs = {"trained": "examples trained on", "flops": "FLOPs spent, scoring included"}
+    if all(point.seconds is not None for points in curves.values() for point in points):
+        costs["seconds"] = "seconds spent, scoring included"
+    if baseline is None:
+        baseline = min(curves, key=lambda name: curves[name][-1].quality)
 
-    figure = Figure(figsize=(9.6, 4.2), dpi=150, layout="constrained")
+    figure = Figure(figsize=(4.8 * len(costs), 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)  # needs no display, and does not change pyplot's global state
-    left, right = figure.subplots(1, 2, sharey=True)
-    _draw(left, curves, "trained", "examples trained on")
-    _draw(right, curves, "flops", "FLOPs spent, scoring included")
-    left.set_ylabel(metric_name)
-    for axes in (left, right):
+    panels = figure.subplots(1, len(costs), sharey=True)
+    for axes, (cost, label) in zip(panels, costs.items(), strict=True):
+        _draw(axes, curves, baseline, cost, label)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=len(curves), frameon=False)
+    panels[0].set_ylabel(metric_name)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(curves), frameon=False)
     figure.savefig(path)
 
 
@@ -131,16 +142,15 @@ def plot_selection(
     figure.savefig(path)
 
 
-def _draw(axes: Axes, curves: Mapping[str, list[QualityPoint]], cost: str, label: str) -> None:
-    lowest = min(curves, key=lambda name: curves[name][-1].quality)
-    target = curves[lowest][-1]
+def _draw(axes: Axes, curves: Mapping[str, list[QualityPoint]], baseline: str, cost: str, label: str) -> None:
+    target = curves[baseline][-1]
     axes.axhline(target.quality, color="0.4", linewidth=1.2, linestyle=":")
     below = 4  # points below a ring; one line lower for each label, since rings may lie close together
     for (name, points), colour, marker in zip(curves.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
         costs = [getattr(point, cost) for point in points]
         axes.plot(costs, [point.quality for point in points], color=colour, marker=marker, markersize=5, label=name)
         reached = first_reaching(points, target.quality)
-        if name == lowest or reached is None or getattr(reached, cost) <= 0:
+        if name == baseline or reached is None or getattr(reached, cost) <= 0:
             continue
         spent = getattr(reached, cost)
         axes.plot(spent, reached.quality, "o", markersize=15, fillstyle="none", color=colour, markeredgewidth=2)

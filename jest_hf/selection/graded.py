@@ -41,6 +41,10 @@ class Graded:
     stage: str
     rows: Tensor | None = None
 
+    def on_host(self) -> Graded:
+        """Return the same on the CPU, of rows that are not loaded."""
+        return Graded(self.ids.cpu(), self.scores.cpu(), self.stage)
+
 
 def own_scores(selector: Selector, scored: Mapping[str, Scored]) -> Tensor | None:
     """Return the score of each row by itself (for pairs, of its own pair), float32 `[n]`.
@@ -91,4 +95,37 @@ def sample_rejected(
     return Graded(ids[places].masked_fill(found == -torch.inf, -1), scores[places], stage, places)
 
 
-__all__ = ["N_REJECTED", "STAGES", "Graded", "left_over", "own_scores", "sample_rejected"]
+def sample_of_pool(
+    pool: Pool, scores: Tensor, indices: Tensor, key: DrawKey, stage: str, n_ranks: int, own: slice = slice(None)
+) -> Graded:
+    """Sample this rank's part of `N_REJECTED` rows of a pool that were not selected. No host waits.
+
+    Args:
+        pool ([`Pool`]): The candidates.
+        scores (`torch.Tensor`): The scores of its rows, float32 `[n]`.
+        indices (`torch.Tensor`): The selection, int64 `[b]`, positions in the super-batch.
+        key ([`DrawKey`]): Seed and step.
+        stage (`str`): The stage that made the selection.
+        n_ranks (`int`): Number of ranks, each of which samples.
+        own (`slice`, *optional*): This rank's rows in a pool that holds those of all ranks.
+    """
+    ids, rest, positions = pool.rows["example_id"][own], left_over(pool, indices)[own], pool.positions[own]
+    return sample_rejected(ids, scores[own], rest, positions, key, stage, -(-N_REJECTED // n_ranks))
+
+
+def scores_of(pool: Pool, scores: Tensor, indices: Tensor) -> Tensor:
+    """Return the scores of a selection on every rank, float32 `[b]`; `scores` are those of this rank's rows. A
+    collective."""
+    return pool.ranks.sum(torch.cat([scores, scores.new_zeros(1)])[pool.shares.places(indices)])
+
+
+__all__ = [
+    "N_REJECTED",
+    "STAGES",
+    "Graded",
+    "left_over",
+    "own_scores",
+    "sample_of_pool",
+    "sample_rejected",
+    "scores_of",
+]

@@ -42,7 +42,10 @@ class LedgerCallback(TrainerCallback):
         self.ledger.flush()
 
 
-HIDDEN = re.compile(r"^effective_sample_size|_to_(text|image)_R@|_seconds$|_per_second$|eval_runtime$|^total_flos$")
+HIDDEN = re.compile(
+    r"^effective_sample_size|_to_(text|image)_R@|_seconds$|_per_second$|eval_runtime$|^total_flos$|"
+    r"^flops$"
+)
 
 
 class JESTProgress(ProgressCallback):

@@ -30,7 +30,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
 
@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
-from jest_hf.batch import Scored, Scores
+from jest_hf.batch import Scores
 from jest_hf.config import JESTConfig
 from jest_hf.data.captions import draw_caption
 from jest_hf.data.rows import EpochSampler
@@ -46,16 +46,14 @@ from jest_hf.distributed import Ranks, Shares, owners_of, plan_exchange
 from jest_hf.reference import ReferenceSource
 from jest_hf.report.compare import compare_selected
 from jest_hf.selection import (
-    N_REJECTED,
     SELECTIONS,
     DrawKey,
     Graded,
     Pool,
     SelectionSchedule,
-    Selector,
-    left_over,
     own_scores,
-    sample_rejected,
+    sample_of_pool,
+    scores_of,
     take_sub_batch,
 )
 
@@ -65,6 +63,7 @@ from jest_hf.selection import (
 MOST_FLOPS = 2e10
 # Added to the seed of a run for its first stage: the second draws with the noise of the run's own seed.
 _PREFILTER_SEED = 2**61
+_NOT_GRADED: tuple[Tensor | None, tuple[Graded, ...]] = (None, ())  # for the ledger: no scores, no rejected rows
 
 
 @dataclass(frozen=True)
@@ -205,7 +204,7 @@ class EarlySelection:
         Returns:
             `list[int]`: the positions in `keys` of the rows that this rank loads: of its sub-batch, in order of
             drawing, or its super-batch, in order of positions; of a stream, of the drawn rows among its own. During
-            the warm-up, which scores nothing, the first rows.
+            the warm-up, which scores nothing, and if fewer rows than ranks can be read: the first rows.
         """
         start = time.perf_counter()
         n_rows = len(keys) // self.ranks.size
@@ -223,6 +222,10 @@ class EarlySelection:
     def _draw(
         self, keys: Sequence[tuple[int, int]], own: slice, candidates: slice, step: int
     ) -> tuple[list[int], EarlyDraw]:
+        """
+        The positions of the rows that this rank loads, and the draw. If fewer rows than ranks can be read, these are
+        the first rows of each rank, and the step will train on nothing.
+        """
         args, device = self.args, torch.device("cpu")
         group, held = Ranks(), candidates
         if self.together:
@@ -233,57 +236,53 @@ class EarlySelection:
         rows["valid"] = self.source.readable(rows)
         positions = torch.arange(candidates.start, candidates.stop)
         n_ranks = len(positions) * self.ranks.size // len(keys)
+        n_rows = len(positions) // n_ranks
         shares = Shares.of(group, rows["valid"])
-        readable = sum(shares.readable)
         per_rank = args.per_device_train_batch_size if self.is_final else args.per_device_super_batch_size
-        size = min(per_rank * n_ranks, readable)
-        if size < n_ranks:
-            raise ValueError(
-                f"step {step}: only {readable} of the {len(positions)} rows of the super-batch could be read when the "
-                f"reference was cached, and {n_ranks} are needed; check that they have their images, texts and labels."
-            )
-        pool = Pool(rows, torch.arange(held.start, held.stop, device=device), shares, size)
-        reference = self.source.score(_NO_MODEL, rows, len(rows["valid"]))
+        size = min(per_rank * n_ranks, sum(shares.readable))
+        is_final, n_loaded, metrics, graded = self.is_final, 0, dict[str, float](), _NOT_GRADED
+        own_part = slice(own.start - held.start, own.stop - held.start)
+        if size >= n_ranks:
+            pool = Pool(rows, torch.arange(held.start, held.stop, device=device), shares, size)
+            drawn, metrics, graded = self._select(pool, group, step, own_part)
+        else:
+            n_loaded = min(n_rows, args.per_device_super_batch_size)  # the step counts those that it cannot read
+            is_final = False
+            drawn = (n_rows * torch.arange(n_ranks)[:, None] + torch.arange(n_loaded)).flatten()
+        readers = owners_of(drawn, [n_rows] * n_ranks)
+        if not self.from_stream:  # any rank can read any row
+            readers = plan_exchange(readers, n_ranks)
+        order, counts = readers.argsort(stable=True), readers.bincount(minlength=n_ranks).tolist()
+        mine = {name: rows[name][own_part] for name in ("example_id", "valid")}
+        unreadable = int((~mine["valid"][n_loaded:]).sum())
+        draw = EarlyDraw(is_final, order, counts, mine["example_id"].cpu(), unreadable, metrics, *graded)
+        read = order.split(counts)[self.ranks.rank if n_ranks > 1 else 0]
+        return positions[drawn[read]].tolist(), draw
+
+    def _select(
+        self, pool: Pool, group: Ranks, step: int, own: slice
+    ) -> tuple[Tensor, dict[str, float], tuple[Tensor | None, tuple[Graded, ...]]]:
+        """Draw from the pool, in which this rank has the rows `own`, by the reference alone; positions on the CPU, and
+        what there is to log, and for the ledger."""
+        args = self.args
+        reference = self.source.score(_NO_MODEL, pool.rows, len(pool.rows["valid"]))
         selector = args.selector(self.loss) if self.is_final else args.prefilter(self.loss)
         key = DrawKey(args.seed if self.is_final else args.seed + _PREFILTER_SEED, step)
         selection = selector.select(pool, lambda models: Scores(reference=reference), key)
         drawn = selection.indices
         if not self.is_final:
             drawn = drawn.sort().values  # as rows lie that were not drawn: in an order that says nothing of scores
-        own_part = slice(own.start - held.start, own.stop - held.start)
-        graded = self._graded(pool, selector, reference, drawn, key, own_part)
-        _, parts = take_sub_batch(shares, rows, {"reference": reference}, drawn)
-        metrics = {**selection.metrics, **compare_selected(parts, self.loss, group)}
-        drawn = drawn.cpu()
-        readers = owners_of(drawn, [len(positions) // n_ranks] * n_ranks)
-        if not self.from_stream:  # any rank can read any row
-            readers = plan_exchange(readers, n_ranks)
-        order, counts = readers.argsort(stable=True), readers.bincount(minlength=n_ranks).tolist()
-        mine = {name: rows[name][own_part] for name in ("example_id", "valid")}
-        if self.is_final:
-            metrics = {"scoring_seconds": 0.0, **metrics}
-        else:
-            metrics = {f"prefilter/{name}": value for name, value in metrics.items()}
-        unreadable = int((~mine["valid"]).sum())
-        draw = EarlyDraw(self.is_final, order, counts, mine["example_id"].cpu(), unreadable, metrics, *graded)
-        read = order.split(counts)[self.ranks.rank if n_ranks > 1 else 0]
-        return positions[drawn[read]].tolist(), draw
-
-    def _graded(
-        self, pool: Pool, selector: Selector, reference: Scored, drawn: Tensor, key: DrawKey, own: slice
-    ) -> tuple[Tensor | None, tuple[Graded, ...]]:
-        """The scores of the drawn rows, and a sample of the others of this rank, which are the rows `own` of the pool:
-        for the ledger. With draws made together a collective."""
+        graded = _NOT_GRADED
         scores = own_scores(selector, {"reference": reference}) if self.args.record_selection else None
-        if scores is None:
-            return None, ()
-        rest = left_over(pool, drawn)[own]
-        size, stage = -(-N_REJECTED // self.ranks.size), "loader" if self.is_final else "prefilter"
-        ids, positions = pool.rows["example_id"][own], pool.positions[own]
-        rejected = sample_rejected(ids, scores[own], rest, positions, key, stage, size)
-        rejected = replace(rejected, ids=rejected.ids.cpu(), scores=rejected.scores.cpu(), rows=None)
-        of_drawn = pool.ranks.sum(torch.cat([scores, scores.new_zeros(1)])[pool.shares.places(drawn)])
-        return of_drawn.cpu() if self.is_final else None, (rejected,)
+        if scores is not None:
+            stage = "loader" if self.is_final else "prefilter"
+            rejected = sample_of_pool(pool, scores, drawn, key, stage, self.ranks.size, own).on_host()
+            graded = (scores_of(pool, scores, drawn).cpu() if self.is_final else None, (rejected,))
+        _, parts = take_sub_batch(pool.shares, pool.rows, {"reference": reference}, drawn)
+        metrics = {**selection.metrics, **compare_selected(parts, self.loss, group)}
+        if self.is_final:
+            return drawn.cpu(), {"scoring_seconds": 0.0, **metrics}, graded
+        return drawn.cpu(), {f"prefilter/{name}": value for name, value in metrics.items()}, graded
 
     def _rows(self, keys: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         """What a cache needs to know of rows: their ids, and which caption is drawn in their epoch."""

@@ -100,7 +100,12 @@ class Loaders:
             collator: The data collator of the run.
             source ([`~jest_hf.reference.ReferenceSource`], *optional*): The reference in use. If it needs the images
                 of the super-batch, these cannot come late.
+
+        Raises:
+            ValueError: without a data set.
         """
+        if dataset is None:
+            raise ValueError("train_dataset=None: pass the rows to train on to JESTTrainer.")
         args, view = self.args, self.view
         rows, images = Rows(dataset, collator.image_column), self.images.cache
         if images is not None:

@@ -191,14 +191,16 @@ class RunRecorder:
         return self.settled().statistics.flops + StepFlops(reference=self.costs.of_cache)
 
     def complete(self, logs: dict[str, float]) -> None:
-        """Add the means of the logging window to a training log, and the totals of the run to its last log."""
+        """Add the means of the logging window and the cost of the run to a training log; totals to the last log."""
         if "loss" in logs:
-            logs.update(self.settled().statistics.pop())
+            logs.update(self.settled().statistics.pop() | self._cost())
         elif "train_runtime" in logs:
-            spent = self.run_flops
-            # In IID training of as many examples: what the run has to save in examples to pay.
-            relative = {"flops_relative_to_iid": spent.relative_to_iid} if spent.training else {}
-            logs.update(self.statistics.totals() | relative)
+            logs.update(self.statistics.totals() | self._cost())
+
+    def _cost(self) -> dict[str, float]:
+        """FLOPs so far, and their ratio to IID training of as many examples: what the run has to save to pay."""
+        spent = self.run_flops
+        return {"flops": spent.total, "flops_relative_to_iid": spent.relative_to_iid} if spent.training else {}
 
     def on_checkpoint(self, step: int) -> None:
         """Write down what is still in memory: a run that is killed while it saves resumes from an older checkpoint."""

@@ -29,13 +29,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, TrainerCallback, TrainerState
 
 from jest_hf.config import JESTConfig
+from jest_hf.data.reasons import reasons_of
+from jest_hf.data.rows import Rows
 from jest_hf.data.stream import is_stream
 from jest_hf.distributed import Ranks
 from jest_hf.distributed.group import end_group_at_exit, limit_waits
@@ -68,13 +71,15 @@ from jest_hf.training.checks import (
     warn_of_precision,
 )
 from jest_hf.training.companions import Companions
-from jest_hf.training.costs import RunCosts, dry_run
+from jest_hf.training.costs import RunCosts
+from jest_hf.training.doubtful import warn_of_settings
 from jest_hf.training.engine import Engine
 from jest_hf.training.evaluator import Evaluator
 from jest_hf.training.identity import identify_run
 from jest_hf.training.images import RunImages
 from jest_hf.training.loaders import Loaders, first_row
 from jest_hf.training.objective import objective_of
+from jest_hf.training.price import price_run
 from jest_hf.training.recorder import RunRecorder
 from jest_hf.training.reference import ReferencePlan
 from jest_hf.training.step import SelectionStep
@@ -236,6 +241,14 @@ def plan_run(
     )
 
 
+def _reasons(dataset: Any, collator: Any, ids: Tensor) -> list[str]:
+    """Why rows cannot be used; of a stream nobody knows it any more."""
+    if is_stream(dataset):
+        return []
+    rows = Rows(dataset, collator.image_column)
+    return reasons_of(collator, [rows[index] for index in ids.tolist()])
+
+
 def _recorder(
     args: JESTConfig,
     objective: Objective,
@@ -277,6 +290,7 @@ def build_parts(
     """
     args, objective, ranks, view = plan.args, plan.objective, plan.ranks, plan.view
     reference, recorder, collator, engine = plan.reference, plan.recorder, plan.collator, plan.engine
+    warn_of_settings(args, objective, learner, reference.ref_model)
     reader = objective.reader(learner, plan.processor, "learner")  # 11
     companions = plan.companions
     companions.make_proxy(proxy_model, reference.ref_model)  # 12
@@ -312,6 +326,7 @@ def build_parts(
         metrics=recorder,
         sources=recorder.sources,
         early=lambda: loaders.early,
+        reasons=partial(_reasons, plan.train_dataset, collator),
     )
     update = Update(
         args,
@@ -366,10 +381,12 @@ def _costs(plan: RunPlan, reader: Reader, learner: PreTrainedModel, row: dict[st
     source = plan.reference.source
     if source is not None and source.reader is not None and source.config is not None:
         readers["reference"] = (source.reader, source.config)
-    forward, widths = dry_run(batch, plan.objective, readers, plan.view)
-    if source is not None and source.width is not None:
-        widths["reference"] = source.width
-    return RunCosts(plan.args, forward, widths, plan.recorder.statistics.n_examples)
+    width = None if source is None else source.width
+    return price_run(
+        *(plan.args, batch, plan.objective, readers, plan.view, learner),
+        cached_width=width,
+        n_rows=plan.recorder.statistics.n_examples,
+    )
 
 
 __all__ = ["Parts", "RunPlan", "build_parts", "plan_run", "prepare_learner"]

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from jest_hf.batch import Scored, without_cached
 from jest_hf.config import JESTConfig
@@ -21,21 +22,24 @@ from jest_hf.report.figures import Figure
 from jest_hf.report.sources import Sources
 from jest_hf.scoring import ScoredRows, Scorer
 from jest_hf.selection import (
-    N_REJECTED,
     DrawKey,
     Graded,
     Pool,
     Selection,
     SelectionSchedule,
     Selector,
-    left_over,
     own_scores,
-    sample_rejected,
+    sample_of_pool,
     take_drawn,
     take_readable,
     take_sub_batch,
 )
 from jest_hf.training.early_selection import EarlyDraw, EarlySelection
+
+
+logger = logging.get_logger(__name__)
+
+MOST_EMPTY = 5  # steps in a row without a readable row, after which a run ends
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,16 @@ class SubBatch:
         return cls(
             exchanged.batch, exchanged.order, exchanged.moved, exchanged.bytes_moved, is_selected, selected or {}
         )
+
+    @classmethod
+    def nothing(cls, rows: Mapping[str, Tensor]) -> SubBatch:
+        """Return a sub-batch without rows."""
+        return cls({name: value[:0] for name, value in rows.items()}, rows["example_id"][:0], 0, 0, is_selected=False)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no rank trains on anything: otherwise each has a row."""
+        return len(self.order) == 0
 
 
 class Metrics(Protocol):
@@ -112,6 +126,7 @@ class SelectionStep:
         metrics: Metrics,
         sources: Sources | None = None,
         early: Callable[[], EarlySelection | None] = lambda: None,
+        reasons: Callable[[Tensor], list[str]] = lambda ids: [],
     ) -> None:
         self.args = args
         self.loss = loss
@@ -123,6 +138,8 @@ class SelectionStep:
         self.metrics = metrics
         self.sources = sources
         self.early = early
+        self.reasons = reasons
+        self._empty_in_a_row = 0
 
     def __call__(self, model: nn.Module, super_batch: Mapping[str, Tensor], step: int) -> tuple[SubBatch, Pool]:
         """
@@ -133,8 +150,11 @@ class SelectionStep:
             super_batch (mapping of `str` to `torch.Tensor`): This rank's rows, on its device.
             step (`int`): Number of the step, from 1.
 
+        Returns:
+            The sub-batch and the candidates. The sub-batch of all ranks is empty if fewer rows than ranks can be read.
+
         Raises:
-            ValueError: on all ranks, if fewer rows than ranks can be read.
+            ValueError: on all ranks, if that happens in `MOST_EMPTY` steps in a row.
         """
         early = self.early()
         drawn = None if early is None else early.take(step)
@@ -148,6 +168,8 @@ class SelectionStep:
         if drawn is not None:
             self.metrics.add(drawn.metrics)
             pool = replace(pool, super_batch_ids=drawn.ids, unreadable=drawn.unreadable, n_scored=len(pool.positions))
+        if self._too_few(pool, step):
+            return SubBatch.nothing(pool.rows), pool
         if not self.selects(step):
             pool = self._without_cached(pool)
             return SubBatch.of(take_readable(pool.rows, pool.shares), is_selected=False), pool
@@ -172,14 +194,12 @@ class SelectionStep:
         own = own_scores(self.args.selector(self.loss), by_model) if self.args.record_selection else None
         if own is None:
             return ()
-        key, size = DrawKey(self.args.seed, step), -(-N_REJECTED // self.ranks.size)
-        ids, rest = pool.rows["example_id"], left_over(pool, selection.indices)
-        return (sample_rejected(ids, own, rest, pool.positions, key, "step", size),)
+        key = DrawKey(self.args.seed, step)
+        return (sample_of_pool(pool, own, selection.indices, key, "step", self.ranks.size),)
 
     def _drawn_early(self, rows: Mapping[str, Tensor], draw: EarlyDraw, step: int) -> tuple[SubBatch, Pool]:
         """The sub-batch that the loader has drawn, without rows that could not be decoded. A collective."""
         shares = Shares.of(self.group, rows["valid"])
-        self._check_readable(shares, step)
         pool = Pool(
             dict(rows) if self.args.settings.distillation_weight else without_cached(rows),
             positions=torch.arange(len(rows["valid"]), device=rows["valid"].device),
@@ -188,6 +208,8 @@ class SelectionStep:
             super_batch_ids=draw.ids,
             unreadable=draw.unreadable,
         )
+        if self._too_few(pool, step):
+            return SubBatch.nothing(pool.rows), pool
         exchanged = take_drawn(pool.rows, shares, draw.order, pool.rows["valid"])
         self.metrics.add(draw.metrics)
         scores = None
@@ -218,24 +240,38 @@ class SelectionStep:
         rows = self._scheduled(rows, step)
         n_rows = len(rows["valid"])
         shares = Shares.of(self.group, rows["valid"])
-        readable = self._check_readable(shares, step)
         start = self.ranks.rank * n_rows
         return Pool(
             rows=rows,
             positions=torch.arange(start, start + n_rows, device=rows["valid"].device),
             shares=shares,
-            size=min(self.args.per_device_train_batch_size * self.group.size, readable),
+            size=min(self.args.per_device_train_batch_size * self.group.size, sum(shares.readable)),
         )
 
-    def _check_readable(self, shares: Shares, step: int) -> int:
-        """The rows that can be read; `ValueError` if there are fewer than ranks."""
-        readable = sum(shares.readable)
-        if readable < self.group.size:
-            raise ValueError(
-                f"step {step}: only {readable} of the {sum(shares.rows)} rows of the super-batch can be read, and "
-                f"{self.group.size} are needed; check that they have their images, texts and labels."
-            )
-        return readable
+    def _too_few(self, pool: Pool, step: int) -> bool:
+        """
+        Whether a step trains on nothing, since fewer rows than ranks can be read, on any rank that selects by itself.
+        A collective.
+        """
+        readable, n_rows = sum(pool.shares.readable), sum(pool.shares.rows)
+        too_few = readable < self.group.size
+        if self.group.size < self.ranks.size:
+            too_few = any(self.ranks.gather_counts(int(too_few), self.args.device))
+        self._empty_in_a_row = self._empty_in_a_row + 1 if too_few else 0
+        if not too_few:
+            return False
+        said = (
+            f"step {step}: only {readable} of the {n_rows} rows of the super-batch can be read, and "
+            f"{self.group.size} are needed"
+        )
+        if self._empty_in_a_row < MOST_EMPTY:
+            logger.warning(f"{said}; the step trains on nothing.")
+            return True
+        reasons = "; ".join(self.reasons(pool.rows["example_id"][~pool.rows["valid"]][:3])) or "see the log"
+        raise ValueError(
+            f"{said}, for the {MOST_EMPTY}th step in a row ({reasons}); check that the rows have their images, texts "
+            "and labels."
+        )
 
     def _scheduled(self, rows: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """

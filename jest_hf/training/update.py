@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from jest_hf.batch import Scored, without_cached
@@ -210,6 +211,13 @@ class Update:
         batch = self._sized(rows) if self._learned is None else self._learned
         output = self.reader(model, rows, view=self.view, n_at_view=batch.n_at_view)
         return self.objective.loss(output, rows, self.ranks, batch.teacher), output
+
+    def nothing(self) -> Tensor:
+        """The loss of a step that trains on nothing: NaN, which `logging_nan_inf_filter` leaves out of the mean.
+
+        Without a backward no parameter has a gradient, and optimizers and engines leave such parameters alone.
+        """
+        return torch.full((), torch.nan, device=self.args.device)
 
     def backward_in_chunks(
         self,

@@ -108,7 +108,7 @@ def test_figures_are_those_of_the_run(report):
     assert list(report.figures) == ["Curves", "Scores", "Sources", "How often rows were selected"]
     curves = report.figures["Curves"].axes
     assert [axes.get_ylabel() for axes in curves if axes.get_ylabel()] == ["loss", "quality", "learnability"]
-    assert {"examples trained on", "seconds"} <= {axes.get_xlabel() for axes in curves}
+    assert {"examples trained on", "FLOPs spent", "seconds"} <= {axes.get_xlabel() for axes in curves}
     history = run_state(report.folder)["log_history"]
     logged = [entry for entry in history if "loss" in entry]
     losses = curves[0].get_lines()[0]

@@ -32,7 +32,7 @@ IN_DOCSTRINGS = docstring_blocks("python")
 
 # How many blocks of a page are run below. Of the pages that are named last, docs/extending.md has tests of its own
 # (tests/extensions), and the others show no more than the form of internal code.
-RUN = {"README.md": 2, "docs/distributed.md": 1, "docs/family.md": 2}
+RUN = {"README.md": 2, "docs/curate.md": 1, "docs/distributed.md": 1, "docs/family.md": 2}
 NOT_RUN = {"docs/extending.md", "docs/architecture.md", "CONTRIBUTING.md"}
 
 FACES = ("", ".selection", ".losses", ".objectives", ".models", ".data", ".reference", ".evaluation", ".report")
@@ -225,6 +225,18 @@ def test_lora_block_trains(tmp_path, saved):
     assert trained and all("lora_" in name for name in trained)
     trainer.args.max_steps = 1
     assert trainer.train().global_step == 1
+
+
+def test_scores_block_scores(tmp_path, saved):
+    datasets.Dataset.from_list(random_rows(520)).to_parquet(tmp_path / "pairs.parquet")
+    stand_ins = {
+        "data/web/*.parquet": str(tmp_path / "*.parquet"),
+        "scores": str(tmp_path / "scores"),
+        "runs/base": saved[0],
+        "google/siglip2-so400m-patch14-224": saved[1],
+    }
+    after = run(block_of("docs/curate.md", 0), {}, {}, stand_ins)
+    assert after["scores"].n_rows == 520 and set(after["scores"].stability) == set(after["scores"].columns)
 
 
 def test_preset_block_makes_a_proxy(tmp_path):

@@ -23,6 +23,7 @@ from transformers import AutoModel, AutoProcessor, SiglipModel, SiglipProcessor
 
 from jest_hf import JESTConfig
 from jest_hf.data import load_source
+from jest_hf.data.subset import write_subset
 from jest_hf.report import read_selections
 from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
 
@@ -79,28 +80,47 @@ def launch(*words: str) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-def test_flags_on_the_built_in_data_with_the_iid_comparison(tmp_path):
+def test_flags_on_the_built_in_data_with_both_comparisons(tmp_path):
     settings = {"max_train_rows": 64, "reference_steps": 2, "compare_uniform_steps": 3, "record_selection": True}
+    settings |= {"criterion": "easy_reference", "cache_reference": True, "compare_learnability_steps": 1}
+    settings |= {"compare_uniform_learning_rate": 1e-4, "compare_learnability_learning_rate": 2e-4}
     settings["image_size"] = 16  # of the models; the data are evaluated whole, several times
     done = launch(*flags({**TINY, **settings, "output_dir": tmp_path}))
     assert done.returncode == 0, done.stderr[-3000:]
-    for expected in ("Training the reference on scenes:curated", "Training IID for 3 steps", "Training JEST"):
+    for expected in ("Training the reference on scenes:curated", "Training IID for 3 steps", "Training JEST for 1"):
         assert expected in done.stdout
 
     summary = json.loads((tmp_path / "summary.json").read_text())
     runs = summary.pop("runs")
-    assert list(runs) == ["IID", "JEST"]
+    assert list(runs) == ["IID", "JEST", "JEST by easy_reference"]
     counts = {name: (one["examples_trained"], one["examples_seen"]) for name, one in runs.items()}
-    assert counts == {"IID": (24, 24), "JEST": (16, 32)}
+    assert counts == {"IID": (24, 24), "JEST": (8, 16), "JEST by easy_reference": (16, 32)}
+    assert [one["learning_rate"] for one in runs.values()] == [1e-4, 2e-4, 5e-5]
     for one in runs.values():
-        assert one["flops"] > 0 and 0 <= one["test"]["test_R@5"] <= 1
-        assert [point["trained"] for point in one["evaluations"]] == [8, 16, 24][: one["examples_trained"] // 8]
-    assert set(summary) in (set(), {"examples_ratio", "flops_ratio"})  # only if JEST got there
+        points = one["evaluations"]
+        assert [point["trained"] for point in points] == [8, 16, 24][: one["examples_trained"] // 8]
+        assert one["flops"] == points[-1]["flops"] > 0 and 0 <= one["test"]["test_R@5"] <= 1
+        for clock in ("seconds", "cpu_seconds"):
+            spent = [0.0, *(point[clock] for point in points)]
+            assert spent == sorted(set(spent))
+    # A step costs as much as an IID step, and the draw; the pass over the 64 rows comes before the first.
+    first, second = (point["flops"] for point in runs["JEST by easy_reference"]["evaluations"])
+    step = runs["IID"]["flops"] / 3
+    assert step <= second - first < 1.1 * step
+    assert first - (second - first) == pytest.approx(step / 3 / 8 * 64)
+    assert summary["reference"]["flops"] == pytest.approx(2 * step) and summary["reference"]["seconds"] > 0
+    aim = runs["IID"]["evaluations"][-1]["quality"]
+    for name, shares in summary["to_baseline"].items():
+        reached = [point for point in runs[name]["evaluations"] if point["quality"] >= aim]
+        assert (shares is not None) == bool(reached)
+        assert f"{name} {'reached' if reached else 'did not reach'} IID's final validation R@5" in done.stdout
+    assert list(summary["to_baseline"]) == ["JEST", "JEST by easy_reference"]
+    assert "| FLOPs " in done.stdout and "| seconds " in done.stdout
 
     with Image.open(tmp_path / "quality.png") as plot:
         assert min(plot.size) > 300
     card = (tmp_path / "README.md").read_text()
-    assert "library_name: transformers" in card and "scenes:web" in card
+    assert "library_name: transformers" in card and "scenes:web" in card and "easy reference" in card
     assert len(read_selections(tmp_path / "selections.parquet")) == 16
     model, processor = AutoModel.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
     assert isinstance(model, SiglipModel) and isinstance(processor, SiglipProcessor)
@@ -208,6 +228,12 @@ def test_every_flag_has_a_help_that_can_be_read_alone(run_jest, capsys):
         assert re.match(r"(?!Its|Of|Their|It)[A-Z]", text), flag.name
 
 
+def test_a_run_by_learnability_is_not_compared_with_itself(tmp_path, run_jest):
+    settings = {**TINY, "compare_learnability_steps": 2, "output_dir": tmp_path, "max_train_rows": 8}
+    with pytest.raises(ValueError, match="compare_learnability_steps=2 .* criterion='learnability'.*leave it out"):
+        run_jest.main(flags(settings))
+
+
 def test_settings_that_do_not_exist(tmp_path, run_jest):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("filter_ration: 0.5\nlearner_size: tiny\nsuper_batch: 5\n")
@@ -241,6 +267,15 @@ def test_the_baseline_of_a_flexi_run_sees_everything_in_full(run_jest, monkeypat
     assert baseline.scoring_view is None and not baseline.eval_at_view
 
 
+def test_a_subset_of_the_training_data(run_jest, monkeypatch, tmp_path):
+    rows = random_rows(8)
+    monkeypatch.setattr(run_jest.comparison, "load_source", lambda *_, **__: datasets.Dataset.from_list(rows))
+    write_subset(tmp_path / "kept.parquet", {"row": [1, 6]}, n_rows=8)
+    words = ["--subset", str(tmp_path / "kept.parquet"), "--use_cpu", "True", "--output_dir", str(tmp_path)]
+    job = run_jest.Job(*run_jest.parse(words))
+    assert job.train["text"][:] == [rows[1]["text"], rows[6]["text"]] and len(job.eval) == 8
+
+
 def test_the_demonstration_is_what_runs_without_arguments(run_jest):
     script, args = run_jest.parse([])
     assert isinstance(args, JESTConfig)
@@ -249,7 +284,9 @@ def test_the_demonstration_is_what_runs_without_arguments(run_jest):
         assert getattr(holder, name) == value, name
     assert (script.dataset, script.train_reference_on) == ("scenes:web", "scenes:curated")
     assert (script.eval_dataset, script.test_dataset) == ("scenes:validation", "scenes:test")
-    assert args.max_steps < script.compare_uniform_steps
+    assert max(args.max_steps, script.compare_learnability_steps) < script.compare_uniform_steps
+    assert (args.criterion, args.selection, args.cache_reference) == ("easy_reference", "joint", True)
+    assert script.compare_learnability_steps > 0 and args.select_before_decoding is not False
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from jest_hf import JESTDataCollator
 from jest_hf.models import DualEncoder
 from jest_hf.reference import open_cache, store
-from jest_hf.report.flops import forward_flops
+from jest_hf.report import forward_flops
 from tests.distributed.processes import run
 from tests.helpers import (
     random_rows,

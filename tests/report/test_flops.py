@@ -21,7 +21,8 @@ from transformers import (
 from jest_hf import JESTConfig, JESTDataCollator
 from jest_hf.models import DualEncoder, View, accept_views, embedding_width, expose_temperature
 from jest_hf.report import StepFlops, forward_flops, step_flops
-from jest_hf.report.flops import flops_of_cache, flops_of_step, forward_flops_of
+from jest_hf.report.counting import forward_flops_of
+from jest_hf.report.flops import flops_of_cache, flops_of_step
 from tests.helpers import random_rows, tiny_clip_processor, tiny_siglip2_processor, tiny_siglip_processor
 
 
@@ -276,12 +277,29 @@ def test_a_step_costs_what_its_rows_do(tmp_path, cached):
     assert (whole + unscored).total == whole.total + unscored.total
 
 
+@pytest.mark.parametrize(("relative", "costs"), [(1.0, (2.67, 1.83, 1.33, 1.17)), (0.1, (1.17, 1.08, 1.03, 1.02))])
+def test_what_a_cache_adds_to_a_step_of_easy_reference(tmp_path, relative, costs):
+    """The table "What a cache costs" in docs/method.md: the pass over the rows, spread over 1, 2, 5 and 10 epochs."""
+    args = JESTConfig(
+        output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=8, filter_ratio=0.8, cache_reference=True,
+        criterion="easy_reference",
+    )  # fmt: skip
+    forward = {"learner": 1e12, "reference": relative * 1e12}  # beside which the draw is nothing
+    step, iid = flops_of_step(args, forward, {"reference": 4}).total, 3 * 8 * forward["learner"]
+    steps_of_an_epoch = 100
+    cache = flops_of_cache(args, forward, steps_of_an_epoch * args.super_batch_size)
+    assert step / iid == pytest.approx(1)
+    for epochs, cost in zip((1, 2, 5, 10), costs, strict=True):
+        assert (cache / (epochs * steps_of_an_epoch) + step) / iid == pytest.approx(cost, abs=0.005)
+
+
 def test_an_online_reference_learns_from_what_can_be_read(tmp_path):
     args = JESTConfig(
         output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=4, filter_ratio=0.5, reference="online",
     )  # fmt: skip
     forward, widths = {"learner": 100.0, "reference": 10.0}, {"learner": 5, "reference": 5}
-    assert flops_of_step(args, forward, widths).beside == 3 * 10 * 8
+    assert flops_of_step(args, forward, widths).beside == 4 * 10 * 8  # pairs in chunks of 4: one more forward
+    assert flops_of_step(args, forward, {"learner": 0, "reference": 0}).beside == 3 * 10 * 8  # means over examples
     assert flops_of_step(args, forward, widths, trained=4, scored=0, readable=4).beside == 3 * 10 * 4
 
 

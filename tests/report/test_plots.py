@@ -35,6 +35,24 @@ def test_ratios_are_marked_where_the_better_run_reaches_the_other(tmp_path):
         assert label in drawing
 
 
+def test_seconds_are_a_third_panel_where_all_points_have_them(tmp_path):
+    timed = {
+        "IID": [(*point, 100.0 * number) for number, point in enumerate(IID)],
+        "JEST": [(*point, 200.0 * number) for number, point in enumerate(JEST)],
+    }
+    drawing = texts_of(timed, tmp_path)
+    assert "seconds spent" in drawing and "1.5x fewer" in drawing  # 200 seconds against 300
+    assert "seconds spent" not in texts_of({**timed, "IID": IID}, tmp_path)
+
+
+def test_the_baseline_is_the_one_that_is_named(tmp_path):
+    runs = {"IID": IID, "JEST": JEST, "weak": [(100, 500, 1e12, 0.05), (200, 1000, 2e12, 0.1)]}
+    assert "3.0x fewer" not in texts_of(runs, tmp_path)  # the target is the end of the run "weak"
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        plot_quality(runs, tmp_path / "quality.svg", "R@5", baseline="IID")
+    assert "3.0x fewer" in (tmp_path / "quality.svg").read_text()
+
+
 def test_one_run_has_nothing_to_be_compared_with(tmp_path):
     drawing = texts_of({"JEST": JEST}, tmp_path)
     assert "fewer" not in drawing and "more" not in drawing
