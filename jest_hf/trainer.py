@@ -29,10 +29,11 @@ from jest_hf.reference import ReferenceSource
 from jest_hf.report import Report, RunStatistics, SelectionLedger, StepFlops
 from jest_hf.training.callbacks import EpochCallback, JESTProgress, ReportsCallback, keep_callbacks
 from jest_hf.training.card import RunFacts, summarise_run, try_card, write_run_card
+from jest_hf.training.checks import check_learner, check_overrides
 from jest_hf.training.costs import check_evaluation
 from jest_hf.training.engine import Engine
 from jest_hf.training.online_model import OnlineModel
-from jest_hf.training.setup import Parts, build_parts, plan_run, prepare_learner
+from jest_hf.training.setup import Parts, build_parts, plan_run
 
 
 class JESTTrainer(Trainer):
@@ -97,6 +98,7 @@ class JESTTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         **trainer_arguments: Any,
     ) -> None:
+        check_overrides(type(self), JESTTrainer)
         self.model_init = cast(Any, model_init)
         # Before `Trainer.__init__`, which calls some of the methods below: these use the plan, and not the parts.
         self.plan = plan = plan_run(
@@ -122,7 +124,7 @@ class JESTTrainer(Trainer):
             **trainer_arguments,
         )
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch: the Trainer must not rescale it
-        prepare_learner(self.model, plan.view, fsdp=self.is_fsdp_enabled, deepspeed=self.is_deepspeed_enabled)
+        check_learner(self.model, plan.view, deepspeed=self.is_deepspeed_enabled)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(JESTProgress)
         self.parts: Parts = build_parts(plan, self.model, proxy_model)
@@ -134,10 +136,7 @@ class JESTTrainer(Trainer):
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         """As the Trainer's: each trial of a hyperparameter search starts from a new learner, and new companions."""
-        self.plan.companions.start_over()
-        model = cast(PreTrainedModel, super().call_model_init(trial))
-        self.plan.objective.open_up(model)
-        return model
+        return self.plan.new_learner(partial(super().call_model_init, trial))
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As the Trainer's, but for the temperature: decay would pull it towards where similarities are all alike."""
@@ -224,7 +223,7 @@ class JESTTrainer(Trainer):
         self.plan.recorder.statistics.add(self.plan.companions.step(pool, sub_batch.rows))
         batch = self.parts.update.prepare(model, sub_batch, step)
         with self.parts.update.learning(batch):
-            return self.learn(model, batch.rows, num_items_in_batch)
+            return self.parts.watch(self.learn(model, batch.rows, num_items_in_batch))
 
     def learn(
         self, model: nn.Module, sub_batch: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
@@ -321,6 +320,7 @@ class JESTTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means over the steps since the last log, and the counts of the run, to a training log."""
+        self.parts.watch.check(self.state.global_step)
         self.plan.recorder.complete(logs)
         super().log(logs, start_time)
 

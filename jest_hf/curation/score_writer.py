@@ -30,7 +30,7 @@ from jest_hf.curation.score_set import (
     open_scores,
     shard_name,
 )
-from jest_hf.data.files import read_json, to_json, write_atomically
+from jest_hf.data.files import claim_folder, read_json, release_folder, to_json, write_atomically
 from jest_hf.data.rows import Rows
 from jest_hf.distributed import Ranks, gather_objects
 from jest_hf.reference import CachedReference
@@ -70,35 +70,38 @@ def write_scores(
     pending = _begin(folder, plan, spans, ranks, device)
     if pending is None:
         return open_scores(folder)
-    readable = _readable(sources, spans)
-    if not len(readable):
-        raise ValueError(
-            f"not one of the {n_rows} rows can be read; check the columns of the images and the captions."
+    try:
+        readable = _readable(sources, spans)
+        if not len(readable):
+            raise ValueError(
+                f"not one of the {n_rows} rows can be read; check the columns of the images and the captions."
+            )
+        settings = plan["scoring"]
+        losses = RowLosses(
+            sources, readable, settings.get("loss"), settings.get("batch_size", 1), settings.get("seed", 0), device
         )
-    settings = plan["scoring"]
-    losses = RowLosses(
-        sources, readable, settings.get("loss"), settings.get("batch_size", 1), settings.get("seed", 0), device
-    )
-    draws = range(settings.get("draws", 1))
-    own = pending[ranks.rank :: ranks.size]
-    ids = _Ids(sources, data)
-    for number in logging.tqdm(own, desc="Scoring", unit="shard", disable=disable_tqdm or ranks.rank > 0):
-        rows = torch.arange(spans[number].start, spans[number].stop)
-        table = _table(plan["columns"], rows, losses.of(rows, draws), ids)
-        buffer = pa.BufferOutputStream()
-        pq.write_table(table, buffer, compression="zstd")
-        write_atomically(folder / shard_name(number), buffer.getvalue().to_pybytes())
-    ranks.gather_counts(0, device)  # all shards are written
-    if ranks.rank == 0:
-        shards = [
-            {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-            for path in (folder / shard_name(number) for number in range(len(spans)))
-        ]
-        known = {"broken": n_rows - len(readable), "stability": _stability(losses, draws), "shards": shards}
-        write_atomically(folder / MANIFEST, to_json(plan | known))
-        (folder / UNFINISHED).unlink(missing_ok=True)
-    ranks.gather_counts(0, device)
-    return open_scores(folder)
+        draws = range(settings.get("draws", 1))
+        own = pending[ranks.rank :: ranks.size]
+        ids = _Ids(sources, data)
+        for number in logging.tqdm(own, desc="Scoring", unit="shard", disable=disable_tqdm or ranks.rank > 0):
+            rows = torch.arange(spans[number].start, spans[number].stop)
+            table = _table(plan["columns"], rows, losses.of(rows, draws), ids)
+            buffer = pa.BufferOutputStream()
+            pq.write_table(table, buffer, compression="zstd")
+            write_atomically(folder / shard_name(number), buffer.getvalue().to_pybytes())
+        ranks.gather_counts(0, device)  # all shards are written
+        if ranks.rank == 0:
+            shards = [
+                {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+                for path in (folder / shard_name(number) for number in range(len(spans)))
+            ]
+            known = {"broken": n_rows - len(readable), "stability": _stability(losses, draws), "shards": shards}
+            write_atomically(folder / MANIFEST, to_json(plan | known))
+            (folder / UNFINISHED).unlink(missing_ok=True)
+        ranks.gather_counts(0, device)
+        return open_scores(folder)
+    finally:
+        release_folder(folder, ranks)
 
 
 def _begin(
@@ -132,8 +135,8 @@ def _begin(
         )
     if done:
         return None
+    claim_folder(folder, ranks, device)
     if ranks.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / UNFINISHED, to_json(plan))
         (folder / MANIFEST).unlink(missing_ok=True)
     ranks.gather_counts(0, device)

@@ -9,7 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jest_hf.files import replacing
+from jest_hf.distributed import Ranks
+from jest_hf.files import lock, remove_unfinished, replacing, unlock
+
+
+CLAIM = ".writing"  # file of the lock of the process that writes in a folder
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -30,6 +34,30 @@ def write_atomically(path: Path, data: bytes) -> None:
             error.errno,
             f"{path} could not be written ({error.strerror}); make room and start again: finished files are kept",
         ) from error
+
+
+def claim_folder(folder: Path, ranks: Ranks, device: Any = "cpu") -> None:
+    """Take a folder for writing, and remove files that a killed process has left half written. A collective.
+
+    The claim ends with the process, or with [`release_folder`].
+
+    Raises:
+        ValueError: on all ranks, if another process writes there.
+    """
+    is_free = True
+    if ranks.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_free = lock(folder / CLAIM)
+        if is_free:
+            remove_unfinished(folder)
+    if not all(ranks.gather_counts(int(is_free), device)):
+        raise ValueError(f"another process is writing in {folder}; wait for its end, or choose another folder.")
+
+
+def release_folder(folder: Path, ranks: Ranks) -> None:
+    """End a claim of [`claim_folder`]."""
+    if ranks.rank == 0:
+        unlock(folder / CLAIM)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -70,4 +98,4 @@ def flat(fields: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}.{name}", value
 
 
-__all__ = ["changed", "flat", "read_json", "to_json", "write_atomically"]
+__all__ = ["CLAIM", "changed", "claim_folder", "flat", "read_json", "release_folder", "to_json", "write_atomically"]

@@ -8,7 +8,10 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from jest_hf.data.rows import Rows
+from jest_hf.data.stream import is_stream
 
 
 _TRIED, _SHOWN = 20, 3  # rows that are read again, and reasons that are shown
@@ -40,21 +43,31 @@ def reasons_of(collator: Any, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def mostly_broken(broken: int, collator: Any, rows: Rows) -> str | None:
-    """Return what to say of data of which more than half could not be used, with reasons; otherwise `None`.
+def reasons_by_id(dataset: Any, collator: Any, ids: Tensor) -> list[str]:
+    """As [`reasons_of`], of the rows with some ids (int64 `[n]`). The rows of a stream cannot be read again."""
+    if is_stream(dataset):
+        return []
+    rows = Rows(dataset, collator.image_column)
+    return reasons_of(collator, [rows[index] for index in ids.tolist()])
+
+
+def mostly_broken(broken: int, total: int, collator: Any, rows: Rows | None) -> str | None:
+    """Return what to say of rows of which more than half could not be used, with reasons; otherwise `None`.
 
     Args:
-        broken (`int`): Number of rows that were skipped, of all rows.
+        broken (`int`): Number of rows that were skipped.
+        total (`int`): Number of rows that were read.
         collator: The data collator that skipped them.
-        rows ([`~jest_hf.data.rows.Rows`]): The data. Some rows are read again, for the reasons.
+        rows ([`~jest_hf.data.rows.Rows`], *optional*): The data. Some rows are read again, for the reasons.
     """
-    if 2 * broken <= len(rows):
+    if 2 * broken <= total:
         return None
     reasons: list[str] = []
-    for index in range(0, len(rows), max(1, len(rows) // _TRIED)):
-        if len(reasons) < _SHOWN:
-            reasons += reasons_of(collator, [rows[index]])
-    return f"{broken:,} of {len(rows):,} rows cannot be used ({'; '.join(reasons) or 'see the log'})"
+    if rows is not None:
+        for index in range(0, len(rows), max(1, len(rows) // _TRIED)):
+            if len(reasons) < _SHOWN:
+                reasons += reasons_of(collator, [rows[index]])
+    return f"{broken:,} of {total:,} cannot be used ({'; '.join(reasons) or 'see the log'})"
 
 
-__all__ = ["mostly_broken", "reasons_of"]
+__all__ = ["mostly_broken", "reasons_by_id", "reasons_of"]

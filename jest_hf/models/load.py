@@ -10,6 +10,7 @@ configurations, processors and models that are loaded by name come through this 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoProcessor, Pr
 from transformers.utils import logging
 
 from jest_hf.models.families import FAMILIES, embeds_pairs, family_of
+from jest_hf.models.sharding import partitioned_if_possible
 
 
 logger = logging.get_logger(__name__)
@@ -66,13 +68,14 @@ def load_model(name: str | Path, setting: str | None = None, **options: Any) -> 
     registered = known is None and saved_as == _automatic(config)
     load = None
     if has_head and known is not None:
-        load = known.from_pretrained
+        load, build = known.from_pretrained, known
     elif registered or (config.model_type in FAMILIES and not has_head):
-        load = AutoModel.from_pretrained
+        load, build = AutoModel.from_pretrained, AutoModel.from_config
     if load is not None:
         setting = setting or repr(str(name))
         try:
-            model, found = _without_code(load, name, output_loading_info=True, **options)
+            with partitioned_if_possible(partial(build, config)):
+                model, found = _without_code(load, name, output_loading_info=True, **options)
         except RuntimeError as error:
             if "ignore_mismatched_sizes" not in str(error):
                 raise

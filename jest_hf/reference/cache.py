@@ -27,6 +27,7 @@ from transformers import PretrainedConfig
 from transformers.utils import logging
 
 from jest_hf.data.collator import JESTDataCollator
+from jest_hf.data.files import CLAIM, claim_folder, release_folder
 from jest_hf.data.image_cache import ImageCache, describe_sizes
 from jest_hf.data.rows import Rows
 from jest_hf.distributed import Ranks, gather_objects
@@ -147,33 +148,38 @@ def write_cache(
     if pending is None:
         return open_folder(folder)
 
-    tasks = list(_deal(pending, spans, batch_size, ranks))
-    batches: Iterable[Any] = [task.batch for task in tasks]  # ranges, where torch names lists
-    sizes = describe_sizes(collator.geometries.values(), collator.scaled_jpeg_decoding)
-    read = rows if images is None or images.difference(sizes) is not None else rows.with_images(images)
-    loader = DataLoader(
-        read,
-        batch_sampler=batches,
-        collate_fn=captioned,
-        num_workers=num_workers,
-        generator=torch.Generator(),  # the seed of the workers: not drawn from the global random state
-    )
-    progress = logging.tqdm(loader, desc="Caching the reference", unit="batch", disable=disable_tqdm or ranks.rank > 0)
-    keys = own_keys(rows)
-    parts = []
-    for task, batch in zip(tasks, progress, strict=True):
-        part = _embed(view, model, batch, device)
-        if task.shard is None:
-            continue
-        parts.append(part)
-        if task.is_last:
-            shard = _assemble(parts, spans[task.shard], plan["width"], DTYPES[dtype])
-            if keys is not None:
-                span = spans[task.shard]
-                shard["key"] = torch.from_numpy(keys[span.start : span.stop].copy())
-            write_atomically(folder / shard_name(task.shard), save(shard))
-            parts = []
-    return _finish(folder, plan, len(spans), _forward_flops(view, model, config, blank), ranks, device)
+    try:
+        tasks = list(_deal(pending, spans, batch_size, ranks))
+        batches: Iterable[Any] = [task.batch for task in tasks]  # ranges, where torch names lists
+        sizes = describe_sizes(collator.geometries.values(), collator.scaled_jpeg_decoding)
+        read = rows if images is None or images.difference(sizes) is not None else rows.with_images(images)
+        loader = DataLoader(
+            read,
+            batch_sampler=batches,
+            collate_fn=captioned,
+            num_workers=num_workers,
+            generator=torch.Generator(),  # the seed of the workers: not drawn from the global random state
+        )
+        progress = logging.tqdm(
+            loader, desc="Caching the reference", unit="batch", disable=disable_tqdm or ranks.rank > 0
+        )
+        keys = own_keys(rows)
+        parts = []
+        for task, batch in zip(tasks, progress, strict=True):
+            part = _embed(view, model, batch, device)
+            if task.shard is None:
+                continue
+            parts.append(part)
+            if task.is_last:
+                shard = _assemble(parts, spans[task.shard], plan["width"], DTYPES[dtype])
+                if keys is not None:
+                    span = spans[task.shard]
+                    shard["key"] = torch.from_numpy(keys[span.start : span.stop].copy())
+                write_atomically(folder / shard_name(task.shard), save(shard))
+                parts = []
+        return _finish(folder, plan, len(spans), _forward_flops(view, model, config, blank), ranks, device)
+    finally:
+        release_folder(folder, ranks)
 
 
 class _Task(NamedTuple):
@@ -283,17 +289,22 @@ def _begin(
         )
     if not pending and (folder / MANIFEST).exists():
         if ranks.rank == 0:
-            (folder / UNFINISHED).unlink(missing_ok=True)  # of a run that was killed at the very end
+            for name in (UNFINISHED, CLAIM):  # of a run that was killed at the very end
+                (folder / name).unlink(missing_ok=True)
         return None
-    if ranks.rank == 0:
-        if foreign is not None:
-            logger.warning(
-                "The reference cache in %s does not match this run (%s); making a new one.", folder, foreign
-            )
-            _clear(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / UNFINISHED, to_json(plan))
-        (folder / MANIFEST).unlink(missing_ok=True)
+    claim_folder(folder, ranks, device)
+    try:
+        if ranks.rank == 0:
+            if foreign is not None:
+                logger.warning(
+                    "The reference cache in %s does not match this run (%s); making a new one.", folder, foreign
+                )
+                _clear(folder)
+            write_atomically(folder / UNFINISHED, to_json(plan))
+            (folder / MANIFEST).unlink(missing_ok=True)
+    except BaseException:
+        release_folder(folder, ranks)
+        raise
     _wait(ranks, device)
     return pending
 

@@ -12,7 +12,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedModel
 
-from jest_hf.models.sharding import check_shardable, prepare_for_fsdp2
+from jest_hf.models.sharding import add_dimensions, prepare_for_fsdp2
 
 
 def place_reference(model: PreTrainedModel, accelerator: Accelerator, placement: str = "replica") -> nn.Module:
@@ -29,8 +29,7 @@ def place_reference(model: PreTrainedModel, accelerator: Accelerator, placement:
         The model itself, or the DeepSpeed engine around it.
 
     Raises:
-        ValueError: for `"sharded"` under another engine or with a model that cannot be sharded, and for a replica of a
-            model that ZeRO-3 has partitioned.
+        ValueError: for `"sharded"` under another engine, and for a replica of a model that ZeRO-3 has partitioned.
     """
     if placement == "sharded":
         return _shard(model, accelerator)
@@ -55,7 +54,7 @@ def _shard(model: PreTrainedModel, accelerator: Accelerator) -> nn.Module:
     if accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.deepspeed_plugin.zero_stage == 3:
         import deepspeed
 
-        check_shardable(model)
+        add_dimensions(model)
         # Without an optimizer the engine only spreads the weights, by the learner's settings.
         settings = deepcopy(accelerator.deepspeed_plugin.deepspeed_config)
         for trained in ("optimizer", "scheduler"):

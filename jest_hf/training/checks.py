@@ -22,7 +22,8 @@ from jest_hf.data.labelled import LabelledCollator
 from jest_hf.data.rows import Rows
 from jest_hf.data.stream import StreamedRows, is_stream
 from jest_hf.distributed import Ranks
-from jest_hf.models import base_model
+from jest_hf.images.views import View
+from jest_hf.models import base_model, check_view
 from jest_hf.objectives import OBJECTIVES, Objective
 from jest_hf.selection import CRITERIA, SELECTIONS, Selector
 
@@ -61,6 +62,26 @@ def check_arguments(args: Any, data_collator: Any, ref_model: Any) -> None:
         raise ValueError(f"{wants} needs a reference: pass ref_model (a model, a Hub id or a path), or {way_out}.")
 
 
+# Methods of the Trainer that are never called here, and what to do in place of overriding them.
+NOT_CALLED = {
+    "_get_train_sampler": "the order of rows is a function of data_seed and the epoch; override get_train_dataloader",
+    "_get_eval_sampler": "an evaluation reads the rows in their order; override get_eval_dataloader",
+    "_remove_unused_columns": "the collator reads the columns that it needs; override the collator",
+    "prediction_step": "an evaluation is the objective's; override evaluation_loop, or register an objective",
+}
+
+
+def check_overrides(kind: type, base: type) -> None:
+    """Refuse a subclass of the trainer `base` that overrides a method that is never called.
+
+    Raises:
+        ValueError: for such a method, with a way out.
+    """
+    for name, way_out in NOT_CALLED.items():
+        if getattr(kind, name, None) is not getattr(base, name, None):
+            raise ValueError(f"{kind.__name__} overrides {name}, which {base.__name__} never calls: {way_out}.")
+
+
 def check_distinct(**models: nn.Module | str | None) -> None:
     """Check that the models, by the name of their argument, are different objects, also underneath an adapter: the
     learner is trained and the reference is frozen."""
@@ -91,6 +112,19 @@ def warn_of_precision(args: JESTConfig) -> None:
             f"selection_precision='tf32' has no effect on {args.device.type}: the products are float32; leave it out, "
             "or train on a CUDA device."
         )
+
+
+def check_learner(learner: nn.Module, view: View | None, *, deepspeed: bool) -> None:
+    """
+    Check precision and view of the learner: line 9 of `training.setup`.
+
+    Raises:
+        ValueError: for a view that does not suit the learner.
+    """
+    if not deepspeed:  # its engine keeps float32 weights itself
+        warn_of_low_precision(learner)
+    if view is not None:
+        check_view(view, base_model(learner).config)
 
 
 def check_options(args: JESTConfig, objective: type[Objective]) -> None:

@@ -27,6 +27,16 @@ class Engine:
         """The accelerator in use."""
         return self._accelerator()
 
+    @property
+    def is_fsdp(self) -> bool:
+        """Whether FSDP2 wraps the learner."""
+        return getattr(self.accelerator.state, "fsdp_plugin", None) is not None
+
+    @property
+    def is_deepspeed(self) -> bool:
+        """Whether DeepSpeed wraps the learner."""
+        return getattr(self.accelerator.state, "deepspeed_plugin", None) is not None
+
     def autocast(self) -> AbstractContextManager[None]:
         """Make the context in which forwards run in mixed precision."""
         return self.accelerator.autocast()

@@ -15,14 +15,15 @@ Before `Trainer.__init__`, in [`plan_run`]:
 
 After it, in [`build_parts`]:
 
-9. the learner is prepared for FSDP2, and its precision checked;
+9. the learner's precision and view are checked;
 10. the progress bar is replaced;
 11. the learner's reader is made, which opens the model for views and its temperature;
 12. the proxy is made;
 13. the reference and the rows are identified, for a resume and for a cache, and then the reference is placed;
-14. one row is read and checked against every model: the dry run.
+14. the learner is prepared for an engine that shards it;
+15. one row is read and checked against every model: the dry run.
 
-Until (14) the Trainer may call `call_model_init`, `init_hf_repo` and callbacks: what they use is in the plan.
+Until (15) the Trainer may call `call_model_init`, `init_hf_repo` and callbacks: what they use is in the plan.
 """
 
 from __future__ import annotations
@@ -33,19 +34,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, TrainerCallback, TrainerState
 
 from jest_hf.config import JESTConfig
-from jest_hf.data.reasons import reasons_of
-from jest_hf.data.rows import Rows
+from jest_hf.data.reasons import reasons_by_id
 from jest_hf.data.stream import is_stream
 from jest_hf.distributed import Ranks
 from jest_hf.distributed.group import end_group_at_exit, limit_waits
 from jest_hf.hub.publisher import Publisher
 from jest_hf.images.views import View
-from jest_hf.models import Reader, add_adapter, base_model, check_view
-from jest_hf.models.sharding import check_shardable, prepare_for_fsdp2
+from jest_hf.models import Reader, add_adapter, base_model
+from jest_hf.models.sharding import add_dimensions, built_whole, prepare_for_fsdp2
 from jest_hf.objectives import Objective
 from jest_hf.reference import load_learner
 from jest_hf.report.ledger import SelectionLedger
@@ -67,7 +67,6 @@ from jest_hf.training.checks import (
     check_objective,
     check_train_size,
     number_of_rows,
-    warn_of_low_precision,
     warn_of_precision,
 )
 from jest_hf.training.companions import Companions
@@ -75,6 +74,7 @@ from jest_hf.training.costs import RunCosts
 from jest_hf.training.doubtful import warn_of_settings
 from jest_hf.training.engine import Engine
 from jest_hf.training.evaluator import Evaluator
+from jest_hf.training.health import BrokenRows, LossWatch
 from jest_hf.training.identity import identify_run
 from jest_hf.training.images import RunImages
 from jest_hf.training.loaders import Loaders, first_row
@@ -110,13 +110,29 @@ class RunPlan:
     @property
     def callbacks(self) -> list[TrainerCallback]:
         """The callbacks that come before the user's."""
-        ledger = self.recorder.ledger
-        return [self.recorder.statistics] + ([LedgerCallback(ledger)] if ledger is not None else [])
+        recorder = self.recorder
+        broken = BrokenRows(recorder.statistics, self.collator, self.train_dataset)
+        return [recorder.statistics, broken, *([] if recorder.ledger is None else [LedgerCallback(recorder.ledger)])]
 
     def make_caches(self, dataset: Any, collator: Any) -> None:
         """Make the image cache, with `args.image_cache`, and then the cache of the reference. A collective."""
         self.images.make(dataset, collator)
         self.cache_reference(dataset, collator)
+
+    def new_learner(self, model_init: Callable[[], nn.Module]) -> PreTrainedModel:
+        """Start over with a new learner and new companions; the learner is prepared as [`build_parts`] prepares it."""
+        self.companions.start_over()
+        learner = _call_whole(model_init)
+        self.objective.open_up(learner)
+        self.prepare_for_engine(learner)
+        return learner
+
+    def prepare_for_engine(self, learner: nn.Module) -> None:
+        """Prepare the learner for DeepSpeed or FSDP2, if one of them will wrap it."""
+        if self.engine.is_fsdp:
+            prepare_for_fsdp2(base_model(learner))
+        if self.engine.is_deepspeed:
+            add_dimensions(base_model(learner))
 
     def cache_reference(self, dataset: Any, collator: Any) -> None:
         """Cache the reference's scores of the training data, with `args.cache_reference`. A collective."""
@@ -148,6 +164,7 @@ class Parts:
     update: Update
     loaders: Loaders
     evaluator: Evaluator
+    watch: LossWatch = field(default_factory=LossWatch)
     callbacks: list[TrainerCallback] = field(default_factory=list)
 
 
@@ -196,7 +213,7 @@ def plan_run(
         model, processing_class = load_learner(model, processing_class, ranks=ranks, device=args.device)
     if processing_class is None:
         raise ValueError("processing_class=None: pass the learner's processor, or a data_collator made from it.")
-    learner = first_learner() if model is None and first_learner is not None else model
+    learner = _call_whole(first_learner) if model is None and first_learner is not None else model
 
     objective = objective_of(args, learner)  # 4
     check_objective(args, objective, data_collator)
@@ -241,12 +258,10 @@ def plan_run(
     )
 
 
-def _reasons(dataset: Any, collator: Any, ids: Tensor) -> list[str]:
-    """Why rows cannot be used; of a stream nobody knows it any more."""
-    if is_stream(dataset):
-        return []
-    rows = Rows(dataset, collator.image_column)
-    return reasons_of(collator, [rows[index] for index in ids.tolist()])
+def _call_whole(model_init: Callable[[], nn.Module]) -> PreTrainedModel:
+    """Call `model_init`; ZeRO-3 could partition neither a CLIP nor a model that is built from a configuration."""
+    with built_whole():
+        return cast(PreTrainedModel, model_init())
 
 
 def _recorder(
@@ -278,7 +293,7 @@ def build_parts(
     proxy_model: PreTrainedModel | str | None,
 ) -> Parts:
     """
-    Make the parts of a run once the Trainer is there: lines 9 and 11 to 14 of this module.
+    Make the parts of a run once the Trainer is there: lines 11 to 15 of this module.
 
     Args:
         plan ([`RunPlan`]): What was decided before.
@@ -295,15 +310,15 @@ def build_parts(
     companions = plan.companions
     companions.make_proxy(proxy_model, reference.ref_model)  # 12
     companions.make_reference(reference.ref_model, learner)  # 13
-    row = None
-    if plan.train_dataset is not None:
-        row = first_row(plan.train_dataset, collator.image_column, is_stream(plan.train_dataset))
+    dataset = plan.train_dataset
+    row = None if dataset is None else first_row(dataset, collator.image_column, is_stream(dataset))
     recorder.statistics.settings |= identify_run(
         objective, reference.frozen(learner), plan.train_dataset, collator.image_column, row
     )
     reference.place(objective, learner, reader, collator, plan.processor, plan.train_dataset, engine)
     if companions.reference is not None:
         reference.source = companions.reference
+    plan.prepare_for_engine(learner)  # 14, since the reference identified at 13 may be the learner's own backbone
     scorer = Scorer(
         reader,
         lambda: reference.source,
@@ -326,7 +341,7 @@ def build_parts(
         metrics=recorder,
         sources=recorder.sources,
         early=lambda: loaders.early,
-        reasons=partial(_reasons, plan.train_dataset, collator),
+        reasons=partial(reasons_by_id, plan.train_dataset, collator),
     )
     update = Update(
         args,
@@ -339,7 +354,7 @@ def build_parts(
         late_images=lambda: loaders.late_images,
         record=recorder.add,
     )
-    if row is not None:  # 14
+    if row is not None:  # 15
         recorder.costs = _costs(plan, reader, learner, row)
     slow_loading = SlowLoading(lambda: loading_remedies(args, collator, loaders, not is_stream(plan.train_dataset)))
     if ranks.rank == 0:
@@ -354,39 +369,21 @@ def build_parts(
     )
 
 
-def prepare_learner(learner: nn.Module, view: View | None, *, fsdp: bool, deepspeed: bool) -> None:
-    """
-    Prepare the learner for its engine: line 9 of this module.
-
-    Raises:
-        ValueError: for a model that the engine cannot shard, or a view that does not suit it.
-    """
-    if fsdp:
-        prepare_for_fsdp2(base_model(learner))
-    if deepspeed:
-        check_shardable(base_model(learner))
-    else:  # its engine keeps float32 weights itself
-        warn_of_low_precision(learner)
-    if view is not None:
-        check_view(view, base_model(learner).config)
-
-
 def _costs(plan: RunPlan, reader: Reader, learner: PreTrainedModel, row: dict[str, Any]) -> RunCosts:
     """Collate the first row: a missing column or a foreign processor shows here and not in a worker."""
     batch = plan.collator([row])
-    companions = plan.companions
+    proxy = plan.companions.proxy
     readers: dict[str, tuple[Reader, PretrainedConfig]] = {"learner": (reader, base_model(learner).config)}
-    if companions.proxy is not None:
-        readers["proxy"] = (companions.proxy.reader, companions.proxy.model.config)
+    if proxy is not None:
+        readers["proxy"] = (proxy.reader, proxy.model.config)
     source = plan.reference.source
     if source is not None and source.reader is not None and source.config is not None:
         readers["reference"] = (source.reader, source.config)
-    width = None if source is None else source.width
     return price_run(
         *(plan.args, batch, plan.objective, readers, plan.view, learner),
-        cached_width=width,
+        cached_width=None if source is None else source.width,
         n_rows=plan.recorder.statistics.n_examples,
     )
 
 
-__all__ = ["Parts", "RunPlan", "build_parts", "plan_run", "prepare_learner"]
+__all__ = ["Parts", "RunPlan", "build_parts", "plan_run"]

@@ -31,7 +31,7 @@ def test_reasons_of_pairs_and_of_labelled_images():
 
 @pytest.mark.parametrize(("n_broken", "is_said"), [(0, False), (20, False), (21, True), (40, True)])
 def test_more_than_half(n_broken, is_said):
-    found = mostly_broken(n_broken, JESTDataCollator(tiny_siglip_processor()), some_broken(40, n_broken))
+    found = mostly_broken(n_broken, 40, JESTDataCollator(tiny_siglip_processor()), some_broken(40, n_broken))
     assert (found is not None) is is_said
     if is_said:
-        assert found.startswith(f"{n_broken} of 40 rows cannot be used (example ") and found.count("example") == 3
+        assert found.startswith(f"{n_broken} of 40 cannot be used (example ") and found.count("example") == 3

@@ -14,13 +14,13 @@ import itertools
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModel
+from transformers import AutoModel, AutoProcessor, CLIPModel
 
 from jest_hf import JESTConfig, JESTTrainer
 from jest_hf.report.ledger import read_selections
 from tests.distributed.launching import launch, preset_of, start, tail
 from tests.distributed.train_script import sums_of_weights, train
-from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
+from tests.helpers import random_rows, tiny_clip, tiny_clip_processor, tiny_siglip, tiny_siglip_processor
 
 
 pytestmark = pytest.mark.long
@@ -41,6 +41,16 @@ ENGINES = {
 VIEWS = {"scoring_view": "image:8", "low_resolution_fraction": 0.5}
 # A proxy scores, and the reference learns: two models beside the engine's own.
 BESIDE = {"scoring": "proxy", "reference": "online", "max_steps": 4}
+CLIP_ENGINES = {"zero1", "zero2", "zero3"}
+# A CLIP, whose temperature has no dimension. The model with the GREATEST loss is the best, so it is not the last one.
+CLIP = {
+    "max_steps": 4,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_loss",
+    "greater_is_better": True,
+}
 # preset -> (steps after which the last rank of a job is killed, step of the last checkpoint)
 KILLED = {"ddp": (3, 2), "zero2": (5, 4)}
 STAGES = {"ddp": None, "zero1": 1, "zero2": 2, "zero3": 3, "zero3_offload": 3}
@@ -53,9 +63,13 @@ class Runs:
         self.folder = folder
         self.reports = {}  # name of a run -> what each rank reports of it
         self.killed = {}  # preset -> the job of which a rank was killed
-        for name, seed in (("learner", 0), ("reference", 1)):
-            tiny_siglip(seed).save_pretrained(folder / name)
-            tiny_siglip_processor().save_pretrained(folder / name)
+        for build, processor, kind in (
+            (tiny_siglip, tiny_siglip_processor, ""),
+            (tiny_clip, tiny_clip_processor, "clip_"),
+        ):
+            for name, seed in (("learner", 0), ("reference", 1)):
+                build(seed).save_pretrained(folder / f"{kind}{name}")
+                processor().save_pretrained(folder / f"{kind}{name}")
 
     def settings(self, name, **more):
         """Of JESTConfig; each process trains on 4 of 8 examples a step."""
@@ -79,8 +93,10 @@ class Runs:
 
     def run(self, name, deepspeed=None, **more):
         """Arguments of `train_script.train`."""
-        options = {key: more.pop(key) for key in ("resume_from", "dies_after", "lora") if key in more}
-        paths = {"learner": str(self.folder / "learner"), "reference": str(self.folder / "reference")}
+        options = {key: more.pop(key) for key in ("resume_from", "dies_after", "lora", "initialised") if key in more}
+        kind = "clip_" if more.pop("clip", False) else ""
+        options |= {"evaluates": "eval_steps" in more}
+        paths = {name: str(self.folder / f"{kind}{name}") for name in ("learner", "reference")}
         return paths | {"settings": self.settings(name, **more), "deepspeed": deepspeed} | options
 
     @functools.cached_property
@@ -93,15 +109,20 @@ class Runs:
         """The same with a proxy and an online reference."""
         return self.train_alone(JESTTrainer, "alone_beside", **BESIDE)
 
-    def train_alone(self, trainer_class, name, **more):
+    @functools.cached_property
+    def alone_clip(self):
+        """The same with CLIPs."""
+        return self.train_alone(JESTTrainer, "alone_clip", kind="clip_", **CLIP)
+
+    def train_alone(self, trainer_class, name, kind="", **more):
         settings = self.settings(name, use_cpu=True, ddp_backend=None, per_device_train_batch_size=8, **more)
-        learner, reference = (AutoModel.from_pretrained(self.folder / name) for name in ("learner", "reference"))
         trainer = trainer_class(
-            model=learner,
+            model=AutoModel.from_pretrained(self.folder / f"{kind}learner"),
             args=JESTConfig(**settings),
             train_dataset=random_rows(96, seed=5),
-            ref_model=reference,
-            processing_class=tiny_siglip_processor(),
+            eval_dataset=random_rows(16, seed=6) if "eval_steps" in more else None,
+            ref_model=AutoModel.from_pretrained(self.folder / f"{kind}reference"),
+            processing_class=AutoProcessor.from_pretrained(self.folder / f"{kind}learner"),
         )
         trainer.train()
         return trainer
@@ -122,6 +143,13 @@ class Runs:
         for name in {"zero1", "zero3"} & set(engines):
             checkpoint = str(self.folder / name / "checkpoint-2")
             runs[f"{name}_resumed"] = self.run(f"{name}_resumed", ENGINES[name][1], resume_from=checkpoint)
+        for name in CLIP_ENGINES & set(engines):
+            more = CLIP | ({"ref_placement": "sharded"} if name == "zero3" else {})
+            runs[f"{name}_clip"] = self.run(f"{name}_clip", ENGINES[name][1], clip=True, **more)
+            if name == preset:
+                resumed, checkpoint = f"{name}_clip_resumed", str(self.folder / f"{name}_clip" / "checkpoint-2")
+                more |= {"clip": True, "initialised": True, "resume_from": checkpoint}
+                runs[resumed] = self.run(resumed, ENGINES[name][1], **more)
         runs[f"{preset}_lora"] = self.run(
             f"{preset}_lora", ENGINES[preset][1], lora=True, reference="adapter", max_steps=3, learning_rate=1e-2
         )
@@ -229,6 +257,39 @@ def test_a_sharded_reference_says_the_same(runs, zero3):
         assert (report["reference"], report["reference_stage"]) == ("DeepSpeedEngine", 3)
     assert runs.selections("zero3_sharded") == runs.selections("zero3")
     assert_same_weights(runs.checkpoint("zero3_sharded"), runs.checkpoint("zero3"))
+
+
+@pytest.mark.parametrize("engine", sorted(CLIP_ENGINES), indirect=True)
+def test_a_scalar_temperature_is_trained_as_by_one_process(runs, engine):
+    """CLIP's `logit_scale` has no dimension, which DeepSpeed does not take."""
+    name, alone, first = f"{engine}_clip", runs.alone_clip, CLIPModel.from_pretrained(runs.folder / "clip_learner")
+    losses = [entry["loss"] for entry in alone.state.log_history if "loss" in entry]
+    assert {step: set(ids) for step, ids in runs.selections(name).items()} == {
+        step: set(ids) for step, ids in runs.selections("alone_clip").items()
+    }
+    for report in runs.reports[name]:
+        assert (report["engine"], report["zero_stage"]) == ("DeepSpeedEngine", STAGES[engine])
+        assert report["reference_stage"] == (3 if engine == "zero3" else None)
+        assert report["losses"] == pytest.approx(losses, abs=1e-4)
+    for step in (2, 4):
+        learned, missing = CLIPModel.from_pretrained(
+            runs.folder / name / f"checkpoint-{step}", output_loading_info=True
+        )
+        assert not any(missing.values()) and learned.logit_scale.shape == ()
+        assert (learned.logit_scale - first.logit_scale).abs() > 1e-4
+        assert_same_weights(learned, runs.checkpoint("alone_clip", step))
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"], indirect=True)
+def test_a_scalar_temperature_is_loaded_from_checkpoints(runs, engine):
+    """When a run is resumed, also with `model_init`, and when the best model is loaded at the end and saved."""
+    name = f"{engine}_clip"
+    assert_same_weights(runs.checkpoint(f"{name}_resumed", 4), runs.checkpoint(name, 4))
+    for kind in (name, f"{name}_resumed"):
+        saved, best = CLIPModel.from_pretrained(runs.folder / kind), runs.checkpoint(name, 2)
+        assert saved.logit_scale.shape == ()
+        assert all(torch.equal(weight, best.state_dict()[key]) for key, weight in saved.state_dict().items())
+    assert runs.checkpoint(name, 4).logit_scale != runs.checkpoint(name, 2).logit_scale
 
 
 @pytest.mark.parametrize("preset", ["ddp", "zero2", "zero3"])

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What `launching` launches: train a tiny SigLIP with JESTTrainer, and write down what happened on this rank."""
+"""What `launching` launches: train a tiny model with JESTTrainer, and write down what happened on this rank."""
 
 from __future__ import annotations
 
@@ -57,6 +57,8 @@ def train(
     dies_after: int | None = None,
     deepspeed: str | None = None,
     lora: bool = False,
+    evaluates: bool = False,
+    initialised: bool = False,
 ) -> dict[str, Any]:
     """
     One run; returns this rank's report.
@@ -69,26 +71,37 @@ def train(
         dies_after (`int`, *optional*): Number of steps after which the last rank is killed.
         deepspeed (`str`, *optional*): Name of a preset whose DeepSpeed settings replace those of the launch.
         lora (`bool`, *optional*, defaults to `False`): Train a LoRA adapter, with the backbone as the reference.
+        evaluates (`bool`, *optional*, defaults to `False`): Give the Trainer rows to evaluate on.
+        initialised (`bool`, *optional*, defaults to `False`): The learner comes from a `model_init`.
     """
     if deepspeed is not None:
         os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(CONFIGS / f"{deepspeed}.json")
     args = JESTConfig(**settings)
-    model, processor = learner, None
+    model, processor, model_init = learner, None, None
     if lora:
         processor = AutoProcessor.from_pretrained(learner)
         model = AutoModel.from_pretrained(learner)
         torch.manual_seed(0)  # not before: loading a model takes random numbers, under ZeRO-3 others
         model = add_adapter(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    if initialised:
+        model, processor = None, AutoProcessor.from_pretrained(learner)
+
+        def model_init() -> nn.Module:
+            return AutoModel.from_pretrained(learner)
+
     trainer = ReportingTrainer(
         model=model,
+        model_init=model_init,
         args=args,
         train_dataset=random_rows(96, seed=5),
+        eval_dataset=random_rows(16, seed=6) if evaluates else None,
         ref_model=None if lora else reference,
         processing_class=processor,
         callbacks=[] if dies_after is None else [Death(dies_after)],
     )
     trainer.seen, trainer.learned = [], []
     trainer.train(resume_from_checkpoint=resume_from)
+    trainer.save_model()
     placed = trainer.reference.model if isinstance(trainer.reference, Reference) else None
     return {
         "engine": type(trainer.model_wrapped).__name__,

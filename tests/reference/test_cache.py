@@ -8,6 +8,8 @@ import errno
 import logging
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -249,7 +251,7 @@ def test_a_full_disk_leaves_no_broken_cache(tmp_path, monkeypatch, full_at):
         return Full(open(path, mode)) if full_at in Path(path).name else open(path, mode)
 
     with monkeypatch.context() as patch:
-        patch.setattr("jest_hf.data.files.open", open_on_a_full_disk, raising=False)
+        patch.setattr("jest_hf.files.open", open_on_a_full_disk, raising=False)
         with pytest.raises(OSError, match=rf"{full_at} could not be written \(No space left on device\); make room"):
             make_cache(tmp_path / "full")
     assert not list((tmp_path / "full").glob(".*"))
@@ -260,8 +262,8 @@ def test_a_full_disk_leaves_no_broken_cache(tmp_path, monkeypatch, full_at):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the kernel has no /dev/full")
-def test_the_kernels_own_full_disk(tmp_path):
-    (tmp_path / ".manifest.json.tmp").symlink_to("/dev/full")
+def test_the_kernels_own_full_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("jest_hf.files.open", lambda path, mode: open("/dev/full", "wb"), raising=False)
     with pytest.raises(OSError, match="No space left on device"):
         store.write_atomically(tmp_path / "manifest.json", b"{}")
     assert not list(tmp_path.iterdir())
@@ -300,3 +302,23 @@ def test_a_folder_of_unknown_shards_is_left_alone(tmp_path):
 def test_a_data_set_and_a_list_of_its_rows_have_one_cache(tmp_path):
     make_cache(tmp_path)
     make_cache(tmp_path, datasets.Dataset.from_list(random_rows(23)))
+
+
+def test_a_second_command_in_the_same_folder_is_refused(tmp_path):
+    """It is another process, since a lock belongs to a process."""
+    script = (
+        "import sys, time; from pathlib import Path; from jest_hf.data.files import claim_folder;"
+        "from jest_hf.distributed import Ranks; claim_folder(Path(sys.argv[1]), Ranks()); print('taken', flush=True);"
+        "time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "cache")], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"taken\n"
+        with pytest.raises(ValueError, match="another process is writing in .*cache; wait for its end"):
+            make_cache(tmp_path / "cache", random_rows(9))
+    finally:
+        other.kill()
+        other.wait()
+    (tmp_path / "cache" / ".shard-00000.safetensors.ab12.tmp").write_bytes(b"half")  # as a killed process leaves it
+    make_cache(tmp_path / "cache", random_rows(9))
+    assert not list((tmp_path / "cache").glob(".*"))

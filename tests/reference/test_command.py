@@ -82,9 +82,9 @@ def test_a_cache_of_broken_rows(tmp_path, n_broken, code, caplog):
     options = parse(*flags, "--output_dir", str(tmp_path / "cache"), "--disable_tqdm")
     if code is None:
         command.run(options)
-        assert (f"{n_broken} of 9 rows cannot be used (example 0: " in caplog.text) is (n_broken > 4)
+        assert (f"{n_broken} of 9 cannot be used (example 0: " in caplog.text) is (n_broken > 4)
         return
-    with pytest.raises(SystemExit, match="9 of 9 rows cannot be used .*no format.*; the cache is of no use"):
+    with pytest.raises(SystemExit, match="9 of 9 cannot be used .*no format.*; the cache is of no use"):
         command.run(options)
 
 
