@@ -8,6 +8,7 @@
     jest-hf estimate --learner ... --ref_model ...           what a run will cost
     jest-hf score --learner ... --ref_model ... --dataset ...    losses and learnability of every row
     jest-hf curate scores --keep 0.2 --output curated        a data set of the best rows
+    jest-hf report out --dataset ...                         a page of what a run has selected
 
 The modules are in `COMMANDS`.
 """
@@ -32,6 +33,7 @@ COMMANDS = {
     "score": ("jest_hf.curation.score_command", "score every row of a data set, without training"),
     "curate": ("jest_hf.curation.curate_command", "make a data set of the rows with the best scores"),
     "estimate": ("jest_hf.training.estimate_command", "what a run will cost, from configurations alone"),
+    "report": ("jest_hf.curation.report_command", "one HTML page of what a run has selected"),
 }
 
 
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(
         prog="jest-hf",
-        description="Commands of jest_hf: launch presets, caches, estimates of cost, scores and curated data.",
+        description="Commands of jest_hf: launch presets, caches, estimates of cost, scores, curation and reports.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     preset = commands.add_parser("preset", help="print the flags for `accelerate launch`, e.g. preset zero2")

@@ -182,7 +182,8 @@ class JESTConfig(JESTOptions):
     > Parameters that control the records and the evaluation
 
     record_selection (`bool`, *optional*, defaults to `False`):
-        Write every selected example to the folder `output_dir/selections.parquet` (step, rank, order, example_id).
+        Write every selected example to the folder `output_dir/selections.parquet` (step, rank, order, example_id,
+        stage, score, source, key), and a sample of those that each step did not select. `jest-hf report` shows them.
     eval_group_column (`str`, *optional*):
         Column of the evaluation data whose equal values mean "the same thing": any caption of an image's group is a
         hit. Default: only an image's own captions are hits.

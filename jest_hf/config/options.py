@@ -242,7 +242,8 @@ class JESTOptions(TrainingArguments):
         default=False, metadata={"help": "Evaluate at the scoring view as well as at full resolution."}
     )
     record_selection: bool = field(
-        default=False, metadata={"help": "Write the ids of selected examples to output_dir/selections.parquet."}
+        default=False,
+        metadata={"help": "Write the selected examples, with scores, to output_dir/selections.parquet."},
     )
     eval_group_column: str | None = field(
         default=None,

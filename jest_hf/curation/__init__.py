@@ -8,6 +8,7 @@ from jest_hf.curation.by_scores import Curated, curate_dataset
 from jest_hf.curation.choose import Rule
 from jest_hf.curation.filters import CurationFilters, FilterResult, curate
 from jest_hf.curation.measure import caption_column_of, join, measure_alignment, measure_captions, measure_images
+from jest_hf.curation.run_report import RunReport, run_report
 from jest_hf.curation.score_set import ScoreSet, open_scores
 from jest_hf.curation.scoring import score_dataset
 
@@ -17,6 +18,7 @@ __all__ = [
     "CurationFilters",
     "FilterResult",
     "Rule",
+    "RunReport",
     "ScoreSet",
     "caption_column_of",
     "curate",
@@ -26,5 +28,6 @@ __all__ = [
     "measure_captions",
     "measure_images",
     "open_scores",
+    "run_report",
     "score_dataset",
 ]

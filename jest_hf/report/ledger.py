@@ -4,19 +4,22 @@
 
     selections.parquet/part-000001.parquet    the steps up to the first flush
     selections.parquet/part-000002.parquet    the steps up to the second one, and so on
+    selections.parquet/_rejected-000001.parquet    a sample of the rows that these steps did not select
 
 [`SelectionLedger.flush`] adds a part and changes no other, so its time does not depend on the steps before. A part has
 its name when it is whole: if the process is killed, all parts up to the last flush are there. pyarrow and pandas read
 the folder like a file; [`read_selections`] also reads the single file of earlier versions, which becomes the first
-part of the folder when the run goes on.
+part of the folder when the run goes on. Readers of a folder pass over names that begin with an underscore:
+[`read_rejected`] reads the sample of rejected rows.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,9 +33,21 @@ from jest_hf.files import lock, remove_unfinished, replacing, unlock
 
 logger = logging.get_logger(__name__)
 
-SCHEMA = pa.schema([("step", pa.int32()), ("rank", pa.int16()), ("order", pa.int32()), ("example_id", pa.int64())])
-ROWS_PER_GROUP = 1 << 18  # 18 bytes a row: under 5 MB in memory
-PART = re.compile(r"part-(\d+)\.parquet")
+NAMES = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema(
+    [
+        ("step", pa.int32()),
+        ("rank", pa.int16()),
+        ("order", pa.int32()),
+        ("example_id", pa.int64()),
+        ("stage", NAMES),
+        ("score", pa.float32()),
+        ("source", NAMES),
+        ("key", pa.string()),
+    ]
+)
+ROWS_PER_GROUP = 1 << 18  # about 30 bytes a row: under 8 MB in memory
+SELECTED, REJECTED = "part-", "_rejected-"  # what the names of parts begin with
 DAMAGED = "_damaged-"  # readers of a folder pass over names that begin with an underscore
 
 
@@ -40,8 +55,10 @@ class SelectionLedger:
     """Records the examples that are trained on at each step in a folder of Parquet files.
 
     The files have the columns `step` (int32, from 1), `rank` (int16), `order` (int32, the place in the order of
-    drawing, from 0) and `example_id` (int64). A run calls [`~SelectionLedger.begin`] first and
-    [`~SelectionLedger.close`] at its end.
+    drawing, from 0), `example_id` (int64), `stage` (what selected the example: `"uniform"`, `"loader"` or `"step"`),
+    `score` (float32, of the example by itself), `source` (with `JESTConfig.source_column`) and `key` (the `__key__` of
+    webdataset). Of the last four a value is null where a run does not know it. A run calls
+    [`~SelectionLedger.begin`] first and [`~SelectionLedger.close`] at its end.
 
     Args:
         path (`str` or `os.PathLike`):
@@ -53,17 +70,17 @@ class SelectionLedger:
     >>> import tempfile
     >>> from jest_hf.report import SelectionLedger, read_selections
     >>> ledger = SelectionLedger(tempfile.mkdtemp() + "/selections.parquet")
-    >>> ledger.record(step=1, example_ids=[7, 3])
+    >>> ledger.record(step=1, example_ids=[7, 3], scores=[0.5, 0.25])
     >>> ledger.flush()
-    >>> read_selections(ledger.path).to_pydict()
-    {'step': [1, 1], 'rank': [0, 0], 'order': [0, 1], 'example_id': [7, 3]}
+    >>> read_selections(ledger.path).select(["step", "order", "example_id", "score"]).to_pydict()
+    {'step': [1, 1], 'order': [0, 1], 'example_id': [7, 3], 'score': [0.5, 0.25]}
 
     ```
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._pending: list[pa.RecordBatch] = []
+        self._pending: dict[str, list[pa.RecordBatch]] = {SELECTED: [], REJECTED: []}
 
     def acquire(self) -> None:
         """Keep other processes from writing into the folder until [`~SelectionLedger.close`].
@@ -90,10 +107,10 @@ class SelectionLedger:
         Args:
             step (`int`): The step of the checkpoint that training resumes from; 0 for a fresh start.
         """
-        self._pending.clear()
+        self._forget()
         self._adopt()
         if step == 0:
-            if self._parts():
+            if self._parts() or self._parts(REJECTED):
                 aside = self._free(self.path)
                 os.replace(self.path, aside)
                 logger.warning(f"{self.path} has the selections of an earlier run; they are kept in {aside}.")
@@ -110,6 +127,11 @@ class SelectionLedger:
         example_ids: torch.Tensor | Sequence[int],
         rank: torch.Tensor | int = 0,
         order: torch.Tensor | None = None,
+        *,
+        stages: Sequence[str] | None = None,
+        scores: torch.Tensor | Sequence[float] | None = None,
+        sources: Sequence[str] | None = None,
+        keys: Sequence[str | None] | None = None,
     ) -> None:
         """Keep the selection of one step in memory until the next flush.
 
@@ -122,30 +144,65 @@ class SelectionLedger:
                 The rank that trained on the examples, one for all or one for each, [b].
             order (`torch.Tensor`, *optional*):
                 Place of each example in the order of drawing, [b]. By default the order of `example_ids`.
+            stages (sequence of `str`, *optional*):
+                What selected each example, one of `selection.STAGES`.
+            scores (`torch.Tensor` or sequence of `float`, *optional*):
+                Score of each example, float32 [b]; NaN stands for no score, as `None` does for all.
+            sources, keys (sequence of `str`, *optional*):
+                Source and string key of each example.
 
         Raises:
             ValueError: If `step` is below 1.
         """
+        size = len(example_ids)
+        places = np.arange(size) if order is None else order.cpu().numpy()
+        self._keep(SELECTED, step, example_ids, rank, places, stages, scores, sources, keys)
+
+    def record_rejected(
+        self, step: int, example_ids: torch.Tensor | Sequence[int], rank: torch.Tensor | int = 0, **details: Any
+    ) -> None:
+        """Keep a sample of the examples that a step did not select in memory until the next flush.
+
+        Arguments are as in [`~SelectionLedger.record`]; the stage of an example is the one that did not select it.
+        """
+        given = (details.get(name) for name in ("stages", "scores", "sources", "keys"))
+        self._keep(REJECTED, step, example_ids, rank, None, *given)
+
+    def _keep(self, kind: str, step: int, example_ids: Any, rank: Any, order: Any, *details: Any) -> None:
         if step < 1:
             raise ValueError(f"step={step} must be at least 1; pass state.global_step + 1.")
         ids = torch.as_tensor(example_ids, dtype=torch.int64).cpu().numpy()
         size = len(ids)
+        stages, scores, sources, keys = details
+        if scores is not None:
+            scores = torch.as_tensor(scores, dtype=torch.float32).cpu().numpy()
         columns = (
             np.full(size, step),
             np.broadcast_to(torch.as_tensor(rank).cpu().numpy(), size),
-            np.arange(size) if order is None else order.cpu().numpy(),
+            order,
             ids,
+            stages,
+            scores,
+            sources,
+            keys,
         )
-        arrays = [pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)]
-        self._pending.append(pa.record_batch(arrays, schema=SCHEMA))
+        arrays = [_array(column, size, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+        self._pending[kind].append(pa.record_batch(arrays, schema=SCHEMA))
+
+    def _forget(self) -> None:
+        for batches in self._pending.values():
+            batches.clear()
 
     def flush(self) -> None:
         """Write the steps recorded since the last flush as a new part. No other part is read or changed."""
         self._adopt()
-        if any(len(batch) for batch in self._pending):
-            last = max((number for number, _ in self._numbered()), default=0)
-            self._write(self.path / f"part-{last + 1:06d}.parquet", pa.Table.from_batches(self._pending))
-        self._pending.clear()
+        # The rejected rows first: if the process is killed in between, the steps are not recorded yet.
+        for kind in (REJECTED, SELECTED):
+            if any(len(batch) for batch in self._pending[kind]):
+                last = max((number for number, _ in self._numbered(kind)), default=0)
+                table = pa.Table.from_batches(self._pending[kind]).unify_dictionaries()
+                self._write(self.path / f"{kind}{last + 1:06d}.parquet", table)
+        self._forget()
 
     def truncate(self, step: int) -> None:
         """Drop the rows of all later steps, in memory and on the disk, and flush.
@@ -155,11 +212,12 @@ class SelectionLedger:
                 The last step to keep; 0 empties the ledger.
         """
         keep = pc.field("step") <= step
-        self._pending = [batch.filter(keep) for batch in self._pending]
+        self._pending = {kind: [batch.filter(keep) for batch in batches] for kind, batches in self._pending.items()}
         self._adopt()
-        remove_unfinished(self.path, "part-")
+        for kind in (SELECTED, REJECTED):
+            remove_unfinished(self.path, kind)
         # From the last to the first: if the process is killed here, the ledger is still without a gap.
-        for part in reversed(self._parts()):
+        for part in reversed([*self._parts(REJECTED), *self._parts()]):
             try:
                 first, last = _steps(part)
                 if first > step:
@@ -175,7 +233,7 @@ class SelectionLedger:
     def close(self) -> None:
         """Flush, and let other processes write into the folder."""
         try:
-            if self._pending:
+            if any(self._pending.values()):
                 self.flush()
         finally:
             unlock(self._lock)
@@ -184,12 +242,13 @@ class SelectionLedger:
     def _lock(self) -> Path:
         return self.path.with_name(f".{self.path.name}.lock")
 
-    def _numbered(self) -> list[tuple[int, Path]]:
-        found = ((PART.fullmatch(path.name), path) for path in self.path.iterdir()) if self.path.is_dir() else ()
+    def _numbered(self, kind: str = SELECTED) -> list[tuple[int, Path]]:
+        pattern = re.compile(rf"{kind}(\d+)\.parquet")
+        found = ((pattern.fullmatch(path.name), path) for path in self.path.iterdir()) if self.path.is_dir() else ()
         return sorted((int(match[1]), path) for match, path in found if match)
 
-    def _parts(self) -> list[Path]:
-        return [path for _, path in self._numbered()]
+    def _parts(self, kind: str = SELECTED) -> list[Path]:
+        return [path for _, path in self._numbered(kind)]
 
     def _adopt(self) -> None:
         """Make the folder; the single file of an earlier version becomes its first part."""
@@ -222,11 +281,24 @@ class SelectionLedger:
             ) from error
 
 
+def coded(codes: torch.Tensor, names: Sequence[str]) -> pa.DictionaryArray:
+    """Return names by their numbers (`codes`, int64 [b], on the CPU), as a ledger takes stages and sources."""
+    return pa.DictionaryArray.from_arrays(pa.array(codes.numpy(), pa.int32()), pa.array(names, pa.string()))
+
+
+def _array(column: Any, size: int, kind: pa.DataType) -> pa.Array:
+    if column is None:
+        return pa.nulls(size, kind)
+    return column if isinstance(column, pa.Array) else pa.array(column, type=kind, from_pandas=True)
+
+
 def _steps(part: Path) -> tuple[int, int]:
     """Return the first and the last step of a part, from its footer; (1, 0) for a part without rows."""
     try:
         with pq.ParquetFile(part) as file:
             column = file.schema_arrow.get_field_index("step")
+            if column < 0:
+                raise pa.ArrowInvalid(f"no column 'step' among {', '.join(file.schema_arrow.names)}")
             groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
             known = [group.column(column).statistics for group in groups if group.num_rows]
             return min((one.min for one in known), default=1), max((one.max for one in known), default=0)
@@ -242,17 +314,68 @@ def read_selections(path: str | os.PathLike[str]) -> pa.Table:
             The `selections.parquet` of a run: a folder, or the single file of earlier versions.
 
     Returns:
-        `pyarrow.Table`: Columns `step`, `rank`, `order` and `example_id`; one row for each example trained on.
+        `pyarrow.Table`: The columns of a [`SelectionLedger`]; one row for each example trained on. Columns that an
+        earlier version did not write are null.
 
     Raises:
         FileNotFoundError: if there is no ledger.
         ValueError: if a file of the ledger is damaged; the message names it.
     """
+    return pa.concat_tables([SCHEMA.empty_table(), *read_parts(path)], promote_options="default")
+
+
+def read_rejected(path: str | os.PathLike[str]) -> pa.Table:
+    """Read the sample of rejected examples: a few of each step, drawn uniformly by the seed of the run.
+
+    Arguments and errors are those of [`read_selections`].
+
+    Returns:
+        `pyarrow.Table`: The columns of a [`SelectionLedger`]; `order` is null, and `stage` is what did not select the
+        example: `"prefilter"`, `"loader"` or `"step"`. Empty for a ledger of an earlier version.
+    """
+    return pa.concat_tables([SCHEMA.empty_table(), *read_parts(path, rejected=True)], promote_options="default")
+
+
+def read_parts(
+    path: str | os.PathLike[str], *, rejected: bool = False, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """Read a ledger in groups of rows, so that a long one fits in memory; as [`read_selections`], [`read_rejected`].
+
+    Args:
+        path (`str` or `os.PathLike`): The `selections.parquet` of a run.
+        rejected (`bool`, *optional*, defaults to `False`): Whether to read the sample of rejected examples.
+        columns (sequence of `str`, *optional*): The columns to read; a part without one of them lacks it. Default:
+            all.
+    """
     ledger = SelectionLedger(path)
     if not ledger.path.exists():
         raise FileNotFoundError(f"{path} does not exist; a run writes it with record_selection=True.")
-    parts = ledger._parts() if ledger.path.is_dir() else [ledger.path]
-    return pa.concat_tables([SCHEMA.empty_table(), *map(_read, parts)], promote_options="default")
+    if ledger.path.is_dir():
+        parts = ledger._parts(REJECTED if rejected else SELECTED)
+    else:
+        parts = [] if rejected else [ledger.path]
+    for part in parts:
+        try:
+            with pq.ParquetFile(part) as file:
+                known = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
+                for group in range(file.num_row_groups):
+                    yield file.read_row_group(group, columns=known)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(_damage(part, error)) from error
+
+
+def ledger_steps(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return the first and the last step of a ledger, and read no rows; (1, 0) for one without rows.
+
+    Raises:
+        FileNotFoundError, ValueError: as [`read_selections`].
+    """
+    ledger = SelectionLedger(path)
+    if not ledger.path.exists():
+        raise FileNotFoundError(f"{path} does not exist; a run writes it with record_selection=True.")
+    found = [_steps(part) for part in (ledger._parts() if ledger.path.is_dir() else [ledger.path])]
+    known = [one for one in found if one[1] > 0]
+    return min((first for first, _ in known), default=1), max((last for _, last in known), default=0)
 
 
 def _read(part: Path) -> pa.Table:
@@ -267,4 +390,4 @@ def _damage(part: Path, error: Exception) -> str:
     return f"{part} is damaged ({str(error).splitlines()[0]}); move it elsewhere to read the other selections."
 
 
-__all__ = ["SelectionLedger", "read_selections"]
+__all__ = ["SelectionLedger", "coded", "ledger_steps", "read_parts", "read_rejected", "read_selections"]

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import base64
+import time
 import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from jest_hf.report.flops import StepFlops
 logger = logging.get_logger(__name__)
 
 ROWS = "the number of training rows"
+ELAPSED = "elapsed_seconds"
 
 
 class RunStatistics(TrainerCallback, ExportableState):
@@ -65,6 +67,7 @@ class RunStatistics(TrainerCallback, ExportableState):
         self.sources = dict.fromkeys(self.source_names, (0, 0))
         self._ever_trained = np.zeros(self.n_examples or 0, dtype=bool)
         self._window: dict[str, list[Figure]] = defaultdict(list)
+        self._began = time.perf_counter()
 
     @property
     def unique_share(self) -> float | None:
@@ -101,11 +104,12 @@ class RunStatistics(TrainerCallback, ExportableState):
             self._window[name].append(value)
 
     def pop(self) -> dict[str, float]:
-        """Return the means over the logging window and the totals of the run, and start a new window."""
+        """Return the means over the logging window, the totals of the run and its seconds so far (`elapsed_seconds`,
+        with those before a resume), and start a new window."""
         numbers = iter(read_all([value for values in self._window.values() for value in values]))
         means = {name: float(np.mean([next(numbers) for _ in values])) for name, values in self._window.items()}
         self._window.clear()
-        return {**means, **self.totals()}
+        return {**means, **self.totals(), ELAPSED: time.perf_counter() - self._began}
 
     def totals(self) -> dict[str, float]:
         """Return the counts over the whole run, including the steps before a resume."""
@@ -140,6 +144,7 @@ class RunStatistics(TrainerCallback, ExportableState):
         saved = state.stateful_callbacks.get(type(self).__name__)
         if state.global_step == 0 or not isinstance(saved, dict):
             return
+        self._began -= max((entry.get(ELAPSED, 0.0) for entry in state.log_history), default=0.0)
         before = {**saved["args"]["settings"], ROWS: saved["args"]["n_examples"]}
         now = {**self.settings, ROWS: self.n_examples}
         changed = [

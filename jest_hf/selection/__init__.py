@@ -14,6 +14,16 @@ from jest_hf.batch import ContrastiveEmbeddings, PointwiseLosses, Scored, Scores
 from jest_hf.moved import moved
 from jest_hf.selection.criteria import CRITERIA, Criterion
 from jest_hf.selection.draw import select_independently, select_uniformly
+from jest_hf.selection.graded import (
+    N_REJECTED,
+    STAGES,
+    Graded,
+    left_over,
+    own_scores,
+    sample_of_pool,
+    sample_rejected,
+    scores_of,
+)
 from jest_hf.selection.joint import Chunk, chunk_sizes, draw_chunks, select_jointly
 from jest_hf.selection.noise import gumbel_noise, noise_at
 from jest_hf.selection.pool import Ask, DrawKey, Pool, Selection
@@ -26,12 +36,15 @@ from jest_hf.selection.sub_batch import take_drawn, take_readable, take_sub_batc
 __all__ = [
     "CRITERIA",
     "LOSSES",
+    "N_REJECTED",
     "SELECTIONS",
+    "STAGES",
     "Ask",
     "Chunk",
     "ContrastiveEmbeddings",
     "Criterion",
     "DrawKey",
+    "Graded",
     "PairwiseScores",
     "PointwiseLosses",
     "Pool",
@@ -45,7 +58,12 @@ __all__ = [
     "draw_chunks",
     "draw_sub_batch",
     "gumbel_noise",
+    "left_over",
     "noise_at",
+    "own_scores",
+    "sample_of_pool",
+    "sample_rejected",
+    "scores_of",
     "select_independently",
     "select_jointly",
     "select_uniformly",

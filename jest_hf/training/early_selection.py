@@ -45,7 +45,17 @@ from jest_hf.data.rows import EpochSampler
 from jest_hf.distributed import Ranks, Shares, owners_of, plan_exchange
 from jest_hf.reference import ReferenceSource
 from jest_hf.report.compare import compare_selected
-from jest_hf.selection import SELECTIONS, DrawKey, Pool, SelectionSchedule, take_sub_batch
+from jest_hf.selection import (
+    SELECTIONS,
+    DrawKey,
+    Graded,
+    Pool,
+    SelectionSchedule,
+    own_scores,
+    sample_of_pool,
+    scores_of,
+    take_sub_batch,
+)
 
 
 # A joint draw compares B candidates with b examples: 4 B b D FLOPs. Above this many, a GPU draws; without a GPU, the
@@ -53,6 +63,7 @@ from jest_hf.selection import SELECTIONS, DrawKey, Pool, SelectionSchedule, take
 MOST_FLOPS = 2e10
 # Added to the seed of a run for its first stage: the second draws with the noise of the run's own seed.
 _PREFILTER_SEED = 2**61
+_NOT_GRADED: tuple[Tensor | None, tuple[Graded, ...]] = (None, ())  # for the ledger: no scores, no rejected rows
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,10 @@ class EarlyDraw:
         ids (`torch.Tensor`): Ids of this rank's rows of the super-batch, int64 `[n]`.
         unreadable (`int`): Rows among them that could not be read when they were cached.
         metrics (`dict`): What there is to log about the draw.
+        scores (`torch.Tensor`, *optional*): The score of each drawn row by itself, in the order of drawing, float32
+            `[b]`, for the ledger; of a sub-batch.
+        rejected (tuple of [`~jest_hf.selection.Graded`], *optional*): A sample of this rank's rows that were not
+            drawn, for the ledger.
     """
 
     is_final: bool
@@ -76,6 +91,8 @@ class EarlyDraw:
     ids: Tensor
     unreadable: int
     metrics: dict[str, float]
+    scores: Tensor | None = None
+    rejected: tuple[Graded, ...] = ()
 
 
 class EarlySelection:
@@ -223,10 +240,11 @@ class EarlySelection:
         shares = Shares.of(group, rows["valid"])
         per_rank = args.per_device_train_batch_size if self.is_final else args.per_device_super_batch_size
         size = min(per_rank * n_ranks, sum(shares.readable))
-        is_final, n_loaded, metrics = self.is_final, 0, dict[str, float]()
+        is_final, n_loaded, metrics, graded = self.is_final, 0, dict[str, float](), _NOT_GRADED
+        own_part = slice(own.start - held.start, own.stop - held.start)
         if size >= n_ranks:
             pool = Pool(rows, torch.arange(held.start, held.stop, device=device), shares, size)
-            drawn, metrics = self._select(pool, group, step)
+            drawn, metrics, graded = self._select(pool, group, step, own_part)
         else:
             n_loaded = min(n_rows, args.per_device_super_batch_size)  # the step counts those that it cannot read
             is_final = False
@@ -235,14 +253,17 @@ class EarlySelection:
         if not self.from_stream:  # any rank can read any row
             readers = plan_exchange(readers, n_ranks)
         order, counts = readers.argsort(stable=True), readers.bincount(minlength=n_ranks).tolist()
-        mine = {name: rows[name][own.start - held.start : own.stop - held.start] for name in ("example_id", "valid")}
+        mine = {name: rows[name][own_part] for name in ("example_id", "valid")}
         unreadable = int((~mine["valid"][n_loaded:]).sum())
-        draw = EarlyDraw(is_final, order, counts, mine["example_id"].cpu(), unreadable, metrics)
+        draw = EarlyDraw(is_final, order, counts, mine["example_id"].cpu(), unreadable, metrics, *graded)
         read = order.split(counts)[self.ranks.rank if n_ranks > 1 else 0]
         return positions[drawn[read]].tolist(), draw
 
-    def _select(self, pool: Pool, group: Ranks, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Draw from the pool by the reference alone; positions on the CPU, and what there is to log."""
+    def _select(
+        self, pool: Pool, group: Ranks, step: int, own: slice
+    ) -> tuple[Tensor, dict[str, float], tuple[Tensor | None, tuple[Graded, ...]]]:
+        """Draw from the pool, in which this rank has the rows `own`, by the reference alone; positions on the CPU, and
+        what there is to log, and for the ledger."""
         args = self.args
         reference = self.source.score(_NO_MODEL, pool.rows, len(pool.rows["valid"]))
         selector = args.selector(self.loss) if self.is_final else args.prefilter(self.loss)
@@ -251,11 +272,17 @@ class EarlySelection:
         drawn = selection.indices
         if not self.is_final:
             drawn = drawn.sort().values  # as rows lie that were not drawn: in an order that says nothing of scores
+        graded = _NOT_GRADED
+        scores = own_scores(selector, {"reference": reference}) if self.args.record_selection else None
+        if scores is not None:
+            stage = "loader" if self.is_final else "prefilter"
+            rejected = sample_of_pool(pool, scores, drawn, key, stage, self.ranks.size, own).on_host()
+            graded = (scores_of(pool, scores, drawn).cpu() if self.is_final else None, (rejected,))
         _, parts = take_sub_batch(pool.shares, pool.rows, {"reference": reference}, drawn)
         metrics = {**selection.metrics, **compare_selected(parts, self.loss, group)}
         if self.is_final:
-            return drawn.cpu(), {"scoring_seconds": 0.0, **metrics}
-        return drawn.cpu(), {f"prefilter/{name}": value for name, value in metrics.items()}
+            return drawn.cpu(), {"scoring_seconds": 0.0, **metrics}, graded
+        return drawn.cpu(), {f"prefilter/{name}": value for name, value in metrics.items()}, graded
 
     def _rows(self, keys: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         """What a cache needs to know of rows: their ids, and which caption is drawn in their epoch."""

@@ -9,25 +9,20 @@ reference and a data set for a cache, byte for byte.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Mapping
-from os import PathLike, path
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from jest_hf.data.rows import Rows
+from jest_hf.data.row_digest import digest_row, digest_rows
 from jest_hf.data.stream import is_stream
 from jest_hf.models import has_adapter
 from jest_hf.objectives import Objective
 from jest_hf.reference import ReferenceCache
 
 
-SAMPLED_ROWS = 16
 SAMPLED_VALUES = 64  # of each tensor, at its beginning and at its end
-PLAIN = (str, int, float, bool, type(None))
 
 
 def identify_run(
@@ -61,7 +56,7 @@ def identify_run(
     rows = None
     if first_row is not None:
         stream = is_stream(dataset)
-        rows = _digest([_of_row(first_row, image_column)]) if stream else _of_rows(dataset, image_column)
+        rows = digest_row(first_row, image_column) if stream else digest_rows(dataset, image_column)
     return {
         "loss": objective.loss_kind or objective.name,
         "ref_model": about,
@@ -79,39 +74,6 @@ def _of_weights(model: nn.Module) -> str:
             for part in (values[:SAMPLED_VALUES], values[-SAMPLED_VALUES:]):
                 digest.update(part.to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _of_rows(dataset: Any, image_column: str | None) -> str | None:
-    rows = Rows(dataset, image_column)
-    numbers = np.unique(np.linspace(0, len(rows) - 1, SAMPLED_ROWS).astype(np.int64)).tolist() if len(rows) else []
-    try:
-        found, again = ([_of_row(rows[number], image_column) for number in numbers] for _ in range(2))
-    except Exception:  # a data set of the user, which may raise anything for a broken row
-        return None
-    return _digest(found) if found == again else None  # a transform that draws gives other rows each time
-
-
-def _of_row(row: Mapping[str, Any], image_column: str | None) -> list[Any]:
-    return [[name, _of_value(value, name == image_column)] for name, value in sorted(row.items())]
-
-
-def _of_value(value: Any, is_image: bool = False) -> Any:
-    """A value as JSON; of an image file its bytes or its name, without the folder, which may have moved."""
-    if is_image and isinstance(value, Mapping):
-        value = value.get("path") if value.get("bytes") is None else value["bytes"]
-    if is_image and isinstance(value, str | PathLike):
-        return path.basename(value)
-    if isinstance(value, bytes | bytearray):
-        return hashlib.sha256(value).hexdigest()
-    if isinstance(value, list | tuple):
-        return [_of_value(one) for one in value]
-    if isinstance(value, Tensor) and value.numel() == 1:
-        return value.item()
-    return value if isinstance(value, PLAIN) else type(value).__name__
-
-
-def _digest(rows: Iterable[Any]) -> str:
-    return hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()[:16]
 
 
 __all__ = ["identify_run"]

@@ -14,6 +14,7 @@ from transformers.trainer_utils import seed_worker
 
 from jest_hf.config import JESTConfig
 from jest_hf.data.chosen import load_chosen
+from jest_hf.data.keys import KeyedCollator, has_keys
 from jest_hf.data.late import LateImages
 from jest_hf.data.rows import EpochSampler, Rows, share_batches
 from jest_hf.data.stream import StreamedRows, load_stream
@@ -60,6 +61,7 @@ class Loaders:
         self.images = images
         self.late_images: LateImages | None = None
         self.early: EarlySelection | None = None
+        self._with_keys = False
 
     def stream(self, dataset: Any, collator: Any) -> Any:
         """
@@ -83,6 +85,7 @@ class Loaders:
         }
         loss = self.objective.loss_kind
         self.early = EarlySelection.where_it_serves(args, source, loss, collator, self.ranks, from_stream=True)
+        self._with_keys = args.record_selection and has_keys(dataset)
         read = self.training_collator(collator)
         if self.early is None:
             return load_stream(dataset, read, args.per_device_super_batch_size, **options)
@@ -108,6 +111,7 @@ class Loaders:
         if images is not None:
             rows = rows.with_images(images)
         self.late_images = None
+        self._with_keys = args.record_selection and has_keys(dataset)
         reads_images = source is not None and source.reads_images
         if view is not None and args.selects and not reads_images and images is None:  # a cache has all sizes
             settings = args.settings
@@ -177,8 +181,11 @@ class Loaders:
         reference's cached scores."""
         collator = self._at_view(collator) if self.late_images is None else self.late_images.collator
         if self.early is not None and self.early.is_final and not self.args.settings.distillation_weight:
-            return collator  # the scores have been used
-        return self._fetching(collator)
+            return self._keyed(collator)  # the scores have been used
+        return self._keyed(self._fetching(collator))
+
+    def _keyed(self, collator: Any) -> Any:
+        return KeyedCollator(collator) if self._with_keys else collator
 
     def _fetching(self, collator: Any) -> Any:
         source = self.reference()

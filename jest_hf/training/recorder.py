@@ -7,21 +7,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from jest_hf.config import JESTConfig
 from jest_hf.distributed import Ranks
 from jest_hf.report.figures import Elapsed, Figure, HostCopy, Reading
 from jest_hf.report.flops import StepFlops
-from jest_hf.report.ledger import SelectionLedger
+from jest_hf.report.ledger import SelectionLedger, coded
 from jest_hf.report.report import Report, StepRecord
 from jest_hf.report.sources import Sources
 from jest_hf.report.statistics import RunStatistics
 from jest_hf.report.summary import RunSummary
 from jest_hf.selection import Pool
 from jest_hf.training.costs import RunCosts
+from jest_hf.training.ledger_rows import LedgerRows, pack, unpack
 from jest_hf.training.step import SubBatch
 
 
@@ -32,8 +33,7 @@ class _Taken:
 
     Args:
         step (`int`): Number of the step.
-        columns ([`HostCopy`]): `example_id` and place in the order of drawing of the sub-batch of all ranks, int64
-            `[b, 2]`.
+        columns ([`HostCopy`]): What [`~training.ledger_rows.pack`] returns, of all ranks.
         counts (list of `int`): Rows of each rank in it.
         seen, skipped, flops: As in [`~report.report.StepRecord`].
         metrics ([`Reading`]): For the reports.
@@ -116,15 +116,16 @@ class RunRecorder:
         n_seen, shares = len(pool.seen_ids), pool.shares
         n_skipped = pool.unreadable + shares.rows[shares.ranks.rank] - shares.readable[shares.ranks.rank]
         n_scored = n_seen if pool.n_scored is None else pool.n_scored
-        columns = torch.stack([sub_batch.rows["example_id"], sub_batch.order], dim=1)
-        of_ranks = self.ranks.gather_numbers([n_seen, n_skipped, n_scored, len(columns)], columns.device)
-        seen, skipped, n_scored = (sum(numbers) for numbers in list(zip(*of_ranks, strict=True))[:3])
-        counts = [numbers[3] for numbers in of_ranks]
+        columns = pack(sub_batch, pool)
+        numbers = [n_seen, n_skipped, n_scored, len(sub_batch.order), len(columns)]
+        of_ranks = self.ranks.gather_numbers(numbers, columns.device)
+        seen, skipped, n_scored, n_trained = (sum(numbers) for numbers in list(zip(*of_ranks, strict=True))[:4])
+        counts = [numbers[4] for numbers in of_ranks]
         columns = self.ranks.gather_rows(columns, counts)
         if self.group.size > 1:
             self.add({"exchange/examples": sub_batch.moved, "exchange/bytes": sub_batch.bytes_moved})
         scored = n_scored if sub_batch.is_selected else 0
-        self._last_step = self.costs.of_step(trained=len(columns), scored=scored, readable=seen - skipped)
+        self._last_step = self.costs.of_step(trained=n_trained, scored=scored, readable=seen - skipped)
         metrics, self._metrics = self._metrics, {}
         self._taken = _Taken(
             step,
@@ -151,21 +152,28 @@ class RunRecorder:
         taken, self._taken = self._taken, None
         if taken is None:
             return
-        ids, order = taken.columns.read().T
-        ranks = torch.arange(self.ranks.size).repeat_interleave(torch.tensor(taken.counts))
+        rows = unpack(taken.columns.read(), taken.counts)
+        trained, rejected = rows.where(rows.order >= 0), rows.where(rows.order < 0)
+        ids, order, ranks = trained.ids, trained.order, trained.ranks
         self.statistics.count(seen=taken.seen, skipped=taken.skipped, trained_ids=ids, flops=taken.flops)
         if self.sources is not None and taken.sources is not None:
             seen: Tensor = taken.sources.read()
             seen_by_source = self.sources.count(seen) if self.ranks.size == 1 else seen
             self.statistics.count_sources(self.sources.count(ids), seen_by_source)
         if self.ledger is not None:
-            self.ledger.record(taken.step, ids, ranks, order)
+            self.ledger.record(taken.step, ids, ranks, order, **self._details(trained))
+            self.ledger.record_rejected(taken.step, rejected.ids, rejected.ranks, **self._details(rejected))
         if self.reports:
             record = StepRecord(
                 taken.step, ids, ranks, order, taken.seen, taken.skipped, taken.flops, taken.metrics.read()
             )
             for report in self.reports:
                 report.on_step(record)
+
+    def _details(self, rows: LedgerRows) -> dict[str, Any]:
+        """What the ledger gets besides ids, ranks and places."""
+        sources = None if self.sources is None else coded(self.sources.of(rows.ids), self.sources.names)
+        return {**rows.details(), "sources": sources}
 
     def settled(self) -> RunRecorder:
         """Return this recorder, once it has handed on the step that was recorded last."""

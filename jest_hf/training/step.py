@@ -23,10 +23,13 @@ from jest_hf.report.sources import Sources
 from jest_hf.scoring import ScoredRows, Scorer
 from jest_hf.selection import (
     DrawKey,
+    Graded,
     Pool,
     Selection,
     SelectionSchedule,
     Selector,
+    own_scores,
+    sample_of_pool,
     take_drawn,
     take_readable,
     take_sub_batch,
@@ -51,6 +54,10 @@ class SubBatch:
         bytes_moved (`int`): Their bytes.
         is_selected (`bool`): Whether the super-batch was scored, and these rows selected from it.
         selected (mapping of `str` to scores, *optional*): By model, the scores of these rows.
+        stage (`str`, *optional*, defaults to `"uniform"`): What selected these rows, one of `selection.STAGES`.
+        scores (`torch.Tensor`, *optional*): The score of each row by itself, float32 `[m]`, for the ledger.
+        rejected (tuple of [`~jest_hf.selection.Graded`], *optional*): A sample of this rank's rows that were not
+            selected, by stage, for the ledger.
     """
 
     rows: dict[str, Tensor]
@@ -59,6 +66,9 @@ class SubBatch:
     bytes_moved: int
     is_selected: bool
     selected: Mapping[str, Scored] = field(default_factory=dict)
+    stage: str = "uniform"
+    scores: Tensor | None = None
+    rejected: tuple[Graded, ...] = ()
 
     @classmethod
     def of(cls, exchanged: Exchanged, is_selected: bool, selected: Mapping[str, Scored] | None = None) -> SubBatch:
@@ -168,10 +178,24 @@ class SelectionStep:
             by_model = scores(self.args.scored_models).by_model()
         with self.metrics.timed("selection_seconds"):
             selection = self.select(pool, scores, DrawKey(self.args.seed, step))
+        rejected = () if drawn is None else drawn.rejected
+        rejected += self._rejected(pool, by_model, selection, step)
         pool = self._without_cached(pool, by_model)
         exchanged, parts = take_sub_batch(pool.shares, pool.rows, by_model, selection.indices)
         self.metrics.add(selected_figures(parts, self.loss, self.group))
-        return SubBatch.of(exchanged, True, parts["selected"]), pool
+        own = own_scores(self.args.selector(self.loss), parts["selected"]) if self.args.record_selection else None
+        sub_batch = SubBatch.of(exchanged, True, parts["selected"])
+        return replace(sub_batch, stage="step", scores=own, rejected=rejected), pool
+
+    def _rejected(
+        self, pool: Pool, by_model: Mapping[str, Scored], selection: Selection, step: int
+    ) -> tuple[Graded, ...]:
+        """A sample of this rank's rows that were not selected, for the ledger."""
+        own = own_scores(self.args.selector(self.loss), by_model) if self.args.record_selection else None
+        if own is None:
+            return ()
+        key = DrawKey(self.args.seed, step)
+        return (sample_of_pool(pool, own, selection.indices, key, "step", self.ranks.size),)
 
     def _drawn_early(self, rows: Mapping[str, Tensor], draw: EarlyDraw, step: int) -> tuple[SubBatch, Pool]:
         """The sub-batch that the loader has drawn, without rows that could not be decoded. A collective."""
@@ -188,7 +212,11 @@ class SelectionStep:
             return SubBatch.nothing(pool.rows), pool
         exchanged = take_drawn(pool.rows, shares, draw.order, pool.rows["valid"])
         self.metrics.add(draw.metrics)
-        return SubBatch.of(exchanged, is_selected=True), pool
+        scores = None
+        if draw.scores is not None:
+            scores = draw.scores.to(exchanged.order.device, non_blocking=True)[exchanged.order]
+        sub_batch = SubBatch.of(exchanged, is_selected=True)
+        return replace(sub_batch, stage="loader", scores=scores, rejected=draw.rejected), pool
 
     def _without_cached(self, pool: Pool, scores: Collection[str] = ()) -> Pool:
         """The pool without the reference's cached scores, unless the sub-batch needs them for its teacher."""

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from jest_hf import JESTConfig, JESTTrainer
-from jest_hf.report import read_selections
+from jest_hf.report import read_rejected, read_selections
 from tests.distributed.processes import run
 from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
 
@@ -97,6 +97,10 @@ def _ledger_matches(folder: Path, results: list[dict]) -> None:
     """The ledger says what each rank has trained on, and no example was trained on by two."""
     for row in read_selections(folder / "selections.parquet").to_pylist():
         assert row["example_id"] in results[row["rank"]]["taken"][row["step"] - 1]
+        assert (row["score"] is None) == (row["stage"] == "uniform")
+    for row in read_rejected(folder / "selections.parquet").to_pylist():
+        assert all(row["example_id"] not in result["taken"][row["step"] - 1] for result in results)
+        assert row["score"] is not None and 0 <= row["rank"] < len(results)
     for per_rank in zip(*(result["taken"] for result in results), strict=True):
         assert len({len(ids) for ids in per_rank}) == 1
         assert len(set().union(*per_rank)) == sum(map(len, per_rank))

@@ -68,7 +68,8 @@ def plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, Mapping):
-        return {str(key): MASK if TIMES.search(str(key)) else plain(one) for key, one in value.items()}
+        kept = ((str(key), one) for key, one in value.items() if key not in NEWER_LOGS)
+        return {key: MASK if TIMES.search(key) else plain(one) for key, one in kept}
     if isinstance(value, tuple | list):
         return [plain(one) for one in value]
     if isinstance(value, set | frozenset):
@@ -83,15 +84,23 @@ def of_card(text: str) -> list[str]:
     return text.splitlines()
 
 
+# Of a ledger: the columns that every version has. Stages and scores came later; the selections follow from the scores.
+LEDGER_COLUMNS = ["step", "rank", "order", "example_id"]
+NEWER_LOGS = {"elapsed_seconds"}
+NEWER_FILES = ("_rejected-",)  # in a ledger, of versions that sample the rows that were not selected
+
+
 def of_parquet(path: Path) -> dict[str, Any]:
     table = pq.read_table(path)
+    if path.parent.name == "selections.parquet":
+        table = table.select(LEDGER_COLUMNS)
     columns = {name: plain(table[name].to_pylist()) for name in table.column_names}
     return {"schema": [f"{one.name}: {one.type}" for one in table.schema], **columns}
 
 
 def of_ledger(path: Path) -> dict[str, Any]:
     """A ledger by step: rank, place in the order of drawing and example, of each row in its order."""
-    table = pq.read_table(path)
+    table = pq.read_table(path, columns=LEDGER_COLUMNS)
     steps: dict[str, list[str]] = {}
     for row in table.to_pylist():
         rest = " ".join(str(value) for name, value in row.items() if name != "step")
@@ -123,7 +132,7 @@ def of_file(path: Path) -> Any:
 
 def of_folder(folder: Path) -> dict[str, Any]:
     """The contents of all files in a folder, by their paths."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(NEWER_FILES))
     return {str(path.relative_to(folder)): of_file(path) for path in paths}
 
 

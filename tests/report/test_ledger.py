@@ -18,12 +18,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jest_hf.report import SelectionLedger, read_selections
+from jest_hf.report import SelectionLedger, read_rejected, read_selections
 from jest_hf.report import ledger as ledger_module
 
 
+COLUMNS = ["step", "rank", "order", "example_id"]
+
+
 def rows_of(path):
-    return [tuple(row.values()) for row in read_selections(path).to_pylist()]
+    return [tuple(row.values()) for row in read_selections(path).select(COLUMNS).to_pylist()]
 
 
 def test_columns_and_order_of_drawing(tmp_path):
@@ -34,7 +37,18 @@ def test_columns_and_order_of_drawing(tmp_path):
 
     table = read_selections(ledger.path)
     assert table.schema.equals(
-        pa.schema([("step", pa.int32()), ("rank", pa.int16()), ("order", pa.int32()), ("example_id", pa.int64())])
+        pa.schema(
+            [
+                ("step", pa.int32()),
+                ("rank", pa.int16()),
+                ("order", pa.int32()),
+                ("example_id", pa.int64()),
+                ("stage", pa.dictionary(pa.int32(), pa.string())),
+                ("score", pa.float32()),
+                ("source", pa.dictionary(pa.int32(), pa.string())),
+                ("key", pa.string()),
+            ]
+        )
     )
     assert rows_of(ledger.path) == [(1, 0, 0, 7), (1, 0, 1, 3), (1, 0, 2, 2**40), (2, 3, 0, 5), (2, 3, 1, 9)]
 
@@ -178,7 +192,7 @@ def test_other_readers_read_the_folder_as_a_file(tmp_path):
 def old_ledger(path, steps):
     """As versions before the folder wrote it."""
     table = pa.table({"step": steps, "rank": [0] * len(steps), "order": [0] * len(steps), "example_id": steps})
-    pq.write_table(table.cast(ledger_module.SCHEMA), path, compression="zstd")
+    pq.write_table(table.cast(pa.schema(list(ledger_module.SCHEMA)[:4])), path, compression="zstd")
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -306,3 +320,57 @@ def test_a_link_in_the_place_of_a_new_file_is_not_followed(tmp_path, monkeypatch
     assert victim.read_text() == "untouched"
     ledger.truncate(1)  # removes what lies in the way, as at the start of a run
     assert victim.read_text() == "untouched" and rows_of(ledger.path) == [(1, 0, 0, 1)]
+
+
+def test_what_is_known_of_rows_and_of_rejected_ones(tmp_path):
+    ledger = SelectionLedger(tmp_path / "selections.parquet")
+    for step, sources in enumerate((["a", "b"], ["c", "a"], None), start=1):
+        details = {"stages": ["step", "step"], "scores": [0.5 * step, float("nan")], "sources": sources}
+        ledger.record(step, [step, 10 * step], **details, keys=["k", None])
+        ledger.record_rejected(step, torch.tensor([100 + step]), 1, stages=["prefilter"], scores=torch.ones(1))
+        if step == 2:
+            ledger.flush()
+    ledger.close()
+    rows = read_selections(ledger.path).to_pylist()
+    assert [row["source"] for row in rows] == ["a", "b", "c", "a", None, None]
+    assert [row["score"] for row in rows] == [0.5, None, 1.0, None, 1.5, None]
+    assert [row["key"] for row in rows] == ["k", None] * 3 and {row["stage"] for row in rows} == {"step"}
+    assert len(pq.read_table(ledger.path)) == 6  # other readers see what was trained on alone
+    rejected = read_rejected(ledger.path).to_pylist()
+    known = {"rank": 1, "order": None, "stage": "prefilter", "score": 1.0, "source": None, "key": None}
+    assert rejected == [{"step": step, "example_id": 100 + step, **known} for step in (1, 2, 3)]
+
+
+def test_a_resume_drops_later_rejected_rows_too(tmp_path):
+    ledger = SelectionLedger(tmp_path / "selections.parquet")
+    for step in range(1, 7):
+        ledger.record(step, [step])
+        ledger.record_rejected(step, [100 + step])
+        if step % 2 == 0:
+            ledger.flush()
+    SelectionLedger(ledger.path).begin(3)
+    for read in (read_selections, read_rejected):
+        assert read(ledger.path)["step"].to_pylist() == [1, 2, 3]
+    again = SelectionLedger(ledger.path)
+    again.begin(0)  # a fresh start moves both aside
+    again.record(1, [7])
+    again.close()
+    assert len(read_rejected(tmp_path / "selections-1.parquet")) == 3 and len(read_rejected(ledger.path)) == 0
+
+
+def test_parts_of_earlier_versions_and_of_this_one_are_one_table(tmp_path):
+    path = tmp_path / "selections.parquet"
+    old_ledger(path, [1, 2])
+    ledger = SelectionLedger(path)
+    ledger.begin(2)
+    ledger.record(3, [30], scores=[0.5], stages=["loader"])
+    ledger.close()
+    rows = read_selections(path).to_pylist()
+    assert [(row["step"], row["score"], row["stage"]) for row in rows] == [
+        (1, None, None),
+        (2, None, None),
+        (3, 0.5, "loader"),
+    ]
+    assert len(read_rejected(path)) == 0 and ledger_module.ledger_steps(path) == (1, 3)
+    tables = list(ledger_module.read_parts(path, columns=["step", "score"]))
+    assert [table.column_names for table in tables] == [["step"], ["step", "score"]]

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import TrainerState
 
 from jest_hf.losses import LOSSES
-from jest_hf.report import compare_selected
+from jest_hf.report import RunStatistics, compare_selected
 from jest_hf.selection import PointwiseLosses
 from tests.selection.models import learner_and_reference
 
@@ -45,3 +46,16 @@ def test_one_model_has_a_loss_and_no_learnability():
     metrics = compare_selected({"selected": {"reference": PointwiseLosses(torch.ones(2))}}, "sigmoid")
     assert metrics == {"selected/reference_loss": 1.0}
     assert compare_selected({"selected": {}}, "sigmoid") == {}
+
+
+def test_seconds_go_on_after_a_resume():
+    saved = RunStatistics(n_examples=4, settings={})
+    first = saved.pop()["elapsed_seconds"]
+    assert 0 <= first < 5
+    state = TrainerState(global_step=3, log_history=[{"elapsed_seconds": 100.0}, {"eval_loss": 1.0}])
+    state.stateful_callbacks = {"RunStatistics": saved.state()}
+    resumed = RunStatistics(n_examples=4, settings={})
+    resumed.on_train_begin(None, state, None)
+    assert 100 <= resumed.pop()["elapsed_seconds"] < 105
+    resumed.on_train_begin(None, TrainerState(), None)  # a fresh start begins at 0
+    assert resumed.pop()["elapsed_seconds"] < 5

@@ -15,7 +15,7 @@ from PIL import Image
 import jest_hf.data.collator as collator_module
 from jest_hf.distributed import Ranks
 from jest_hf.images.pixels import BrokenImage
-from jest_hf.report import read_selections
+from jest_hf.report import read_rejected, read_selections
 from jest_hf.training import early_selection
 from jest_hf.training.early_selection import EarlySelection
 from tests.helpers import random_rows
@@ -33,7 +33,7 @@ def trained(folder, rows=None, resume=None, **changes):
 
 
 def ledger(folder):
-    return read_selections(folder / "selections.parquet").to_pydict()
+    return read_selections(folder / "selections.parquet").select(["step", "rank", "order", "example_id"]).to_pydict()
 
 
 def weights(trainer):
@@ -69,6 +69,16 @@ def test_the_run_is_the_one_that_selects_in_the_step(tmp_path, name):
         runs[early] = trained(folder, rows=rows, select_before_decoding=early, **VARIANTS[name])
         assert (runs[early].parts.loaders.early is not None) == early
     assert ledger(tmp_path / "True") == ledger(tmp_path / "False")
+    tables = {early: read_selections(tmp_path / str(early) / "selections.parquet") for early in runs}
+    assert {early: set(table["stage"].to_pylist()) for early, table in tables.items()} == {
+        False: {"step"},
+        True: {"loader"},
+    }
+    scores = [table["score"].to_pylist() for table in tables.values()]
+    assert scores[1] == pytest.approx(scores[0], abs=1e-5)
+    left = [read_rejected(tmp_path / str(early) / "selections.parquet").to_pylist() for early in runs]
+    kept = [{(row["step"], row["example_id"]): row["score"] for row in rows} for rows in left]
+    assert kept[1] == pytest.approx(kept[0], abs=1e-5) and len(kept[0]) == 24 * runs[True].state.global_step
     assert torch.equal(weights(runs[True]), weights(runs[False]))
     for metric in ("loss", "examples_seen", "examples_trained", "examples_skipped", "unique_share", "total_flos"):
         assert logged(runs[True], metric) == logged(runs[False], metric), metric

@@ -72,7 +72,7 @@ TWO_STAGES = {"prefilter_ratio": 0.5, "filter_ratio": 0.5, "criterion": "learnab
 
 
 def ledger(folder):
-    return read_selections(folder / "selections.parquet").to_pydict()
+    return read_selections(folder / "selections.parquet").select(["step", "rank", "order", "example_id"]).to_pydict()
 
 
 def weights(trainer):

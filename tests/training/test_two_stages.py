@@ -10,7 +10,7 @@ import torch
 import jest_hf.data.collator as collator_module
 from jest_hf import JESTConfig
 from jest_hf.batch import ContrastiveEmbeddings
-from jest_hf.report import read_selections
+from jest_hf.report import read_rejected, read_selections
 from jest_hf.selection import PairwiseScores, gumbel_noise
 from tests.helpers import random_rows
 from tests.objectives.labelled import image_rows, tiny_vit, tiny_vit_processor
@@ -92,6 +92,22 @@ def test_a_step_costs_one_and_two_thirds(tmp_path):
     assert (step.training + step.scoring) / step.training == pytest.approx(1 + 2 / 3)
     assert trainer.statistics.flops.total == pytest.approx(3 * step.total)
     assert trainer.statistics.flops.scoring == pytest.approx(3 * step.scoring)
+
+
+def test_the_ledger_has_rejected_rows_of_both_stages(tmp_path):
+    trainer = trainer_of(tmp_path)
+    seen = Seen(trainer)
+    trainer.train()
+    rejected = read_rejected(tmp_path / "selections.parquet").to_pylist()
+    for step in (1, 2, 3):
+        loaded = set(seen.ids[step - 1])
+        by_stage = {
+            stage: {row["example_id"] for row in rejected if (row["step"], row["stage"]) == (step, stage)}
+            for stage in ("prefilter", "step")
+        }
+        assert len(by_stage["prefilter"]) == 32 and not by_stage["prefilter"] & loaded
+        assert len(by_stage["step"]) == 8 and by_stage["step"] < loaded
+    assert set(ledger(tmp_path)["stage"]) == {"step"} and None not in ledger(tmp_path)["score"]
 
 
 def test_a_resumed_run_selects_the_same(tmp_path):
