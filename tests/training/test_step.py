@@ -14,7 +14,7 @@ from jest_hf.batch import PointwiseLosses
 from jest_hf.distributed import Ranks
 from jest_hf.scoring import Scorer
 from jest_hf.selection import SelectionSchedule
-from jest_hf.training.step import SelectionStep, compared_selectors
+from jest_hf.training.step import MOST_EMPTY, SelectionStep, compared_selectors
 
 
 class Metrics:
@@ -110,11 +110,17 @@ def test_the_warm_up_trains_without_scoring_and_the_ramp_scores_a_part(tmp_path)
     assert reader.rows[1] == 16
 
 
-def test_a_super_batch_without_readable_rows_is_an_error_with_its_step(tmp_path):
+def test_super_batches_without_readable_rows_train_on_nothing_and_end_the_run_in_the_end(tmp_path):
     step, _, _ = make_step(tmp_path)
     rows = super_batch()
     rows["valid"][:] = False
-    with pytest.raises(ValueError, match="step 7: only 0 of the 16 rows .* 1 are needed"):
+    for number in range(1, MOST_EMPTY):
+        sub_batch, pool = step(None, rows, number)
+        assert sub_batch.is_empty and sub_batch.rows.keys() == rows.keys() and pool.shares.readable == [0]
+    assert not step(None, super_batch(), MOST_EMPTY)[0].is_empty  # the count begins anew
+    for number in range(1, MOST_EMPTY):
+        step(None, rows, number)
+    with pytest.raises(ValueError, match="step 7: only 0 of the 16 rows .* 1 are needed, for the 5th step in a row"):
         step(None, rows, 7)
 
 
