@@ -92,8 +92,8 @@ else:
 def test_a_step_of_selection_waits_for_the_device_at_most_eight_times(tmp_path):
     """From the marks of readable rows to the record of the step, without the waits of the Trainer and of the loader.
 
-    `report/figures.py` copies without waiting, which the simulated device cannot do. `doubtful.py` waits when the trainer
-    is made, and `health.py` at a log.
+    `report/figures.py` copies without waiting, which the simulated device cannot do. `doubtful.py` waits when the
+    trainer is made, and `health.py` at a log.
 
     Chunks add none: four times as many chunks wait as often.
     """
