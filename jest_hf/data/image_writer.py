@@ -46,6 +46,7 @@ from jest_hf.data.image_cache import (
     open_images,
 )
 from jest_hf.data.rows import Rows
+from jest_hf.files import remove_unfinished
 from jest_hf.images.pixels import BrokenImage, Geometry, decode_pixels
 
 
@@ -160,6 +161,7 @@ def _create(folder: Path, manifest: dict[str, Any]) -> None:
     """Write an empty cache. Its manifest comes last: a process that is killed before that has made nothing."""
     if (folder / ROWS).exists() and np.fromfile(folder / ROWS, dtype=np.uint8).any():
         raise ValueError(f"{folder} has images without {MANIFEST}; choose another folder, or delete this one.")
+    remove_unfinished(folder, MANIFEST)  # of a killed process: who writes the manifest has the lock
     cache = ImageCache(folder, manifest)
     for name, size in ((ROWS, cache.n_rows), (PIXELS, cache.n_bytes)):
         with _File(folder / name) as file:

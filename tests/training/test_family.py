@@ -137,7 +137,8 @@ def test_flops_are_those_of_what_each_step_does(tmp_path):
     trainer = make_trainer(tmp_path / "a", settings={"reference": "online", **settings})
     trainer.train()
     step, run = trainer.step_flops, trainer.run_flops
-    assert run.beside == pytest.approx((8 + 8 + 32) / 32 * step.beside)
+    # 32 rows go through the online reference in chunks, which cost a forward more.
+    assert run.beside == pytest.approx((3 * 8 + 3 * 8 + 4 * 32) / (4 * 32) * step.beside)
     assert (run.scoring, run.reference, run.selection) == (step.scoring, step.reference, step.selection)
     assert trainer.state.total_flos == pytest.approx(run.total)
     trainer = make_trainer(tmp_path / "b", preset="aced", filter_ratio=0.75, **settings)

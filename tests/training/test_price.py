@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import fields
 
 import pytest
 import torch
 from peft import LoraConfig
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import SiglipConfig, SiglipModel
+from transformers import SiglipConfig, SiglipModel, TrainingArguments
 
 from jest_hf import JESTConfig, JESTTrainer
 from jest_hf.cli import main
@@ -49,7 +50,10 @@ def frozen_image_tower(model):
 
 
 LORA = {"options": {"peft_config": LoraConfig(r=2, target_modules=["q_proj", "v_proj"])}}
-CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+# The name changed with transformers.
+_NEW = any(one.name == "activation_checkpointing" for one in fields(TrainingArguments))
+_NAME = "activation_checkpointing" if _NEW else "gradient_checkpointing"
+CHECKPOINTING = {_NAME: True, f"{_NAME}_kwargs": {"use_reentrant": False}}
 ROWS = 96
 SETUPS = {
     "live": {},
