@@ -6,8 +6,8 @@ With a criterion that uses the reference alone (`easy_reference`) and cached sco
 it is made where the loader draws its indices, in the main process of each rank, and the workers read, decode and
 tokenize b rows in place of B. Every rank makes the draw of the whole super-batch for itself: the cache is on its disk,
 and the noise is a function of (seed, step, position), so that no rank has to talk to another. The draw is the one that
-the step would have made ([`~training.step.SelectionStep`]), bit by bit, and so is the share of each rank. A thread
-draws for the next step while the loader works on this one.
+the step would have made ([`~training.step.SelectionStep`]), bit by bit, and so is the share of each rank. On a GPU
+machine a thread draws for the next step while the loader works on this one.
 
 A joint draw of more than `MOST_FLOPS` is too much for a CPU. On a GPU the ranks then make it together, as in the step:
 each holds the scores of its own rows on its device. The main thread of every rank draws, where the loader takes its
@@ -192,6 +192,14 @@ class EarlySelection:
         positions = self.draw([(epoch, one) for one in ids.flatten().tolist()], step)
         return [position - self.ranks.rank * ids.shape[1] for position in positions]
 
+    @property
+    def draws_beside(self) -> bool:
+        """
+        Whether a thread draws for the next step while the loader works on this one. Not a draw that the ranks make
+        together: its collectives belong in the thread that makes all others. Nor on a CPU, whose cores train.
+        """
+        return not self.together and self.args.device.type != "cpu"
+
     def draw(self, keys: Sequence[tuple[int, int]], step: int) -> list[int]:
         """
         Draw the rows of a step, and keep what there is to know about the draw in `draws`.
@@ -328,7 +336,7 @@ class EarlyBatches(Sampler[list[tuple[int, int]]]):
         keys = iter(self.sampler)
         batches = (list(islice(keys, self.super_batch_size)) for _ in range(len(self)))
         numbered = zip(batches, count(step + 1), strict=False)
-        if self.selection.together:  # collectives: in the thread that makes all others
+        if not self.selection.draws_beside:
             for batch, number in numbered:
                 yield self._drawn(batch, number)
             return

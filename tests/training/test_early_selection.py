@@ -230,7 +230,19 @@ def test_a_draw_on_the_device_has_its_scores_and_noise_there(tmp_path, monkeypat
     assert early.draws[1].ids.device.type == early.draws[1].order.device.type == "cpu"
 
 
-def test_draws_on_the_cpu_are_made_ahead_in_a_thread_and_those_on_the_device_in_the_main_one(tmp_path, monkeypatch):
+def test_draws_beside_the_steps_are_the_same(tmp_path, monkeypatch):
+    runs = {}
+    for beside in (False, True):
+        monkeypatch.setattr(EarlySelection, "draws_beside", property(lambda self, beside=beside: beside))
+        folder = tmp_path / str(beside)
+        runs[beside] = weights(trained(folder, select_before_decoding=True)), ledger(folder)
+    assert torch.equal(runs[True][0], runs[False][0])
+    assert {name: runs[True][1][name] for name in ("step", "example_id")} == {
+        name: runs[False][1][name] for name in ("step", "example_id")
+    }
+
+
+def test_where_there_is_a_gpu_small_draws_are_made_ahead_in_a_thread(tmp_path, monkeypatch):
     drawn = []
     draw = EarlySelection.draw
 
@@ -239,6 +251,7 @@ def test_draws_on_the_cpu_are_made_ahead_in_a_thread_and_those_on_the_device_in_
         return draw(self, keys, step)
 
     monkeypatch.setattr(EarlySelection, "draw", watched)
+    monkeypatch.setattr(EarlySelection, "draws_beside", property(lambda self: not self.together))  # as with a GPU
     for flops, thread in ((1e12, "early-selection"), (0.0, threading.main_thread().name)):
         monkeypatch.setattr(early_selection, "MOST_FLOPS", flops)
         trainer = make_trainer(tmp_path, rows=random_rows(100), select_before_decoding=True, **COMMON)
