@@ -206,9 +206,14 @@ def test_a_cache_selects_what_the_live_reference_does(tmp_path, made):
         cached = make_trainer(tmp_path / "cached", rows=rows, record_selection=True, max_steps=8, cache_reference=True)
     cached.train()
     assert cached.ref_model is None
-    assert read_selections(tmp_path / "live" / "selections.parquet") == read_selections(
-        tmp_path / "cached" / "selections.parquet"
+    wanted, found = (
+        read_selections(tmp_path / name / "selections.parquet").to_pydict() for name in ("live", "cached")
     )
+    for name in ("step", "rank", "order", "example_id"):
+        assert found[name] == wanted[name], name
+    assert found["score"] == pytest.approx(
+        wanted["score"], abs=1e-4
+    )  # other kernels compute in batches of other sizes
     assert cached.step_flops.selection == live.step_flops.selection and cached.step_flops.reference == 0
     cached.create_model_card()
 
