@@ -100,11 +100,11 @@ def run(options: argparse.Namespace) -> ReferenceCache:
         print(summary(cache.manifest, options.output_dir, time.perf_counter() - start))
     accelerator.end_training()
     broken = broken_rows(cache.manifest)
-    complaint = mostly_broken(broken, len(data), collator, data)
-    if complaint is not None and broken == len(data):
-        raise SystemExit(f"{options.output_dir}: of the rows, {complaint}; the cache is of no use.")
-    if complaint is not None:
-        logger.error(f"{options.output_dir}: of the rows, {complaint}.")
+    said = mostly_broken(broken, len(data), collator, data)
+    if said is not None and broken == len(data):
+        raise SystemExit(f"{options.output_dir}: of the rows, {said}; the cache is of no use.")
+    if said is not None:
+        logger.error(f"{options.output_dir}: of the rows, {said}.")
     return cache
 
 
