@@ -11,8 +11,10 @@ import shutil
 
 import pytest
 import torch
+from transformers import Trainer
 
 from jest_hf.report import read_selections
+from jest_hf.report.ledger import ledger_steps
 from jest_hf.training.checkpoints import MANIFEST, check_checkpoint, complete_checkpoint
 from tests.helpers import random_rows
 from tests.trainers import make_trainer
@@ -181,6 +183,18 @@ def test_the_manifest_is_there_before_older_checkpoints_are_removed_and_before_t
         {"complete": False}, {"checkpoint-1": True},
         {"complete": False}, {"checkpoint-1": True, "checkpoint-2": True},
     ]  # fmt: skip
+
+
+def test_the_selections_of_a_checkpoint_are_on_the_disk_before_the_checkpoint(tmp_path, monkeypatch):
+    save, steps_on_the_disk = Trainer._save_checkpoint, []
+
+    def observed(trainer, model, trial):
+        steps_on_the_disk.append(ledger_steps(tmp_path / "selections.parquet"))
+        save(trainer, model, trial)
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", observed)
+    make_trainer(tmp_path, record_selection=True, max_steps=4, save_strategy="steps", save_steps=2).train()
+    assert steps_on_the_disk == [(1, 2), (1, 4)]
 
 
 def test_a_damaged_best_model_is_an_error(tmp_path):
