@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rows of a run are compared, one by one as they are read, with those that a reference cache was made of.
 
-A sample of rows is compared before the first step ([`~reference.fingerprint.describe_data`]). It does not show an image
-that was replaced between two rows of the sample, and of a stream it is the first row alone. The cache has a digest of
-the image and of the captions of each row, so a loader's worker can compare the rows that it reads anyway. One row that
-differs is a bad row: it is skipped and counted like a broken one, since one replaced image should not end a run of
-days. If most rows differ, the data are not those of the cache, and the run ends.
+A sample of rows is compared before the first step ([`~reference.fingerprint.describe_data`]). It does not show an
+image that was replaced between two rows of the sample, and of a stream it is the first row alone. The cache has a
+digest of the image and of the captions of each row, so a loader's worker can compare the rows that it reads anyway.
+One row that differs is a bad row: it is skipped and counted like a broken one, since one replaced image should not end
+a run of days. If most rows differ, the data are not those of the cache, and the run ends.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from jest_hf.data.collator import JESTDataCollator

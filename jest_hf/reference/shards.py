@@ -3,8 +3,8 @@
 """What a shard of a reference cache has to hold, and how a shard shows that it is whole.
 
 A shard carries a hash of its tensors, of its number and of the plan of its cache (reference, reading, data, storage,
-temperature). So a shard of an unfinished cache, which no manifest lists yet, can be checked when the work is resumed: a
-flipped bit shows, and so does a shard of another cache or of another place.
+temperature). So a shard of an unfinished cache, which no manifest lists yet, can be checked when the work is resumed:
+a flipped bit shows, and so does a shard of another cache or of another place.
 """
 
 from __future__ import annotations

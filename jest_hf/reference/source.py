@@ -252,8 +252,8 @@ class CachedReference:
             )
         if not cache.has_digests:
             raise ValueError(
-                f"the reference cache in {cache.folder} is of an earlier version, which kept no digest of each row to "
-                "compare a stream with; make a new one with `jest-hf cache-reference`, or train on the data set itself."
+                f"the reference cache in {cache.folder} is of an earlier version, which kept no digests of rows to "
+                "compare a stream with; make a new one with `jest-hf cache-reference`, or train on the data set."
             )
         number = cache.rows_of(torch.tensor([key]))
         try:
@@ -261,8 +261,8 @@ class CachedReference:
             found = content_digests([row], collator.image_column, collator.caption_column)
             if (wrong := differing(found, cache.digests(number))).any():
                 raise ValueError(
-                    f"the reference cache in {cache.folder} does not match this run: the row with example_id={key} has "
-                    f"{described(wrong[0])}; train on the data of the cache, or make a new cache with `jest-hf "
+                    f"the reference cache in {cache.folder} does not match this run: the row with example_id={key} "
+                    f"has {described(wrong[0])}; train on the data of the cache, or make a new cache with `jest-hf "
                     "cache-reference`."
                 )
         except ValueError as error:

@@ -35,8 +35,8 @@ class ShardChecks:
     Args:
         files (sequence of `Path`): The shards.
         hashes (sequence of `str`): The sha256 of each, as in the manifest.
-        inspect (`Callable`, *optional*): `inspect(file, number)` returns what is wrong with the tensors of a shard that
-            has its sha256, or `None`. It is pickled with this object.
+        inspect (`Callable`, *optional*): `inspect(file, number)` returns what is wrong with the tensors of a shard
+            that has its sha256, or `None`. It is pickled with this object.
     """
 
     def __init__(

@@ -111,7 +111,7 @@ class RunPlan:
     def callbacks(self) -> list[TrainerCallback]:
         """The callbacks that come before the user's."""
         recorder = self.recorder
-        broken = BrokenRows(recorder.statistics, self.collator, self.train_dataset)
+        broken = BrokenRows(recorder.statistics, self.collator, self.train_dataset, lambda: self.reference.source)
         return [recorder.statistics, broken, *([] if recorder.ledger is None else [LedgerCallback(recorder.ledger)])]
 
     def make_caches(self, dataset: Any, collator: Any) -> None:
