@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from os import PathLike, path
 from typing import Any
 
@@ -31,8 +31,9 @@ def digest_row(row: Mapping[str, Any], image_column: str | None) -> str:
     return _digest([_of_row(row, image_column)])
 
 
-def digest_rows(dataset: Any, image_column: str | None) -> str | None:
-    """Return the digest of 16 rows of map-style data; `None` for rows that are different whenever they are read.
+def digest_rows(dataset: Any, image_column: str | None, columns: Collection[str] | None = None) -> str | None:
+    """Return the digest of 16 rows of map-style data, or of some of their columns; `None` for rows that are different
+    whenever they are read. No image is decoded here.
 
     Example:
 
@@ -45,8 +46,13 @@ def digest_rows(dataset: Any, image_column: str | None) -> str | None:
     """
     rows = Rows(dataset, image_column)
     numbers = np.unique(np.linspace(0, len(rows) - 1, SAMPLED_ROWS).astype(np.int64)).tolist() if len(rows) else []
+
+    def read(number: int) -> list[Any]:
+        row = rows[number]
+        return _of_row(row if columns is None else {name: row[name] for name in columns if name in row}, image_column)
+
     try:
-        found, again = ([_of_row(rows[number], image_column) for number in numbers] for _ in range(2))
+        found, again = ([read(number) for number in numbers] for _ in range(2))
     except Exception:  # a data set of the user, which may raise anything for a broken row
         return None
     return _digest(found) if found == again else None  # a transform that draws gives other rows each time

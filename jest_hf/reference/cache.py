@@ -277,8 +277,8 @@ def _assemble(parts: Sequence[_Part], span: range, plan: Mapping[str, Any]) -> d
 def _begin(
     folder: Path, plan: dict[str, Any], spans: Sequence[range], replace: bool, ranks: Ranks, device: torch.device | str
 ) -> tuple[list[int] | None, dict[str, Any]]:
-    """Prepare the folder. Return the shards to write, the same on every rank (`None` if the cache is finished), and the
-    plan to write them by: that of the work which is continued. A collective.
+    """Prepare the folder. Return the shards to write, the same on every rank (`None` if the cache is finished), and
+    the plan to write them by: that of the work which is continued. A collective.
     """
     pending = [k for k, span in enumerate(spans) if not is_whole(folder / shard_name(k), len(span), plan["width"])]
     existing = _existing(folder)
