@@ -216,7 +216,7 @@ class CachedReference:
         self.by_key = by_key
         self.compares = compares and cache.has_digests
         self.different = torch.zeros((), dtype=torch.int64)
-        self.different.share_memory_()  # type: ignore[no-untyped-call]  # torch gives it no types
+        self.different.share_memory_()
 
     @property
     def width(self) -> int:
