@@ -27,25 +27,21 @@ from jest_hf.reference import CachedReference, FetchingCollator, describe_refere
 from jest_hf.reference.shards import plan_of, sealed
 from tests.helpers import tiny_siglip_processor
 from tests.reference.caching import contents, make_cache, reference_model
+from tests.reference.damages import SHARDS, cut, flipped, swapped, write
 from tests.reference.variants import (
     KEYS,
     N_ROWS,
     OTHER_IMAGE,
     SHARD_ROWS,
-    SHARDS,
     Variant,
     changed_row,
-    cut,
-    flipped,
     keyed,
     other_cache,
     same_at_first,
     several_captions,
     sound_data,
     stream,
-    swapped,
     variants,
-    write,
 )
 from tests.trainers import make_trainer
 
