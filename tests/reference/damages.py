@@ -134,3 +134,13 @@ def as_of_an_earlier_version(folder: Path) -> None:
         save_file(tensors, path)
         about |= {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def earlier_and_edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """A cache of an earlier version, whose manifest has no sha256 of its fields."""
+
+    def damage(folder: Path) -> None:
+        as_of_an_earlier_version(folder)
+        edited(change)(folder)
+
+    return damage

@@ -26,6 +26,7 @@ from tests.reference.damages import (
     SHARDS,
     as_of_an_earlier_version,
     cut,
+    earlier_and_edited,
     edited,
     flipped,
     put,
@@ -308,6 +309,20 @@ def variants() -> dict[str, Variant]:
             "is of an earlier version", as_of_an_earlier_version, lambda: stream(several_captions())
         ),
         "without digests": Variant("same", as_of_an_earlier_version),
+        "of an earlier version, which does not say how long texts are": Variant(
+            "does not have reading.max_length",
+            earlier_and_edited(lambda manifest: manifest["reading"].pop("max_length")),
+        ),
+        "of an earlier version, which does not say what was read": Variant(
+            "has none of the rows that this run compares",
+            earlier_and_edited(lambda manifest: manifest["data"].pop("row")),
+        ),
+        "of an earlier version, with fewer shards": Variant(
+            "manifest.json is damaged .it lacks", earlier_and_edited(lambda manifest: manifest["shards"].pop())
+        ),
+        "of an earlier version, without a reference": Variant(
+            "manifest.json is damaged .it lacks", earlier_and_edited(lambda manifest: manifest.pop("reference"))
+        ),
     }  # fmt: skip
     for seed in range(8):
         found[f"a shuffled stream of other rows, seed {seed}"] = Variant(
