@@ -86,11 +86,9 @@ def fault_of(path: Path, number: int, manifest: Mapping[str, Any]) -> str | None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     except (SafetensorError, ValueError, RuntimeError) as error:
         return f"it cannot be read ({error})"
-    if DIGESTS in manifest or contents is not None:
-        if contents is None:
-            return "it has no hash of its tensors"
-        if contents != _contents(tensors, number, plan_of(manifest)):
-            return "its tensors, its number and the settings of its cache do not have the hash in it"
+    has_hash = DIGESTS in manifest or contents is not None
+    if has_hash and contents != _contents(tensors, number, plan_of(manifest)):
+        return "its tensors, its number and the settings of its cache do not have the hash in it"
     return fault_of_tensors(tensors, number, manifest)
 
 

@@ -191,6 +191,9 @@ def variants() -> dict[str, Variant]:
         "fewer captions": replaced_in("text", lambda value: value[:-1]),
         "offsets backwards": replaced_in("offsets", lambda value: value.flip(0)),
         "offsets from one": replaced_in("offsets", lambda value: value + 1),
+        "a caption before the first row": lambda tensors: tensors.update(
+            text=torch.cat([tensors["text"][:1], tensors["text"]]), offsets=tensors["offsets"] + 1
+        ),
         "a flat image": replaced_in("image", lambda value: value.flatten()),
         "no valid": lambda tensors: tensors.pop("valid"),
         "no keys": lambda tensors: tensors.pop("key"),
