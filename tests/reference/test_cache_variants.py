@@ -24,6 +24,7 @@ from jest_hf import JESTDataCollator
 from jest_hf.data.rows import Rows
 from jest_hf.data.stream import StreamedRows, is_stream
 from jest_hf.images import reading
+from jest_hf.images.decoding import DecodedImage, decode_pixels
 from jest_hf.reference import CachedReference, FetchingCollator, describe_reference, open_cache
 from jest_hf.reference.shards import plan_of, sealed
 from jest_hf.reference.store import about_shard
@@ -297,3 +298,17 @@ def test_rows_of_a_random_transform_are_not_compared_with_the_cache_of_their_own
     fixed = make_trainer(tmp_path / "fixed", rows=several_captions(), cache_reference=True, filter_ratio=0.5)
     fixed.train()
     assert fixed.reference.compares and trainer.statistics.skipped == fixed.statistics.skipped
+
+
+def test_of_rows_with_cached_images_the_captions_are_compared(made: Any) -> None:
+    """An image cache has no bytes of the files."""
+    collator = JESTDataCollator(tiny_siglip_processor())
+    source, geometry = CachedReference(open_cache(made[0])), collator.geometries[""]
+    rows = Rows(several_captions()).__getitems__([0, 1, 2])
+    for row in rows:
+        row["image"] = DecodedImage({geometry: geometry.encode(decode_pixels(row["image"]))})
+    assert source.comparing(collator)(rows)["valid"].tolist() == [True, True, True]
+    assert int(source.different) == 0
+    rows[1]["text"] = "a green star"
+    assert source.comparing(collator)(rows)["valid"].tolist() == [True, False, True]
+    assert int(source.different) == 1
