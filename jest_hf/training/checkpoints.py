@@ -192,17 +192,21 @@ def check_checkpoint(folder: str | os.PathLike[str]) -> None:
     elif not manifest.get("complete"):
         raise _half_written(folder)
     else:
-        for name, about in manifest["files"].items():
-            _check_file(folder / name, about)
+        try:
+            files = {folder / name: (about["bytes"], about["xxh3_128"]) for name, about in manifest["files"].items()}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _damaged(folder / MANIFEST, "it does not have a size and a hash for each file") from error
+        for path, (n_bytes, digest) in files.items():
+            _check_file(path, n_bytes, digest)
 
 
-def _check_file(path: Path, about: dict[str, Any]) -> None:
+def _check_file(path: Path, n_bytes: int, digest: str) -> None:
     if not path.is_file():
         raise Unusable(f"{path} is missing: its checkpoint was saved with it.")
-    if (size := path.stat().st_size) != about["bytes"]:
-        raise _damaged(path, f"it has {size} bytes, and had {about['bytes']} when it was saved")
+    if (size := path.stat().st_size) != n_bytes:
+        raise _damaged(path, f"it has {size} bytes, and had {n_bytes} when it was saved")
     with open(path, "rb") as file:
-        if _hash(file) != about["xxh3_128"]:
+        if _hash(file) != digest:
             raise _damaged(path, "its contents are not those that were saved")
 
 

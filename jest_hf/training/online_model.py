@@ -307,6 +307,10 @@ class OnlineReference:
         """Configuration of the model."""
         return self.online.model.config
 
+    def comparing(self, collator: Any) -> Any:
+        """Return `collator`: nothing is cached."""
+        return collator
+
     def fetch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return an empty dict: the model scores on the device."""
         return {}

@@ -75,7 +75,7 @@ from jest_hf.training.doubtful import warn_of_settings
 from jest_hf.training.engine import Engine
 from jest_hf.training.evaluator import Evaluator
 from jest_hf.training.health import BrokenRows, LossWatch
-from jest_hf.training.identity import identify_run
+from jest_hf.training.identity import check_same_rows, identify_run
 from jest_hf.training.images import RunImages
 from jest_hf.training.loaders import Loaders, first_row
 from jest_hf.training.objective import objective_of
@@ -111,7 +111,7 @@ class RunPlan:
     def callbacks(self) -> list[TrainerCallback]:
         """The callbacks that come before the user's."""
         recorder = self.recorder
-        broken = BrokenRows(recorder.statistics, self.collator, self.train_dataset)
+        broken = BrokenRows(recorder.statistics, self.collator, self.train_dataset, lambda: self.reference.source)
         return [recorder.statistics, broken, *([] if recorder.ledger is None else [LedgerCallback(recorder.ledger)])]
 
     def make_caches(self, dataset: Any, collator: Any) -> None:
@@ -312,6 +312,7 @@ def build_parts(
     companions.make_reference(reference.ref_model, learner)  # 13
     dataset = plan.train_dataset
     row = None if dataset is None else first_row(dataset, collator.image_column, is_stream(dataset))
+    check_same_rows(ranks, dataset, collator, row, args.device)
     recorder.statistics.settings |= identify_run(
         objective, reference.frozen(learner), plan.train_dataset, collator.image_column, row
     )
