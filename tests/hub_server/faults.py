@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -26,6 +27,9 @@ class Fault:
         deaf (`bool`): Do what was asked for, and hang up without an answer.
         corrupt (`bool`): Change one byte in the middle of the answer's body.
         shorten_to (`int`, *optional*): Answer with so many bytes, and a Content-Length that says so.
+        body (`bytes`, *optional*): Answer 200 with this body.
+        redirects (`bool`): Answer with a redirect to the same address.
+        until (`Callable`, *optional*): Do nothing until it returns True; see `NEVER`.
     """
 
     method: str
@@ -40,6 +44,9 @@ class Fault:
     deaf: bool = False
     corrupt: bool = False
     shorten_to: int | None = None
+    body: bytes | None = None
+    redirects: bool = False
+    until: Callable[[], bool] | None = None
 
     def matches(self, method: str, path: str) -> bool:
         return self.times > 0 and method == self.method and re.search(self.path, path) is not None
@@ -50,6 +57,11 @@ class Fault:
             middle = len(body) // 2
             body = body[:middle] + bytes([body[middle] ^ 0xFF]) + body[middle + 1 :]
         return body if self.shorten_to is None else body[: self.shorten_to]
+
+
+def NEVER() -> bool:
+    """The condition of a request that gets no answer before its [`Hub`] is reset."""
+    return False
 
 
 GATED = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this model is restricted."}

@@ -13,6 +13,8 @@ import os
 import socket
 import struct
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -91,6 +93,7 @@ class Hub:
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        self.reset()
         self._server.shutdown()
         self._server.server_close()
 
@@ -98,6 +101,12 @@ class Hub:
         """Let matching requests fail; the arguments are those of [`Fault`]."""
         self.faults.append(Fault(method, path, **fault))
         return self.faults[-1]
+
+    def hold(self, until: Callable[[], bool]) -> None:
+        """Wait until a condition holds, or the Hub is reset."""
+        requests = self.requests
+        while not until() and self.requests is requests:
+            time.sleep(0.01)
 
     def take_fault(self, method: str, path: str) -> Fault | None:
         with self.lock:
@@ -150,8 +159,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.read(min(fault.hang_up_after, int(self.headers.get("content-length", 0))))
             return self._hang_up(reset=True)
         request.body = self._read_body()
+        if fault is not None and fault.until is not None:
+            hub.hold(fault.until)
         if fault is not None and fault.status is not None:
             answer = Refusal(fault.status, fault.error, fault.headers).answer
+        elif fault is not None and fault.body is not None:
+            answer = Answer(200, fault.body, {"Content-Type": "application/json"})
+        elif fault is not None and fault.redirects:
+            answer = Answer(307, b"", {"Location": request.target})
         else:
             answer = hub.api(request)
         if fault is not None and fault.deaf:
