@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import DatasetCard, HfApi
@@ -12,6 +13,7 @@ from huggingface_hub import DatasetCard, HfApi
 from jest_hf.hub.card_file import push_card
 from jest_hf.hub.pull import reason
 from jest_hf.hub.retries import try_repeatedly
+from jest_hf.hub.uploads import wait_to_upload
 
 
 def push_data(
@@ -48,7 +50,7 @@ def push_data(
     api = HfApi(token=token)
     try:
         made = try_repeatedly(api.create_repo, repo_id, repo_type="dataset", private=private, exist_ok=True)
-        try_repeatedly(
+        upload = partial(
             api.upload_folder,
             folder_path=folder,
             repo_id=made.repo_id,
@@ -57,6 +59,7 @@ def push_data(
             allow_patterns=list(files),
             delete_patterns=list(replaced),
         )
+        try_repeatedly(wait_to_upload, upload, made.repo_id)
         commit: str = try_repeatedly(push_card, card(made.repo_id), made.repo_id, token=token)
         return commit
     except Exception as error:

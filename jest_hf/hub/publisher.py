@@ -69,7 +69,7 @@ class _Allowing:
             files = listed(folder_path, self._names)
             options["allow_patterns"] = [glob.escape(path) for path in files]
         upload = partial(self._api.upload_folder, folder_path=folder_path, **options)
-        return self._start(upload) if run_as_future else upload()
+        return self._start(upload) if run_as_future else uploads.wait_to_upload(upload, options["repo_id"])
 
 
 class Pushing(Protocol):

@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Requests to the Hub that are tried again: a busy Hub and a lost connection are temporary."""
+"""Requests to the Hub that are tried again: a busy Hub and a lost connection are temporary. None waits for ever."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from huggingface_hub import get_session
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: see can_pass
     HfHubHTTPError,
     HTTPError,
@@ -16,9 +17,17 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
 
 
 WAITS = (1.0, 4.0)  # seconds before the second and third try
+ANSWER = 60.0  # seconds for an answer, where the client has no limit
 LONGEST_WAIT = 60  # seconds, where a busy Hub sends a longer Retry-After
 # Statuses of temporary errors: the Hub is busy or restarting, or another push came first (409, 412).
 PASSING = (408, 409, 412, 429, 500, 502, 503, 504)
+
+
+def limit_waits() -> None:
+    """Give the client's requests a time limit where they have none: huggingface_hub 2.4 waits for ever for most."""
+    client = get_session()
+    if getattr(client.timeout, "read", 0.0) is None:
+        client.timeout = ANSWER
 
 
 def can_pass(error: BaseException) -> bool:
@@ -42,12 +51,14 @@ def try_repeatedly(action: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
         Exception: the error of the last call.
     """
     for wait in WAITS:
+        limit_waits()
         try:
             return action(*args, **kwargs)
         except Exception as error:
             if not can_pass(error):
                 raise
             time.sleep(max(wait, _retry_after(error)))
+    limit_waits()
     return action(*args, **kwargs)
 
 
@@ -57,4 +68,4 @@ def _retry_after(error: BaseException) -> float:
     return min(float(seconds), LONGEST_WAIT) if seconds.isdigit() else 0.0
 
 
-__all__ = ["WAITS", "can_pass", "try_repeatedly"]
+__all__ = ["WAITS", "can_pass", "limit_waits", "try_repeatedly"]

@@ -24,12 +24,18 @@ from huggingface_hub import get_session
 from transformers.utils import logging
 from transformers.utils.hub import hf_api
 
+from jest_hf.hub.retries import limit_waits
+
 
 logger = logging.get_logger(__name__)
 
 PROBE = 10.0  # seconds between two looks at whether the Hub still answers, while its uploads are waited for
 SILENCE = 60.0  # seconds without an answer after which they are not
 _RUNNING: dict[Future[Any], str] = {}  # the uploads of this process that are not over, and the repository of each
+
+
+class Silent(OSError):
+    """The Hub has not answered for `SILENCE` seconds, during an upload."""
 
 
 class Uploads:
@@ -66,11 +72,36 @@ class Uploads:
             job, upload = self._queue.get()
             if job.set_running_or_notify_cancel():
                 try:
+                    limit_waits()
                     result = upload()
                 except BaseException as error:  # as futures do: whoever reads the result gets it
                     job.set_exception(error)
                 else:
                     job.set_result(result)
+
+
+def wait_to_upload(action: Callable[[], Any], repository: str) -> Any:
+    """Upload, and wait for the end as long as the Hub answers: the client's own requests can wait for ever.
+
+    Args:
+        action (`Callable`): Uploads.
+        repository (`str`): The repository.
+
+    Returns:
+        What `action` returns.
+
+    Raises:
+        Silent: if the Hub does not answer.
+        Exception: what `action` raises.
+    """
+    job = Uploads().start(action, repository)
+    try:
+        if not wait_for(lambda: [job]):
+            raise Silent(f"the Hub has not answered for {SILENCE:.0f} s")
+    except BaseException:  # such as Ctrl-C, after which the end of the process does not wait either
+        _RUNNING.pop(job, None)
+        raise
+    return job.result()
 
 
 def wait_for(jobs: Callable[[], Iterable[Future[Any]]]) -> bool:
@@ -123,4 +154,4 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_RUNNING.clear)  # a forked process, such as a loader's worker, uploads nothing
 
 
-__all__ = ["PROBE", "SILENCE", "Uploads", "answers", "wait_for"]
+__all__ = ["PROBE", "SILENCE", "Silent", "Uploads", "answers", "wait_for", "wait_to_upload"]

@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -62,6 +64,14 @@ class Fault:
 def NEVER() -> bool:
     """The condition of a request that gets no answer before its [`Hub`] is reset."""
     return False
+
+
+def fault_of(body: str | None = None, seconds: float | None = None, **fault: Any) -> dict[str, Any]:
+    """The arguments of a [`Fault`] that came as JSON: its body is text, and it waits for some seconds, or for ever."""
+    if seconds is not None:
+        until = time.monotonic() + seconds
+        fault["until"] = lambda: time.monotonic() > until
+    return fault if body is None else {**fault, "body": body.encode()}
 
 
 GATED = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this model is restricted."}
