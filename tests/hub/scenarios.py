@@ -1,8 +1,9 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Faults of the Hub by generator: each kind of fault at each request of a push or a pull, for once and for good.
+"""Faults of the Hub by generator: each kind of fault at each request of a push or a pull, once and always.
 
-One process makes its trainer once, tells the Hub which fault comes next, and pushes or pulls.
+One process makes its trainer once, tells the Hub which fault comes next, and pushes or pulls. The tests try every
+eighth scenario; `python -m tests.hub.scenarios` tries all of them, in some minutes.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Scenario:
 class Tried:
     """What became of a scenario."""
 
-    name: str
+    scenario: Scenario
     hits: int = 0  # how often the fault came
     error: str | None = None  # type of what was raised
     message: str = ""
@@ -86,24 +87,27 @@ class Tried:
     kept: bool = True  # whether the local output is as it was
 
 
-def scenarios(request: str, requests: dict[str, tuple[str, str]], odd: dict[str, dict[str, Any]]) -> list[Scenario]:
-    """All faults at one of the requests."""
-    method, path = requests[request]
+def scenarios(requests: dict[str, tuple[str, str]], odd: dict[str, dict[str, Any]]) -> list[Scenario]:
+    """All faults at all of the requests."""
     kinds = {str(status): {"status": status} for status in STATUSES}
     kinds["429 with Retry-After"] = {"status": 429, "headers": {"Retry-After": "1"}}
-    at = {"method": method, "path": path}
-    every = [
-        Scenario(request, kind, n, {**at, **fault}) for kind, fault in (kinds | odd).items() for n in (1, FOREVER)
-    ]
-    return every + [Scenario(request, kind, 1, {**at, **fault}) for kind, fault in SILENCE.items()]
+    found = []
+    for request, (method, path) in requests.items():
+        at = {"method": method, "path": path}
+        for kind, fault in (kinds | odd).items():
+            found += [Scenario(request, kind, times, {**at, **fault}) for times in (1, FOREVER)]
+        found += [Scenario(request, kind, 1, {**at, **fault}) for kind, fault in SILENCE.items()]
+    return found
 
 
-def of_push(request: str) -> list[Scenario]:
-    return scenarios(request, PUSH, ODD | OF_UPLOADS)
+def of_pushes() -> list[Scenario]:
+    """The scenarios of [`push_by_hand`] and [`push_while_training`]."""
+    return scenarios(PUSH, ODD | OF_UPLOADS)
 
 
-def of_pull(request: str) -> list[Scenario]:
-    return scenarios(request, PULL, ODD | OF_DOWNLOADS)
+def of_pulls() -> list[Scenario]:
+    """The scenarios of [`pull`]."""
+    return scenarios(PULL, ODD | OF_DOWNLOADS)
 
 
 def order(**what: Any) -> dict[str, Any]:
@@ -154,7 +158,7 @@ def try_all(scenarios: list[Scenario], attempt: Any, weights: str = "") -> list[
     impatient()
     warnings, found = Warnings(), []
     for scenario in scenarios:
-        tried = Tried(scenario.name)
+        tried = Tried(scenario)
         order(faults=[{**scenario.fault, "times": scenario.times}], forget=[REPO])
         try:
             attempt(tried)
@@ -168,8 +172,8 @@ def try_all(scenarios: list[Scenario], attempt: Any, weights: str = "") -> list[
     return found
 
 
-def push_by_hand(folder: str, request: str) -> list[Tried]:
-    """`trainer.push_to_hub()` under each fault of a request."""
+def push_by_hand(folder: str, scenarios: list[Scenario]) -> list[Tried]:
+    """`trainer.push_to_hub()` under each fault."""
     out = Path(folder)
     trainer = make(folder, processor=tiny_siglip_processor(max_length=64), hub_model_id=REPO)
     trainer.save_model()
@@ -182,11 +186,11 @@ def push_by_hand(folder: str, request: str) -> list[Tried]:
         finally:
             tried.kept = before.items() <= digests(out).items()
 
-    return try_all(of_push(request), attempt, before["model.safetensors"])
+    return try_all(scenarios, attempt, before["model.safetensors"])
 
 
-def push_while_training(folder: str, request: str) -> list[Tried]:
-    """The push of a checkpoint and the end of training under each fault of a request."""
+def push_while_training(folder: str, scenarios: list[Scenario]) -> list[Tried]:
+    """The push of a checkpoint and the end of training under each fault."""
     out, settings = Path(folder), {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
     processor = tiny_siglip_processor(max_length=64)
     trainer = make(
@@ -206,11 +210,11 @@ def push_while_training(folder: str, request: str) -> list[Tried]:
             trainer.is_in_train = False
             tried.kept = before.items() <= digests(out).items()
 
-    return try_all(of_push(request), attempt, before["model.safetensors"])
+    return try_all(scenarios, attempt, before["model.safetensors"])
 
 
-def pull(folder: str, request: str) -> list[Tried]:
-    """A pull into an empty cache under each fault of a request."""
+def pull(folder: str, scenarios: list[Scenario]) -> list[Tried]:
+    """A pull into an empty cache under each fault."""
     from huggingface_hub import constants
 
     from jest_hf.hub import pull_model
@@ -226,4 +230,69 @@ def pull(folder: str, request: str) -> list[Tried]:
         finally:
             shutil.rmtree(constants.HF_HUB_CACHE)
 
-    return try_all(of_pull(request), attempt)
+    return try_all(scenarios, attempt)
+
+
+# ---- What must come of them ----
+
+# Faults after which another try succeeds.
+PASSING = {
+    *("429", "429 with Retry-After", "500", "502", "503", "504", "a slow answer", "a lost answer"),
+    *("a connection cut within the answer", "a connection reset within the answer", "half of an answer"),
+    *("a connection reset within the request", "no answer within the time"),
+}
+
+
+def complaints(function: Any, tried: Tried) -> list[str]:
+    """What is wrong with an outcome: it must be a success, or one sentence with the way out, and nothing is lost."""
+    one, error, found = tried.scenario, tried.message, []
+    said = " ".join([error, *tried.warnings])
+    if tried.hits == 0:
+        found.append("the fault never came")
+    if not tried.kept:
+        found.append("a local file has changed or is gone")
+    if "hf_alice" in said:
+        found.append("a token was said")
+    if one.kind in PASSING and one.times == 1 and not tried.there:
+        found.append("another try would have succeeded")
+    if tried.error is None and not tried.there and function is not push_while_training:
+        found.append("a success without the weights")
+    if tried.error is not None and (tried.error != "OSError" or "\n" in error or not error.endswith(".")):
+        found.append("no sentence")
+    if function is push_by_hand and tried.error is not None and "push it later with `hf upload alice/run" not in error:
+        found.append("no way out")
+    if function is pull and tried.error is not None and not error.startswith("ref_model='alice/reference'"):
+        found.append("an error that does not name its option")
+    if function is push_while_training:
+        if tried.error is not None:
+            found.append("training died")
+        ended = [line for line in tried.warnings if "Training has ended" in line or "has not answered" in line]
+        if not tried.there and not (ended and "push it later with `hf upload alice/run" in ended[-1]):
+            found.append("what the Hub lacks was not said")
+    return [f"{function.__name__}, {one.name}: {wrong} ({tried.error}: {said})" for wrong in found]
+
+
+def main() -> None:
+    """Try all scenarios."""
+    from tests.hub.test_pull import files_of
+    from tests.hub_server import Clients, Hub
+
+    folder = Path(tempfile.mkdtemp())
+    wrong, n_tried, n_succeeded = [], 0, 0
+    with Hub() as hub, Clients(hub.endpoint, folder / "home") as clients:
+        hub.put("alice/reference", files_of(folder / "pull"))
+        for function, every in ((push_by_hand, of_pushes()), (push_while_training, of_pushes()), (pull, of_pulls())):
+            for start in range(0, len(every), 100):  # a call has a time limit
+                part = every[start : start + 100]
+                outcome = clients(function, str(folder / function.__name__), part, home=folder / "client")
+                n_tried, n_succeeded = n_tried + len(part), n_succeeded + sum(one.there for one in outcome.value)
+                wrong += [line for one in outcome.value for line in complaints(function, one)]
+                print(f"{n_tried} scenarios, {n_succeeded} succeeded, {len(wrong)} complaints", flush=True)
+    shutil.rmtree(folder)
+    raise SystemExit("\n".join(wrong))
+
+
+if __name__ == "__main__":
+    from tests.hub.scenarios import main as run  # so that what is pickled is of this module, and not of __main__
+
+    run()

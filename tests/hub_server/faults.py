@@ -55,7 +55,7 @@ class Fault:
 
     def spoil(self, body: bytes) -> bytes:
         """The body that is sent in place of the right one."""
-        if self.corrupt:
+        if self.corrupt and body:
             middle = len(body) // 2
             body = body[:middle] + bytes([body[middle] ^ 0xFF]) + body[middle + 1 :]
         return body if self.shorten_to is None else body[: self.shorten_to]
