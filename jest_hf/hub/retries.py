@@ -17,7 +17,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
 
 
 WAITS = (1.0, 4.0)  # seconds before the second and third try
-ANSWER = 60.0  # seconds for an answer, where the client has no limit
+ANSWER = 60.0  # seconds without a byte of an answer, where the client has no limit
 LONGEST_WAIT = 60  # seconds, where a busy Hub sends a longer Retry-After
 # Statuses of temporary errors: the Hub is busy or restarting, or another push came first (409, 412).
 PASSING = (408, 409, 412, 429, 500, 502, 503, 504)
@@ -26,8 +26,15 @@ PASSING = (408, 409, 412, 429, 500, 502, 503, 504)
 def limit_waits() -> None:
     """Give the client's requests a time limit where they have none: huggingface_hub 2.4 waits for ever for most."""
     client = get_session()
-    if getattr(client.timeout, "read", 0.0) is None:
-        client.timeout = ANSWER
+    hooks = client.event_hooks
+    if _limit_wait not in hooks["request"]:
+        client.event_hooks = {**hooks, "request": [*hooks["request"], _limit_wait]}
+
+
+def _limit_wait(request: Any) -> None:
+    """Called before each request. A limit of the client is not enough: some requests say that they have none."""
+    limits = {"connect": None, "read": None, "write": None, "pool": None, **request.extensions.get("timeout", {})}
+    request.extensions["timeout"] = {one: ANSWER if limit is None else limit for one, limit in limits.items()}
 
 
 def can_pass(error: BaseException) -> bool:

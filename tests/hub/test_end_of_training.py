@@ -20,6 +20,9 @@ from tests.helpers import tiny_siglip_processor
 from tests.hub.test_faults import run_hf
 from tests.hub.test_public_files import put_what_is_not_pushed
 from tests.hub.test_publisher import make, same, state_of
+from tests.hub.test_pull import files_of as reference_files
+from tests.hub.test_pull import pull
+from tests.hub_server import Failed
 from tests.hub_server.faults import NEVER
 
 
@@ -135,6 +138,36 @@ def push_and_end(folder):
     uploads.PROBE, uploads.SILENCE = 0.2, 0.5
     trainer = make(folder, processor=tiny_siglip_processor(max_length=64), hub_model_id="alice/run")
     trainer.push_to_hub(blocking=False)
+
+
+def push_and_wait(folder):
+    from jest_hf.hub import uploads
+
+    uploads.PROBE, uploads.SILENCE = 0.2, 0.5
+    make(folder, processor=tiny_siglip_processor(max_length=64), hub_model_id="alice/run").push_to_hub()
+
+
+def test_a_push_that_is_waited_for_ends_although_the_hub_never_answers(hub, client, tmp_path):
+    never_answers(hub, "POST", "/commit/")
+    with pytest.raises(Failed, match="failed .Silent: the Hub has not answered for 0 s.*push it later with") as failed:
+        client(push_and_wait, str(tmp_path / "out"), ends=True)
+    assert failed.value.kind == "OSError" and failed.value.outcome.ended < 8
+
+
+def pull_impatiently():
+    from jest_hf.hub import retries
+
+    retries.ANSWER = 0.5
+    return pull()
+
+
+@pytest.mark.parametrize("path", ["/revision/main", "/tree/"])
+def test_a_pull_ends_although_the_hub_does_not_answer(hub, client, tmp_path, path):
+    """The client waits for these two for ever."""
+    hub.put("alice/reference", reference_files(tmp_path / "reference"))
+    fault = hub.fail("GET", path, until=NEVER)
+    assert client(pull_impatiently).value["commit"] == hub.repo("alice/reference").head.oid
+    assert fault.times == 0
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -155,6 +157,12 @@ def test_a_trial_is_as_a_new_trainer(tmp_path, plain, group, trial):
 def test_every_option_is_tried_or_refused():
     assert {name for _, trial in TRIALS for name in trial} == PER_TRIAL
     assert PER_TRIAL <= {one.name for one in fields(JESTConfig)}
+
+
+def test_the_page_has_the_options():
+    page = (Path(__file__).parents[2] / "docs" / "arguments.md").read_text(encoding="utf-8")
+    listed = page.split("## Trials of a hyperparameter search")[1].split("\n\n")[2]
+    assert re.findall(r"`(\w+)`", listed) == sorted(PER_TRIAL)
 
 
 @pytest.fixture(scope="module")
