@@ -65,6 +65,7 @@ def made(kind: str, rank: int) -> Any:
         "a random transform": lambda: Drawing(rank),
         "a stream": lambda: table(rows).to_iterable_dataset(4).shuffle(seed=1, buffer_size=20),
         "a stream that draws": lambda: DrawingStream(rank),
+        "a random transform on one rank": lambda: [rows, Drawing(1)][rank],
         "other rows": lambda: random_rows(N_ROWS, seed=rank),
         "another order": lambda: rows[:: 1 - 2 * rank],
         "a shuffle without a seed": lambda: table(rows).shuffle(seed=rank),
@@ -87,6 +88,7 @@ ACCEPTED = (
     "a stream that draws",
 )
 REFUSED = (
+    "a random transform on one rank",
     "other rows",
     "another order",
     "a shuffle without a seed",

@@ -71,6 +71,19 @@ def test_fp16_is_the_same_rounded(tmp_path):
     assert half.logit_scale == whole.logit_scale
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embeddings_that_were_normalised_in_bfloat16_are_cached(tmp_path, family):
+    """Their norms are not quite 1, and the check of a shard allows for that."""
+    build, make_processor = FAMILIES[family]
+    with torch.autocast("cpu", torch.bfloat16):
+        cache = make_cache(
+            tmp_path, model=reference_model(build=build), processor=make_processor(), precision="bf16", dtype="float16"
+        )
+    cache.verify()
+    norms = cache.take(torch.arange(23)).image.norm(dim=1)
+    assert norms.allclose(torch.ones(23), atol=0.01)
+
+
 def test_all_captions_of_a_row_are_kept(tmp_path):
     """The image once, each usable caption in its place: whichever is drawn, its embedding is there."""
     rows = random_rows(9)

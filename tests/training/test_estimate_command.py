@@ -97,8 +97,8 @@ def test_the_size_of_the_cache_and_of_the_super_batch(tmp_path, capsys):
     flags = ("--learner", tmp_path / "model", "--per_device_train_batch_size", 8, "--filter_ratio", 0.75)
     result, _ = estimated(capsys, *flags, "--rows", 80, "--cache_reference", True)
     shards = open_folder(tmp_path / "run" / "reference_cache").manifest["shards"]
-    # Offsets and marks of broken rows take 9 bytes a row beside 2 x 32 numbers in float32.
-    assert 2 * result["cache_bytes"] == pytest.approx(sum(one["bytes"] for one in shards) - 9 * 80, abs=600)
+    # Offsets, marks of broken rows and digests take 25 bytes a row beside 2 x 32 numbers in float32.
+    assert 2 * result["cache_bytes"] == pytest.approx(sum(one["bytes"] for one in shards) - 25 * 80, abs=600)
     ours = sum(value.nbytes for name, value in batch.items() if name in ("pixel_values", "input_ids"))
     assert result["super_batch_bytes"] == ours
 
