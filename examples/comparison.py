@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from abc import ABC, abstractmethod
@@ -12,9 +11,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from datasets import Dataset
-from transformers import HfArgumentParser, PreTrainedModel
+from transformers import PreTrainedModel
 
 from jest_hf import JESTConfig, JESTTrainer
 from jest_hf.data import load_source, select_subset
@@ -24,9 +22,6 @@ from jest_hf.report import format_table, plot_quality
 sys.path.insert(0, str(Path(__file__).parent))
 from costs import History, sentence, shares_of  # noqa: E402
 
-
-# Defaults of the scripts that differ from those of `JESTConfig`.
-DEFAULTS = {"output_dir": "jest-out", "report_to": "none", "eval_strategy": "steps", "logging_steps": 20}
 
 JSON = ("_where", "_config")  # endings of the names of flags whose values are JSON
 
@@ -153,25 +148,6 @@ class DataArguments:
             self.test_dataset = self.test_dataset or "scenes:test"
             if self.ref_model is None:
                 self.train_reference_on = self.train_reference_on or "scenes:curated"
-
-
-def parse(kind: type[DataArguments], argv: list[str], demonstration: Path, **defaults: Any) -> tuple[Any, JESTConfig]:
-    """Read flags, a YAML recipe (flags win over it) and defaults; without any flag, the demonstration's recipe."""
-    recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    recipe.add_argument("--config", type=Path, default=None if argv else demonstration)
-    recipe.add_argument("--preset")
-    given, argv = recipe.parse_known_args(argv)
-    settings: dict[str, Any] = yaml.safe_load(given.config.read_text()) or {} if given.config is not None else {}
-    settings["preset"] = given.preset or settings.get("preset")
-    known = {one.name for arguments in (kind, JESTConfig) for one in fields(arguments)}
-    unknown = sorted(set(settings) - known)
-    if unknown:
-        raise ValueError(f"the recipe has settings that do not exist: {', '.join(unknown)}.")
-    if settings["preset"]:
-        defaults.pop("selection", None)  # the preset sets it
-    parser = HfArgumentParser((kind, JESTConfig))
-    parser.set_defaults(**DEFAULTS | defaults | settings)
-    return parser.parse_args_into_dataclasses(argv)
 
 
 class Comparison(ABC):

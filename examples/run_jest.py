@@ -31,9 +31,11 @@ from jest_hf.reference import load_learner
 
 sys.path.insert(0, str(Path(__file__).parent))
 import comparison  # noqa: E402
+import script_flags  # noqa: E402
 
 
 DEMONSTRATION = Path(__file__).parent / "recipes" / "demo.yaml"
+GROUPS = {"data": ("caption_column",), "models": ("learner_size", "patch_size")}
 
 
 @dataclass
@@ -54,7 +56,7 @@ class ScriptArguments(comparison.DataArguments):
 
 def parse(argv: list[str]) -> tuple[ScriptArguments, JESTConfig]:
     """Read the flags, the recipe and the defaults."""
-    return comparison.parse(ScriptArguments, argv, DEMONSTRATION)
+    return script_flags.parse(ScriptArguments, argv, DEMONSTRATION, GROUPS)
 
 
 def captions_of(rows: Dataset, column: str | None) -> list[str]:
@@ -128,4 +130,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    script_flags.run_script(main, ScriptArguments)

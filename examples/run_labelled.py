@@ -40,9 +40,15 @@ from jest_hf.reference import locate_reference
 
 sys.path.insert(0, str(Path(__file__).parent))
 import comparison  # noqa: E402
+import script_flags  # noqa: E402
 
 
 DEMONSTRATION = Path(__file__).parent / "recipes" / "rho_loss.yaml"
+GROUPS = {
+    "data": ("kind", "text_column", "label_column", "task", "label_noise", "text_noise"),
+    "models": ("learner_config",),
+    "reference": ("reference_config",),
+}
 MODELS = {
     "image_classification": AutoModelForImageClassification,
     "text_classification": AutoModelForSequenceClassification,
@@ -117,7 +123,8 @@ class ScriptArguments(comparison.DataArguments):
 
 def parse(argv: list[str]) -> tuple[ScriptArguments, JESTConfig]:
     """Read the flags, the recipe and the defaults. Joint selection needs pairs, so the default is independent here."""
-    return comparison.parse(ScriptArguments, argv, DEMONSTRATION, selection="independent", adam_beta2=0.999)
+    defaults = {"selection": "independent", "adam_beta2": 0.999}
+    return script_flags.parse(ScriptArguments, argv, DEMONSTRATION, GROUPS, **defaults)
 
 
 class Job(comparison.Comparison):
@@ -224,4 +231,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    script_flags.run_script(main, ScriptArguments)

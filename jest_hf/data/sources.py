@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import pyarrow.compute as pc
 
 from jest_hf.data.scenes import SPLIT_SIZES, load_scenes
 from jest_hf.data.subset import select_subset
+from jest_hf.flags import source_of
 
 
 BUILDERS = {
@@ -34,45 +34,8 @@ BUILDERS = {
 }
 
 
-def add_source_arguments(
-    parser: argparse.ArgumentParser, purpose: str, *, required: bool = True, image_column: bool = True
-) -> None:
-    """Add the flags that name data, of the commands that read a data set once.
-
-    Args:
-        parser (`argparse.ArgumentParser`): The parser of a command.
-        purpose (`str`): What the data are for, for the help text, such as `"embed"`.
-        required (`bool`, *optional*, defaults to `True`): Whether the command needs `--dataset`.
-        image_column (`bool`, *optional*, defaults to `True`): Whether to add `--image_column` too.
-    """
-    add = parser.add_argument
-    add(
-        "--dataset",
-        required=required,
-        help=f"data to {purpose}: scenes:<split>, a local file, glob or folder, or a Hub id",
-    )
-    add("--dataset_split", help="split of --dataset, e.g. train")
-    add("--dataset_where", type=json.loads, help='keep only rows with these column values: {"split": "train"} (JSON)')
-    add("--max_train_rows", type=int, help="keep only this many rows, the first ones; default: all")
-    add("--subset", help="keep only the rows in this file, which `jest-hf curate --list` wrote; default: all")
-    if image_column:
-        add("--image_column", default="image", help="column of the images; default: image")
-
-
-def source_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of [`load_source`] that the flags name, without those that were left out."""
-    named = {
-        "spec": options.dataset,
-        "split": options.dataset_split,
-        "where": options.dataset_where,
-        "max_rows": options.max_train_rows,
-        "subset": options.subset,
-    }
-    return {name: value for name, value in named.items() if value is not None}
-
-
 def load_named(options: argparse.Namespace) -> datasets.Dataset:
-    """Load the data that the flags of [`add_source_arguments`] name."""
+    """Load the data that the flags of [`~jest_hf.flags.add_source_arguments`] name."""
     return load_source(**source_of(options))
 
 
