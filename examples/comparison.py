@@ -15,7 +15,8 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from jest_hf import JESTConfig, JESTTrainer
-from jest_hf.data import load_source, select_subset
+from jest_hf.data import load_source
+from jest_hf.flags import in_flags
 from jest_hf.report import format_table, plot_quality
 
 
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from costs import History, sentence, shares_of  # noqa: E402
 
 
+BUFFER = 1000  # rows of a stream in memory, to shuffle them
 JSON = ("_where", "_config")  # endings of the names of flags whose values are JSON
 
 
@@ -34,10 +36,15 @@ class DataArguments:
         default="scenes:web",
         metadata={"help": "Training data: scenes:<split>, a local file, glob or folder, or a Hub data-set id."},
     )
-    dataset_split: str | None = field(default=None, metadata={"help": "Split of --dataset, e.g. train."})
+    dataset_split: str | None = field(
+        default=None, metadata={"help": "Split of --dataset, e.g. train. Default: the only split."}
+    )
     dataset_where: dict | str | None = field(
         default=None,
-        metadata={"help": 'Keep only rows of --dataset with these column values, as JSON: {"split": "train"}.'},
+        metadata={
+            "help": 'Keep only the rows of --dataset with these column values: {"split": "train"}. Default: all rows.',
+            "metavar": "JSON",
+        },
     )
     eval_dataset: str | None = field(
         default=None,
@@ -46,9 +53,15 @@ class DataArguments:
             "--dataset is scenes, else none."
         },
     )
-    eval_split: str | None = field(default=None, metadata={"help": "Split of --eval_dataset, e.g. validation."})
+    eval_split: str | None = field(
+        default=None, metadata={"help": "Split of --eval_dataset, e.g. validation. Default: the only split."}
+    )
     eval_where: dict | str | None = field(
-        default=None, metadata={"help": "Keep only rows of --eval_dataset with these column values, as JSON."}
+        default=None,
+        metadata={
+            "help": "Keep only the rows of --eval_dataset with these column values. Default: all rows.",
+            "metavar": "JSON",
+        },
     )
     test_dataset: str | None = field(
         default=None,
@@ -57,18 +70,37 @@ class DataArguments:
             "scenes, else --eval_dataset."
         },
     )
-    test_split: str | None = field(default=None, metadata={"help": "Split of --test_dataset, e.g. test."})
+    test_split: str | None = field(
+        default=None, metadata={"help": "Split of --test_dataset, e.g. test. Default: the only split."}
+    )
     test_where: dict | str | None = field(
-        default=None, metadata={"help": "Keep only rows of --test_dataset with these column values, as JSON."}
+        default=None,
+        metadata={
+            "help": "Keep only the rows of --test_dataset with these column values. Default: all rows.",
+            "metavar": "JSON",
+        },
     )
     max_train_rows: int | None = field(
-        default=None, metadata={"help": "Keep only this many rows of --dataset, the first ones. Default: all."}
+        default=None, metadata={"help": "Keep only this many rows of --dataset, the first ones. Default: all rows."}
     )
     subset: str | None = field(
         default=None,
-        metadata={"help": "Keep only the rows of --dataset in this file, which `jest-hf curate --list` wrote."},
+        metadata={
+            "help": "Keep only the rows of --dataset in this file, which `jest-hf curate --list` wrote. Default: all "
+            "rows."
+        },
     )
-    image_column: str = field(default="image", metadata={"help": "Column of the images."})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read --dataset as it comes, and store none of it: shuffled in a buffer of 1,000 rows, with "
+            "--max_steps and --learner."
+        },
+    )
+    image_column: str = field(
+        default="image",
+        metadata={"help": "Column of the images, or the first that exists of several: jpg;png;webp."},
+    )
     scaled_jpeg_decoding: bool = field(
         default=False, metadata={"help": "Decode large JPEGs at 1/2, 1/4 or 1/8 of their size: faster, other pixels."}
     )
@@ -105,10 +137,14 @@ class DataArguments:
         },
     )
     train_reference_split: str | None = field(
-        default=None, metadata={"help": "Split of --train_reference_on, e.g. train."}
+        default=None, metadata={"help": "Split of --train_reference_on, e.g. train. Default: the only split."}
     )
     train_reference_where: dict | str | None = field(
-        default=None, metadata={"help": "Keep only rows of --train_reference_on with these column values, as JSON."}
+        default=None,
+        metadata={
+            "help": "Keep only the rows of --train_reference_on with these column values. Default: all rows.",
+            "metavar": "JSON",
+        },
     )
     reference_steps: int = field(
         default=300, metadata={"help": "Number of steps to train the reference on --train_reference_on."}
@@ -142,7 +178,12 @@ class DataArguments:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if name.endswith(JSON) and isinstance(value, str):
-                setattr(self, name, json.loads(value))
+                try:
+                    setattr(self, name, json.loads(value))
+                except json.JSONDecodeError as error:
+                    raise ValueError(
+                        f'{name}={value!r} is not JSON ({error}), such as {{"split": "train"}}.'
+                    ) from error
         if self.dataset.startswith("scenes"):
             self.eval_dataset = self.eval_dataset or "scenes:validation"
             self.test_dataset = self.test_dataset or "scenes:test"
@@ -161,12 +202,13 @@ class Comparison(ABC):
 
     def __init__(self, script: DataArguments, args: JESTConfig) -> None:
         self.script, self.args = script, args
-        self.train = self.rows(script.dataset, script.dataset_split, script.dataset_where, script.max_train_rows)
-        if script.subset is not None:
-            self.train = select_subset(self.train, script.subset)
-        self.eval = self.rows(script.eval_dataset, script.eval_split, script.eval_where)
-        self.test = self.rows(script.test_dataset, script.test_split, script.test_where)
-        self.curated = self.rows(script.train_reference_on, script.train_reference_split, script.train_reference_where)
+        more = {"max_rows": script.max_train_rows, "subset": script.subset, "streaming": script.streaming}
+        self.train = self.source("dataset", **{name: value for name, value in more.items() if value})
+        if script.streaming:
+            self.train = self.train.shuffle(seed=args.seed, buffer_size=BUFFER)
+        self.eval = self.source("eval_dataset")
+        self.test = self.source("test_dataset")
+        self.curated = self.source("train_reference_on")
         if self.eval is None:
             args.eval_strategy = "no"
         self.reference_cost: dict[str, float] | None = None  # of training it here
@@ -202,9 +244,19 @@ class Comparison(ABC):
 
     # ---- What the scripts share ----
 
-    def rows(self, what: str | None, split: str | None, where: dict | None, n: int | None = None) -> Dataset | None:
-        """Load the rows of one source, or `None` without a source."""
-        return load_source(what, split=split, where=where, max_rows=n) if what else None
+    def rows(self, what: str, **options: Any) -> Dataset:
+        """Load the rows of one source: arguments of `load_source`."""
+        return load_source(what, **options)
+
+    def source(self, flag: str, **options: Any) -> Dataset | None:
+        """Load the rows that a flag names, or `None` without it; an error speaks in this flag and its companions."""
+        stem = {"dataset": "dataset", "train_reference_on": "train_reference"}.get(flag, flag.removesuffix("_dataset"))
+        flags = {"spec": flag, "split": f"{stem}_split", "where": f"{stem}_where", "max_rows": "max_train_rows"}
+        what, split, where = (getattr(self.script, flags[name]) for name in ("spec", "split", "where"))
+        try:
+            return self.rows(what, split=split, where=where, **options) if what else None
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(in_flags(str(error), (), flags)) from error
 
     def settings(self, **changes: Any) -> JESTConfig:
         """Return the run's arguments with some changed. A uniform run has no option that needs a selection."""

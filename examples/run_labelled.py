@@ -34,6 +34,7 @@ from jest_hf import JESTConfig
 from jest_hf.data import train_tokenizer
 from jest_hf.data.labelled import ImageLabelCollator, LabelledCollator, LanguageModelCollator, TextLabelCollator
 from jest_hf.data.tasks import class_names, flip_labels, label_scenes, scramble_texts
+from jest_hf.flags import Parser
 from jest_hf.models.load import check_loaded, load_config, load_processor
 from jest_hf.reference import locate_reference
 
@@ -44,6 +45,7 @@ import script_flags  # noqa: E402
 
 
 DEMONSTRATION = Path(__file__).parent / "recipes" / "rho_loss.yaml"
+DEFAULTS = {"selection": "independent", "adam_beta2": 0.999}
 GROUPS = {
     "data": ("kind", "text_column", "label_column", "task", "label_noise", "text_noise"),
     "models": ("learner_config",),
@@ -121,10 +123,14 @@ class ScriptArguments(comparison.DataArguments):
         return self.kind != "language_model"
 
 
+def flags() -> Parser:
+    """Return the parser of the script."""
+    return script_flags.flags_of(ScriptArguments, GROUPS, **DEFAULTS)
+
+
 def parse(argv: list[str]) -> tuple[ScriptArguments, JESTConfig]:
     """Read the flags, the recipe and the defaults. Joint selection needs pairs, so the default is independent here."""
-    defaults = {"selection": "independent", "adam_beta2": 0.999}
-    return script_flags.parse(ScriptArguments, argv, DEMONSTRATION, GROUPS, **defaults)
+    return script_flags.parse(flags(), ScriptArguments, argv, DEMONSTRATION, **DEFAULTS)
 
 
 class Job(comparison.Comparison):
@@ -141,10 +147,10 @@ class Job(comparison.Comparison):
         if script.text_noise:
             self.train = scramble_texts(self.train, script.text_noise, args.seed, script.text_column)
 
-    def rows(self, what: str | None, split: str | None, where: dict | None, n: int | None = None) -> Dataset | None:
-        """Load the rows of one source, or `None` without a source; scenes get the labels of the task."""
-        rows = super().rows(what, split, where, n)
-        if rows is not None and self.script.has_labels and what.startswith("scenes"):
+    def rows(self, what: str, **options: Any) -> Dataset:
+        """Load the rows of one source; scenes get the labels of the task."""
+        rows = super().rows(what, **options)
+        if self.script.has_labels and what.startswith("scenes"):
             rows = label_scenes(rows, self.script.task)
         return rows
 

@@ -21,7 +21,7 @@ DEFAULTS = {"output_dir": "jest-out", "report_to": "none", "eval_strategy": "ste
 # The groups of the flags of `comparison.DataArguments` in `--help`.
 GROUPS = {
     "data": (
-        *("dataset", "dataset_split", "dataset_where", "max_train_rows", "subset", "image_column"),
+        *("dataset", "dataset_split", "dataset_where", "max_train_rows", "subset", "streaming", "image_column"),
         *("scaled_jpeg_decoding", "eval_dataset", "eval_split", "eval_where"),
         *("test_dataset", "test_split", "test_where"),
     ),
@@ -39,31 +39,27 @@ GROUPS = {
 }
 
 
-def parse(
-    kind: type,
-    argv: list[str],
-    demonstration: Path,
-    groups: Mapping[str, Sequence[str]],
-    **defaults: Any,
-) -> tuple[Any, JESTConfig]:
-    """Read flags, a YAML recipe (flags win over it) and defaults; without any flag, the demonstration's recipe.
+def flags_of(kind: type, groups: Mapping[str, Sequence[str]], **defaults: Any) -> Parser:
+    """Return the parser of a script.
 
     Args:
         kind (`type`): The dataclass of the script's own arguments.
-        argv (list of `str`): The flags.
-        demonstration (`Path`): The recipe of the demonstration.
         groups (`Mapping`): Names of the script's own arguments by the title of their group in `--help`.
-        defaults: Defaults that differ from those of `JESTConfig`.
+        defaults: Defaults that differ from those of `JESTConfig`, for the help.
     """
     script = sys.modules[kind.__module__]
     parser = Parser(prog=Path(script.__file__).name, description=script.__doc__.partition("\n")[0])
     both = {title: (*GROUPS.get(title, ()), *groups.get(title, ())) for title in {**GROUPS, **groups}}
-    defaults = {**DEFAULTS, **defaults}
-    add_fields(parser, (kind, JESTConfig), both, defaults=defaults)
+    add_fields(parser, (kind, JESTConfig), both, defaults={**DEFAULTS, **defaults})
+    return parser
+
+
+def parse(parser: Parser, kind: type, argv: list[str], demonstration: Path, **defaults: Any) -> tuple[Any, JESTConfig]:
+    """Read flags, a YAML recipe (flags win over it) and defaults; without any flag, the demonstration's recipe."""
     settings = read_settings(parser, argv, None if argv else demonstration)
     if settings.get("preset"):
         defaults.pop("selection", None)  # the preset sets it
-    settings = {**defaults, **settings}
+    settings = {**DEFAULTS, **defaults, **settings}
     return fill(kind, settings), fill(JESTConfig, settings)
 
 

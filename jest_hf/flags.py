@@ -241,7 +241,8 @@ def add_source_arguments(
     add(
         "--dataset",
         required=required,
-        help=f"Data to {purpose}: scenes:<split>, a local file, glob or folder, or a Hub id.",
+        help=f"Data to {purpose}: scenes:<split>, a local file, glob or folder, or a Hub id."
+        + ("" if required else " Default: none."),
     )
     add("--dataset_split", help="Split of --dataset, e.g. train. Default: the only split.")
     add("--dataset_where", type=json.loads,
@@ -249,7 +250,11 @@ def add_source_arguments(
     add("--max_train_rows", type=int, help="Keep only this many rows, the first ones. Default: all rows.")
     add("--subset", help="Keep only the rows in this file, which `jest-hf curate --list` wrote. Default: all rows.")
     if image_column:
-        add("--image_column", default="image", help="Column of the images.")
+        add(
+            "--image_column",
+            default="image",
+            help="Column of the images, or the first that exists of several: jpg;png;webp.",
+        )
 
 
 def source_of(options: argparse.Namespace) -> dict[str, Any]:

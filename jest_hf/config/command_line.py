@@ -66,7 +66,7 @@ HELPS = {
     "warmup_steps": "Steps in which the learning rate rises from 0; a number below 1 is a share of all steps.",
     "weight_decay": "Weight decay of the optimizer; biases, norms and the temperature have none.",
     "bf16": "Train and score in bfloat16 mixed precision.",
-    "activation_checkpointing": "Recompute activations in the backward pass: less memory, one more forward.",
+    "activation_checkpointing": "Recompute activations in the backward pass: less memory, more time. Default: off.",
     "seed": "Seed of new weights, of the order of the data, and of the selection.",
     "use_cpu": "Train on the CPU, also where there is a GPU.",
     "save_steps": "Number of steps between two checkpoints; a number below 1 is a share of all steps.",
@@ -185,7 +185,7 @@ def read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
     known = actions.keys() - {"config", "help"}
     for name in settings:
         if name not in known:
-            near = proposal(str(name), known)
+            near = proposal(repr(name), [repr(one) for one in known])
             raise ValueError(
                 f"--config {path} has the setting {name!r}, which does not exist{near}; correct its name."
             )

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser, purpose, required=False)
     add(
         "--caption_column",
-        help="Column of the captions. Default: the first of text, caption and captions that exists.",
+        help="Column of the captions. Default: the first of text, caption, captions and txt.",
     )
     add("--label_column", help="Column of the labels, for a table of classes. Default: label, if there is one.")
 

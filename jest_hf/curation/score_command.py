@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--image_column", help="Column of the images. Default: image.")
     add(
         "--caption_column",
-        help="Column of the captions. Default: the first of text, caption and captions that exists.",
+        help="Column of the captions. Default: the first of text, caption, captions and txt.",
     )
     add("--text_column", help="Column of the texts of a text classifier or a language model. Default: text.")
     add("--label_column", help="Column of the labels of a classifier. Default: label.")
@@ -71,12 +71,12 @@ def run(options: argparse.Namespace) -> ScoreSet:
     from accelerate import PartialState
 
     from jest_hf.curation.scoring import score_dataset
-    from jest_hf.data import load_source
+    from jest_hf.data.sources import load_named
 
     start = time.perf_counter()
     source = source_of(options)
     scores = score_dataset(
-        load_source(**source) if "spec" in source else None,
+        load_named(options) if "spec" in source else None,
         options.output_dir,
         learner=options.learner,
         ref_model=options.ref_model,

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("reading").add_argument
     add(
         "--caption_column",
-        help="Column of the captions. Default: the first of text, caption and captions that exists.",
+        help="Column of the captions. Default: the first of text, caption, captions and txt.",
     )
     add("--max_length", type=int, help="Tokens that captions are padded to. Default: the reference's own length.")
     add("--scaled_jpeg_decoding", action="store_true",

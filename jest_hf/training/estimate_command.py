@@ -62,10 +62,15 @@ class EstimateArguments:
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Names of the layers with a LoRA adapter. Default: PEFT's for the model."}
     )
-    max_train_rows: int | None = field(default=None, metadata={"help": "As --rows."})
+    max_train_rows: int | None = field(
+        default=None,
+        metadata={"help": "Number of training rows, by its name in examples/run_jest.py. Default: --rows."},
+    )
     rows: int | None = field(
         default=None,
-        metadata={"help": "Number of training rows, for the reference cache and for --num_train_epochs."},
+        metadata={
+            "help": "Number of training rows, for the reference cache and for --num_train_epochs. Default: unknown."
+        },
     )
     devices: int = field(default=1, metadata={"help": "Number of devices that train together."})
     json: bool = field(default=False, metadata={"help": "Print JSON in place of the table."})
@@ -73,7 +78,7 @@ class EstimateArguments:
 
 # Flags of `examples/run_jest.py` that change no cost: accepted, so that the command line of a run can be pasted.
 NOT_USED = (
-    *("dataset", "dataset_split", "dataset_where", "subset", "eval_dataset", "eval_split", "eval_where"),
+    *("dataset", "dataset_split", "dataset_where", "subset", "streaming", "eval_dataset", "eval_split", "eval_where"),
     *("test_dataset", "test_split", "test_where", "image_column", "caption_column", "scaled_jpeg_decoding"),
     *("vocab_size", "train_reference_on", "train_reference_split", "train_reference_where", "reference_steps"),
     *("reference_learning_rate", "compare_uniform_steps", "compare_uniform_learning_rate"),
