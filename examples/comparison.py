@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import sys
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,173 +22,10 @@ from jest_hf.report import format_table, plot_quality
 
 sys.path.insert(0, str(Path(__file__).parent))
 from costs import History, sentence, shares_of  # noqa: E402
+from script_flags import DataArguments  # noqa: E402
 
 
 BUFFER = 1000  # rows of a stream in memory, to shuffle them
-JSON = ("_where", "_config")  # endings of the names of flags whose values are JSON
-
-
-@dataclass
-class DataArguments:
-    """The data and the models of a run; `JESTConfig` has all other options."""
-
-    dataset: str = field(
-        default="scenes:web",
-        metadata={"help": "Training data: scenes:<split>, a local file, glob or folder, or a Hub data-set id."},
-    )
-    dataset_split: str | None = field(
-        default=None, metadata={"help": "Split of --dataset, e.g. train. Default: the only split."}
-    )
-    dataset_where: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": 'Keep only the rows of --dataset with these column values: {"split": "train"}. Default: all rows.',
-            "metavar": "JSON",
-        },
-    )
-    eval_dataset: str | None = field(
-        default=None,
-        metadata={
-            "help": "Data to evaluate on during training, named like --dataset. Default: scenes:validation if "
-            "--dataset is scenes, else none."
-        },
-    )
-    eval_split: str | None = field(
-        default=None, metadata={"help": "Split of --eval_dataset, e.g. validation. Default: the only split."}
-    )
-    eval_where: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "Keep only the rows of --eval_dataset with these column values. Default: all rows.",
-            "metavar": "JSON",
-        },
-    )
-    test_dataset: str | None = field(
-        default=None,
-        metadata={
-            "help": "Data for the results after training, named like --dataset. Default: scenes:test if --dataset is "
-            "scenes, else --eval_dataset."
-        },
-    )
-    test_split: str | None = field(
-        default=None, metadata={"help": "Split of --test_dataset, e.g. test. Default: the only split."}
-    )
-    test_where: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "Keep only the rows of --test_dataset with these column values. Default: all rows.",
-            "metavar": "JSON",
-        },
-    )
-    max_train_rows: int | None = field(
-        default=None, metadata={"help": "Keep only this many rows of --dataset, the first ones. Default: all rows."}
-    )
-    subset: str | None = field(
-        default=None,
-        metadata={
-            "help": "Keep only the rows of --dataset in this file, which `jest-hf curate --list` wrote. Default: all "
-            "rows."
-        },
-    )
-    streaming: bool = field(
-        default=False,
-        metadata={
-            "help": "Read --dataset as it comes, and store none of it: shuffled in a buffer of 1,000 rows, with "
-            "--max_steps and --learner."
-        },
-    )
-    image_column: str = field(
-        default="image",
-        metadata={"help": "Column of the images, or the first that exists of several: jpg;png;webp."},
-    )
-    scaled_jpeg_decoding: bool = field(
-        default=False, metadata={"help": "Decode large JPEGs at 1/2, 1/4 or 1/8 of their size: faster, other pixels."}
-    )
-
-    learner: str | None = field(
-        default=None,
-        metadata={"help": "Hub id or path of the learner to start from. Default: a small one with random weights."},
-    )
-    image_size: int = field(
-        default=32, metadata={"help": "Height and width of images in pixels, for a learner with random weights."}
-    )
-    vocab_size: int = field(
-        default=2048,
-        metadata={"help": "Vocabulary of the tokenizer that is trained for a learner with random weights."},
-    )
-    max_length: int | None = field(
-        default=None,
-        metadata={"help": "Tokens that texts are padded to. Default: the learner's, or 20 with random weights."},
-    )
-
-    ref_model: str | None = field(
-        default=None,
-        metadata={"help": "Hub id or path of the reference. Default: trained first on --train_reference_on."},
-    )
-    proxy_model: str | None = field(
-        default=None,
-        metadata={"help": "Hub id or path of the proxy. Default: the reference's architecture, random weights."},
-    )
-    train_reference_on: str | None = field(
-        default=None,
-        metadata={
-            "help": "Clean data to train a reference on first, without --ref_model; named like --dataset. Default: "
-            "scenes:curated if --dataset is scenes, else none."
-        },
-    )
-    train_reference_split: str | None = field(
-        default=None, metadata={"help": "Split of --train_reference_on, e.g. train. Default: the only split."}
-    )
-    train_reference_where: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "Keep only the rows of --train_reference_on with these column values. Default: all rows.",
-            "metavar": "JSON",
-        },
-    )
-    reference_steps: int = field(
-        default=300, metadata={"help": "Number of steps to train the reference on --train_reference_on."}
-    )
-    reference_learning_rate: float = field(
-        default=1e-3, metadata={"help": "Learning rate to train the reference on --train_reference_on."}
-    )
-
-    lora_r: int = field(
-        default=0, metadata={"help": "Rank of LoRA adapters to train instead of all weights; 0 trains all weights."}
-    )
-    lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Names of the layers with a LoRA adapter. Default: PEFT's for the model."}
-    )
-
-    compare_uniform_steps: int = field(
-        default=0,
-        metadata={"help": "Train the learner without selection too, for this many steps, and compare; 0: do not."},
-    )
-    compare_uniform_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the run without selection. Default: --learning_rate."}
-    )
-    compare_learnability_steps: int = field(
-        default=0,
-        metadata={"help": "Train the learner by learnability too, for this many steps, and compare; 0: do not."},
-    )
-    compare_learnability_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the run by learnability. Default: --learning_rate."}
-    )
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if name.endswith(JSON) and isinstance(value, str):
-                try:
-                    setattr(self, name, json.loads(value))
-                except json.JSONDecodeError as error:
-                    raise ValueError(
-                        f'{name}={value!r} is not JSON ({error}), such as {{"split": "train"}}.'
-                    ) from error
-        if self.dataset.startswith("scenes"):
-            self.eval_dataset = self.eval_dataset or "scenes:validation"
-            self.test_dataset = self.test_dataset or "scenes:test"
-            if self.ref_model is None:
-                self.train_reference_on = self.train_reference_on or "scenes:curated"
 
 
 class Comparison(ABC):

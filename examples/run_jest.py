@@ -41,7 +41,7 @@ GROUPS = {"data": ("caption_column",), "models": ("learner_size", "patch_size")}
 
 
 @dataclass
-class ScriptArguments(comparison.DataArguments):
+class ScriptArguments(script_flags.DataArguments):
     """The data and the models of a run; `JESTConfig` has all other options."""
 
     caption_column: str | None = field(

@@ -65,7 +65,7 @@ TINY_CONFIGS = {
 
 
 @dataclass
-class ScriptArguments(comparison.DataArguments):
+class ScriptArguments(script_flags.DataArguments):
     """The data and the models of a run; `JESTConfig` has all other options."""
 
     kind: str = field(

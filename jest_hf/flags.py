@@ -114,8 +114,9 @@ def proposal(name: str, known: Collection[str]) -> str:
 
     ```
     """
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
+    bare = {one.lstrip("-"): one for one in known}
+    near = difflib.get_close_matches(name.lstrip("-"), bare, n=1)
+    return f" (did you mean {bare[near[0]]}?)" if near else ""
 
 
 def in_flags(message: str, flags: Collection[str], renamed: Mapping[str, str] | None = None) -> str:

@@ -114,10 +114,11 @@ def find_columns(
     """
     columns = list(dataset.column_names or ())
     image = _first(image_column or "image", columns)
-    if columns and image not in columns and image_column in (None, "image"):
+    address = image if image in columns and _holds_addresses(dataset, image) else None
+    if image not in columns and image_column in (None, "image"):
         image = next((name for name in columns if name.lower() in IMAGE_FORMATS), image)
-    address = image if image in columns else next((name for name in columns if name.lower() in ADDRESSES), None)
-    if address is not None and _holds_addresses(dataset, address, image):
+        address = None if image in columns else next((name for name in columns if name.lower() in ADDRESSES), None)
+    if address is not None:
         raise ValueError(f"{option}={spec!r} has no images, only their addresses (column {address!r}); {_DOWNLOAD}.")
     caption = None if caption_column is None else _first(caption_column, columns)
     if caption is None and "txt" in columns and not any(name in columns for name in CAPTION_COLUMNS):
@@ -131,16 +132,14 @@ def _first(names: str, columns: Sequence[str]) -> str:
     return names if names in columns else next((name for name in every if name in columns), every[0])
 
 
-def _holds_addresses(dataset: Any, column: str, image: str) -> bool:
-    if column != image:  # no column of images, and one that is called url
-        return True
+def _holds_addresses(dataset: Any, column: str) -> bool:
     first = _first_value(dataset, column) if isinstance(dataset, datasets.Dataset) else None
     return isinstance(first, str) and first.startswith(("http://", "https://"))
 
 
 def _first_value(dataset: datasets.Dataset, column: str) -> Any:
     """The first value of a column of strings that is not empty; `None` for another column."""
-    if dataset.features[column] != datasets.Value("string"):
+    if getattr(dataset.features[column], "dtype", None) not in ("string", "large_string"):
         return None
     return next((one for one in dataset.select(range(min(100, len(dataset))))[column] if one), None)
 

@@ -41,7 +41,9 @@ def load_named(options: argparse.Namespace) -> datasets.Dataset:
     in `options` become those that the data have."""
     rows = load_source(**source_of(options))
     captions = getattr(options, "caption_column", None)
-    options.image_column, captions = find_columns(rows, options.image_column, captions, spec=options.dataset)
+    images, captions = find_columns(rows, options.image_column, captions, spec=options.dataset)
+    if images in rows.column_names:
+        options.image_column = images
     if hasattr(options, "caption_column"):
         options.caption_column = captions
     return rows

@@ -257,11 +257,14 @@ def test_the_baseline_of_a_flexi_run_sees_everything_in_full(run_jest, monkeypat
 
 
 def test_a_subset_of_the_training_data(run_jest, monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     rows = random_rows(8)
-    monkeypatch.setattr(run_jest.comparison, "load_source", lambda *_, **__: datasets.Dataset.from_list(rows))
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
     write_subset(tmp_path / "kept.parquet", {"row": [1, 6]}, n_rows=8)
-    words = ["--subset", str(tmp_path / "kept.parquet"), "--use_cpu", "True", "--output_dir", str(tmp_path)]
-    job = run_jest.Job(*run_jest.parse(words))
+    settings = {"dataset": tmp_path / "rows.parquet", "eval_dataset": tmp_path / "rows.parquet", "use_cpu": True}
+    job = run_jest.Job(
+        *run_jest.parse(flags({**settings, "subset": tmp_path / "kept.parquet", "output_dir": tmp_path}))
+    )
     assert job.train["text"][:] == [rows[1]["text"], rows[6]["text"]] and len(job.eval) == 8
 
 
