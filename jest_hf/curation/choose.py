@@ -151,6 +151,11 @@ def read_times_selected(run: str | Path, example_ids: np.ndarray) -> np.ndarray:
             f"the ledger {path} is damaged ({str(error).splitlines()[0]}); copy it again, or resume the run from a "
             "checkpoint."
         ) from error
+    if selected.null_count:
+        raise ValueError(
+            f"{path} is no ledger that this version reads: it lacks example_id; curate with the version of jest_hf "
+            "that wrote it."
+        )
     counts = pc.value_counts(selected)
     ids, times = counts.field("values").to_numpy(), counts.field("counts").to_numpy()
     if not len(ids):

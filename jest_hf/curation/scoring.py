@@ -180,7 +180,7 @@ class _Embedder:
         """Return the source of scores, and the processor that the model reads with."""
         device, ranks = self.accelerator.device, self.ranks
         option = "learner" if name == "learner" else "ref_model"
-        loaded, processor = load_reference(model, revision, processor, ranks=ranks, device=device)
+        loaded, processor = load_reference(model, revision, processor, ranks=ranks, device=device, option=option)
         if processor is None:
             raise ValueError(
                 f"{option} is a model object, whose processor is not known; pass it as "
