@@ -41,8 +41,8 @@ class Comparison(ABC):
         self.script, self.args = script, args
         more = {"max_rows": script.max_train_rows, "subset": script.subset, "streaming": script.streaming}
         self.train = self.source("dataset", **{name: value for name, value in more.items() if value})
-        if script.streaming:
-            self.train = self.train.shuffle(seed=args.seed, buffer_size=BUFFER)
+        if script.streaming and args.max_steps < 1:
+            raise ValueError("streaming=True needs max_steps: the number of rows of a stream is not known.")
         self.eval = self.source("eval_dataset")
         self.test = self.source("test_dataset")
         self.curated = self.source("train_reference_on")
@@ -92,7 +92,7 @@ class Comparison(ABC):
         what, split, where = (getattr(self.script, flags[name]) for name in ("spec", "split", "where"))
         try:
             return self.rows(what, split=split, where=where, **options) if what else None
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             raise ValueError(in_flags(str(error), (), flags)) from error
 
     def settings(self, **changes: Any) -> JESTConfig:
@@ -154,6 +154,8 @@ class Comparison(ABC):
         print(f"Training {name} for {args.max_steps} steps" if args.max_steps > 0 else f"Training {name}", flush=True)
         history = History(self.quality)
         models = {"ref_model": reference, "proxy_model": self.script.proxy_model}
+        if self.script.streaming:
+            rows = rows.shuffle(seed=args.seed, buffer_size=BUFFER)
         trainer = self.trainer(
             args, self.fresh_model(args.seed), rows, **models, peft_config=self.adapter(), callbacks=[history]
         )

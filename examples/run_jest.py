@@ -28,7 +28,7 @@ from jest_hf.data.formats import find_columns
 from jest_hf.flags import Parser
 from jest_hf.models import build_siglip
 from jest_hf.models.load import load_processor
-from jest_hf.reference import load_learner
+from jest_hf.reference import load_learner, locate_reference
 
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -93,7 +93,8 @@ class Job(comparison.Comparison):
         columns = script.image_column, script.caption_column
         self.image_column, self.caption_column = find_columns(self.train, *columns, spec=script.dataset)
         if script.learner is not None:
-            self.processor = load_processor(script.learner)
+            folder = locate_reference(script.learner, weights=False, option="learner").folder
+            self.processor = load_processor(folder, f"learner={script.learner!r}")
         else:
             if script.streaming:
                 raise ValueError(

@@ -158,7 +158,8 @@ class Job(comparison.Comparison):
         """Return the learner's image processor or tokenizer; for a learner with random weights, make one."""
         script = self.script
         if script.learner is not None:
-            processor = load_processor(script.learner)
+            folder = locate_reference(script.learner, weights=False, option="learner").folder
+            processor = load_processor(folder, f"learner={script.learner!r}")
             if script.kind != "image_classification" and processor.pad_token is None:  # as in many decoders
                 processor.pad_token = processor.eos_token
             return processor

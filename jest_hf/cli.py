@@ -76,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.add_arguments(parser)
         options = parser.parse_args(words[1:])
         with in_one_sentence(parser.prog, [one.dest for one in parser._actions], command.RENAMED):
+            _check_folder(getattr(options, "output_dir", None))
             command.run(options)
         return
     parser = Parser(
@@ -88,6 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, (_, about) in COMMANDS.items():
         commands.add_parser(name, help=about)
     print(preset_flags(parser.parse_args(words).name))
+
+
+def _check_folder(folder: str | None) -> None:
+    if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
+        raise FileExistsError(f"output_dir={folder!r} is a file; name a folder.")
 
 
 if __name__ == "__main__":

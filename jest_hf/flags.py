@@ -146,6 +146,7 @@ def in_flags(message: str, flags: Collection[str], renamed: Mapping[str, str] | 
     values = r"""('[^']*'|"[^"]*"|\{[^}]*\}|\[[^\]]*\]|[^\s,;:)]*[^\s,;:.)])"""
     message = re.sub(rf"(?<![\w./-])({names})={values}", lambda one: _flag(known[one[1]], one[2]), message)
     message = re.sub(rf"(?<![\w./'-])(?=\w*_)({names})(?![\w/=])", lambda one: f"--{known[one[1]]}", message)
+    message = re.sub(r" to (the data collator|\w+Collator) as (?=--)", " as ", message)
     return re.sub(
         r"(?<= )(\S+) is not known; choose one of ([^;]*)\.$",
         lambda one: f"{one[1]} is not known{proposal(one[1], one[2].split(', '))}; choose one of {one[2]}.",
@@ -155,6 +156,8 @@ def in_flags(message: str, flags: Collection[str], renamed: Mapping[str, str] | 
 
 def _flag(name: str, value: str) -> str:
     bare = value[1:-1] if value[:1] in "'\"" and len(value) > 1 else value
+    if value.startswith("{"):  # a dict, as JSON for the shell
+        return f"--{name} '{value.replace(chr(39), chr(34))}'"
     if bare == "True":
         return f"--{name}"
     return f"--{name} {bare if bare and not re.search(r'[ ]', bare) else value}"

@@ -116,7 +116,7 @@ FAULTS = {
         ("{made}/run --out page.html", "--out does not exist .did you mean --output"),
     ],
     "curate": [
-        ("{made}/scores --output {out}/x", "scores need a rule; pass keep, e.g. --keep 0.2"),
+        ("{made}/scores --output {out}/x", "scores need a rule; pass one, e.g. --keep 0.2 or --above 0."),
         ("{made}/scores --keep 0 --output {out}/x", "--keep 0.0 must be above 0 and at most 1"),
         ("{made}/scores --keep 1.5 --output {out}/x", "--keep 1.5 must be above 0 and at most 1"),
         ("{made}/scores --keep half --output {out}/x", "--keep half is not a number"),
@@ -128,7 +128,7 @@ FAULTS = {
         ("{made}/scores --keep 0.2 --criterion easy --output {out}/x", "--criterion easy is not known"),
         ("{made}/scores --keep 0.2 --format parket --output {out}/x", "--format parket .*did you mean parquet"),
         ("{made}/scores --keep 0.2 --per sauce --output {out}/x", "--per sauce is not a column"),
-        ("{made}/scores --keep 0.2 --run {made}/run-none --output {out}/x", "run-none.* has no (ledger|selections)"),
+        ("{made}/scores --keep 0.2 --run {made}/run-none --output {out}/x", "run-none has no ledger .* output folder"),
         ("{made}/scores --keep 0.2 --run {made}/run-torn --output {out}/x", "part-000001.parquet is damaged"),
         ("{made}/scores --keep 0.2 --dataset {made}/other.parquet --output {out}/x", "are not of this data set"),
         ("{made}/scores --keep 0.2 --dataset_split train --output {out}/x", "--dataset_split, .* need --dataset"),
@@ -140,7 +140,7 @@ FAULTS = {
         ("{made}/run-none --output {out}/x", "has neither scores"),
         ("{made}/run-torn --dataset {made}/pairs.parquet --output {out}/x", "is damaged"),
         ("{made}/run-old --dataset {made}/pairs.parquet --output {out}/x", "is no ledger that this version reads"),
-        ("{made}/run --output {out}/x", "does not name its data set; pass it as dataset"),
+        ("{made}/run --output {out}/x", "does not name its data set; pass the data set as dataset .--dataset."),
         ("{made}/run --dataset {made}/fewer.parquet --output {out}/x", "which this data set of 40 rows does not have"),
     ],
     "score": [
@@ -161,7 +161,7 @@ FAULTS = {
          "does not exist"),
         (SCORE + " {made}/pairs.parquet --subset {made}/text.csv", "is not a Parquet file"),
         ("--learner {made}/model --dataset {made}/pairs.parquet --output_dir {made}/scores", "choose another folder"),
-        ("--learner {made}/model --dataset {made}/pairs.parquet --output_dir {made}/text.csv", "text.csv"),
+        ("--learner {made}/model --dataset {made}/pairs.parquet --output_dir {made}/text.csv", "text.csv is a file"),
         ("--reference_cache {made}/empty --output_dir {out}/x", "--?reference_cache.*|.*empty"),
     ],
     "cache-reference": [
@@ -176,9 +176,9 @@ FAULTS = {
         ("--ref_model {made}/model --dataset {made}/other.parquet --output_dir {made}/cache", "cache"),
     ],
     "cache-images": [
-        ("--model {made}/nothing " + READ + " {made}/pairs.parquet", "nothing"),
+        ("--model {made}/nothing " + READ + " {made}/pairs.parquet", "--model .*nothing is neither"),
         (IMAGES + " {made}/nothing.parquet", "--dataset .*nothing.parquet does not exist"),
-        (IMAGES + " {made}/pairs.parquet --scoring_view image:abc", "image:abc"),
+        (IMAGES + " {made}/pairs.parquet --scoring_view image:abc", "--scoring_view image:abc: view"),
         (IMAGES + " {made}/pairs.parquet --scoring_view patch:16", "--scoring_view patch:16"),
         (IMAGES + " {made}/pairs.parquet --image_column imag", "--image_column imag is not"),
     ],

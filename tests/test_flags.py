@@ -24,7 +24,7 @@ FLAGS = ("filter_ratio", "output", "cache_reference", "selection")
         ("set cache_reference=True, or not.", "set --cache_reference, or not."),
         ("output='my folder' exists", "--output 'my folder' exists"),
         ("list_path='a.txt' is no list", "--list a.txt is no list"),
-        ("where={'a': ['b', 'c']} matches no row", "--dataset_where {'a': ['b', 'c']} matches no row"),
+        ("where={'a': ['b', 'c']} matches no row", """--dataset_where '{"a": ["b", "c"]}' matches no row"""),
         ("/tmp/filter_ratio/output=1 is a path, my-filter_ratio too", None),
         ("'filter_ratio' in quotes is a name of something else", None),
         (

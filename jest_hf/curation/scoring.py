@@ -147,7 +147,7 @@ def score_dataset(
 
 def _check(dataset: Any, learner: Any, ref_model: Any, reference_cache: Any) -> None:
     if learner is None and ref_model is None and reference_cache is None:
-        raise ValueError("there is nothing to score with; pass learner, ref_model or reference_cache.")
+        raise ValueError("there is nothing to score with; pass a learner, ref_model or reference_cache.")
     if ref_model is not None and reference_cache is not None:
         raise ValueError("ref_model and reference_cache are both a reference; pass one of them.")
     if dataset is None and (learner is not None or ref_model is not None):

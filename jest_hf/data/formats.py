@@ -112,7 +112,7 @@ def find_columns(
     Raises:
         ValueError: for data that have the addresses of images, and no images.
     """
-    columns = list(dataset.column_names or ())
+    columns = list(dataset.column_names or next(iter(dataset), ()))  # those of a stream may be unknown
     image = _first(image_column or "image", columns)
     address = image if image in columns and _holds_addresses(dataset, image) else None
     if image not in columns and image_column in (None, "image"):

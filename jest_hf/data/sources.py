@@ -154,6 +154,8 @@ def _load(spec: str, *arguments: Any, **options: Any) -> Any:
         ) from error
     except (datasets.exceptions.DatasetsError, ValueError, pa.ArrowException) as error:
         raise ValueError(f"spec={spec!r} cannot be loaded ({_cause(error)}); check the files.") from error
+    except OSError as error:
+        raise OSError(f"spec={spec!r} cannot be loaded ({_cause(error)}); check the name and the network.") from error
 
 
 def _cause(error: BaseException) -> str:

@@ -81,12 +81,15 @@ def _geometries(options: argparse.Namespace) -> list[Geometry]:
     from jest_hf.data.collator import geometry_at
     from jest_hf.images.views import View
 
-    learner = _geometry_of(options.model, options.model_revision)
+    learner = _geometry_of("model", options.model, options.model_revision)
     geometries = [learner]
     if options.ref_model is not None:
-        geometries.append(_geometry_of(options.ref_model, options.ref_model_revision))
+        geometries.append(_geometry_of("ref_model", options.ref_model, options.ref_model_revision))
     if options.scoring_view is not None:
-        at_view = geometry_at(View.parse(options.scoring_view), learner)
+        try:
+            at_view = geometry_at(View.parse(options.scoring_view), learner)
+        except ValueError as error:
+            raise ValueError(f"scoring_view={options.scoring_view!r}: {error}") from error
         if at_view is None:
             raise ValueError(
                 f"scoring_view={options.scoring_view!r} is made from the full images of {options.model}, on the "
@@ -96,12 +99,13 @@ def _geometries(options: argparse.Namespace) -> list[Geometry]:
     return geometries
 
 
-def _geometry_of(model: str, revision: str | None) -> Geometry:
+def _geometry_of(option: str, model: str, revision: str | None) -> Geometry:
     from jest_hf.images.faithful import faithful_geometry
     from jest_hf.models.load import load_processor
     from jest_hf.reference import locate_reference
 
-    processor = load_processor(locate_reference(model, revision, weights=False).folder)
+    snapshot = locate_reference(model, revision, weights=False, option=option)
+    processor = load_processor(snapshot.folder, f"{option}={model!r}")
     return faithful_geometry(getattr(processor, "image_processor", processor))
 
 
