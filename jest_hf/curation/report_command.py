@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> RunReport:
     """Write the page, and print a line about it."""
-    from jest_hf.curation.run_report import run_report
+    from jest_hf.curation.report_on_run import run_report
     from jest_hf.data.sources import load_named
     from jest_hf.files import replacing
 

@@ -385,5 +385,5 @@ def test_the_command_says_what_was_kept(folder, tmp_path, capsys):
     main(["curate", str(folder / "scores"), *flags])
     said = capsys.readouterr().out
     assert f"{out}, {listed}: 15 of 50 rows (30.0%; 1 broken)" in said and "5.3 passes over the 15 kept" in said
-    with pytest.raises(ValueError, match="--subset need --dataset"):
+    with pytest.raises(SystemExit, match="--subset need --dataset"):
         main(["curate", str(folder / "scores"), "--keep", "0.3", "--output", out, "--dataset_split", "train"])

@@ -101,7 +101,7 @@ def run(run_jest, made, tmp_path, monkeypatch):
         ("--dataset {made}/pairs.parquet --learner {made}/nothing", "--learner .*nothing is neither a folder nor"),
         ("--dataset {made}/pairs.parquet --learner {made}/images", "--learner .*images has no processor"),
         ("--dataset {made}/pairs.parquet --streaming", "--streaming needs --learner"),
-        ("--dataset {made}/pairs.parquet --streaming --learner {made}/model --max_steps -1", "--streaming needs --max"),
+        ("--dataset {made}/pairs.parquet --streaming --learner {made}/model --max_steps -1", "needs --max_steps"),
         ("--dataset {made}/pairs.parquet --subset {made}/no.parquet", "--subset .*no.parquet does not exist"),
         ("--dataset {made}/pairs.parquet --learner {made}/model --selection joint", "ref_model|reference"),
         ("--dataset {made}/pairs.parquet --learner {made}/model --push_to_hub --hub_model_id me/x", "me/x"),
