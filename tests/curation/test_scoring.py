@@ -216,7 +216,7 @@ def test_labelled_rows_have_the_losses_of_a_step(tmp_path, kind):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"learner": None, "ref_model": None}, "nothing to score with; pass learner, ref_model or reference_cache"),
+        ({"learner": None, "ref_model": None}, "nothing to score with; pass a learner, ref_model or reference_cache"),
         ({"reference_cache": "cache"}, "both a reference"),
         ({"batch_size": 1}, "batch_size=1 must be at least 2"),
         ({"draws": 0}, "draws=0 must be at least 1"),
