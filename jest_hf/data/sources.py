@@ -42,7 +42,7 @@ def load_named(options: argparse.Namespace) -> datasets.Dataset:
     rows = load_source(**source_of(options))
     captions = getattr(options, "caption_column", None)
     images, captions = find_columns(rows, options.image_column, captions, spec=options.dataset)
-    if images in rows.column_names:
+    if images in rows.column_names and images != "image":
         options.image_column = images
     if hasattr(options, "caption_column"):
         options.caption_column = captions
