@@ -115,11 +115,12 @@ def test_a_package_that_is_missing_is_one_sentence():
         lambda: int("a bug of a library"),
         lambda: {}["a bug"],
         lambda: load_source(None),
+        lambda: load_source("scenes:web", max_rows="five"),
         refuse(ValueError, "raised outside of the package"),
         refuse(RuntimeError, "an engine"),
         lambda: __import__("jest_hf.no_such_module"),
     ],
-    ids=["value", "key", "attribute", "elsewhere", "engine", "module"],
+    ids=["value", "key", "attribute", "type", "elsewhere", "engine", "module"],
 )
 def test_bugs_keep_their_traceback(bug):
     with pytest.raises(Exception) as left:
