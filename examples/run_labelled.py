@@ -238,4 +238,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    script_flags.run_script(main, ScriptArguments)
+    script_flags.run_script(main, ScriptArguments, JESTConfig)

@@ -230,8 +230,9 @@ def parse(parser: Parser, kind: type, argv: list[str], demonstration: Path, **de
     return fill(kind, settings), fill(JESTConfig, settings)
 
 
-def run_script(main: Callable[[list[str]], None], kind: type) -> None:
-    """Run a script as a command: an error that the user can mend is one sentence, in flags."""
-    flags = [one.name for arguments in (kind, JESTConfig) for one in fields(arguments)]
+def run_script(main: Callable[[list[str]], Any], *kinds: type) -> None:
+    """Run a script as a command: an error that the user can mend is one sentence. The options in it are flags where
+    they are fields of `kinds`."""
+    flags = [one.name for arguments in kinds for one in fields(arguments)]
     with in_one_sentence(Path(sys.argv[0]).name, flags, folder=Path(__file__).resolve().parent):
         main(sys.argv[1:])

@@ -131,7 +131,7 @@ def add_fields(
         action.shown_default, action.default = default, argparse.SUPPRESS
         if getattr(action.type, "__name__", "") == "string_to_bool" and action.nargs is None:
             action.nargs, action.const = "?", True  # `bool | None`: the flag alone means True
-        if action.dest not in title_of or action.dest in hidden or action.nargs == 0:  # 0: the --no_... of a flag
+        if action.dest not in title_of or action.dest in hidden:
             everything.hidden.append((action, action.help))
             action.help = argparse.SUPPRESS
         places[title_of.get(action.dest, REST)]._add_action(action)

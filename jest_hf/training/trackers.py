@@ -63,7 +63,8 @@ def _groups_kept() -> Iterator[None]:
         integration_utils.rewrite_logs = rewrite
 
 
-def _grouped(callback: TrainerCallback) -> TrainerCallback:
+def _group(callback: TrainerCallback) -> None:
+    """Give a tracker the metrics of its logs in groups."""
     on_log = callback.on_log
 
     def log(args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
@@ -71,7 +72,6 @@ def _grouped(callback: TrainerCallback) -> TrainerCallback:
             return on_log(args, state, control, logs=in_groups(logs or {}), **kwargs)
 
     callback.on_log = log  # type: ignore[method-assign]
-    return callback
 
 
 def adopt_callbacks(handler: CallbackHandler) -> None:
@@ -79,10 +79,10 @@ def adopt_callbacks(handler: CallbackHandler) -> None:
     if any(type(one) is ProgressCallback for one in handler.callbacks):
         handler.remove_callback(ProgressCallback)
         handler.add_callback(JESTProgress)
-    trackers = tuple(integration_utils.INTEGRATION_TO_CALLBACK.values())
+    trackers: tuple[type[TrainerCallback], ...] = tuple(integration_utils.INTEGRATION_TO_CALLBACK.values())
     for callback in handler.callbacks:
         if isinstance(callback, trackers):
-            _grouped(callback)
+            _group(callback)
 
 
 __all__ = ["GROUPS", "adopt_callbacks", "in_groups"]

@@ -73,7 +73,7 @@ def run(run_jest, made, tmp_path, monkeypatch):
         written = io.StringIO()
         with contextlib.redirect_stderr(written):
             try:
-                run_jest.script_flags.run_script(run_jest.main, run_jest.ScriptArguments)
+                run_jest.script_flags.run_script(run_jest.main, run_jest.ScriptArguments, run_jest.JESTConfig)
             except SystemExit as left:
                 return left.code if isinstance(left.code, str) else written.getvalue().strip().split("\n")[-1]
         return ""
@@ -133,6 +133,15 @@ def test_data_as_people_have_them(run, made, tmp_path, monkeypatch, words):
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())["runs"]["IID"]
     assert (summary["examples_trained"], summary["examples_skipped"]) == (8, 0)
     assert all(torch.isfinite(one).all() for one in load_file(tmp_path / "out" / "model.safetensors").values())
+
+
+def test_a_recipe_of_stages_that_is_wrong(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(f"output_dir: {tmp_path}/out\npool: {{spec: scenes:web}}\n")
+    script = [sys.executable, "examples/bootstrap_reference.py", "--config", str(tmp_path / "recipe.yaml")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "bootstrap_reference.py: the recipe sets none of curated_dataset, aligner and seed_dataset" in done.stderr
 
 
 def test_a_wrong_flag_ends_the_process_with_status_two():
