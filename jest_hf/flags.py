@@ -134,8 +134,8 @@ def in_flags(message: str, flags: Collection[str], renamed: Mapping[str, str] | 
     >>> flags = ("filter_ratio", "criterion", "n_chunks")
     >>> in_flags("filter_ratio=1.5 must be in [0, 1): set criterion='hard_learner', or lower n_chunks.", flags)
     '--filter_ratio 1.5 must be in [0, 1): set --criterion hard_learner, or lower --n_chunks.'
-    >>> in_flags("criterion='hard' is not known; choose one of hard_learner, learnability.", flags)
-    '--criterion hard is not known (did you mean hard_learner?); choose one of hard_learner, learnability.'
+    >>> in_flags("criterion='hard_learnr' is not known; choose one of hard_learner, learnability.", flags)
+    '--criterion hard_learnr is not known (did you mean hard_learner?); choose one of hard_learner, learnability.'
 
     ```
     """
