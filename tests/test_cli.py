@@ -288,7 +288,7 @@ def test_choices_are_those_of_the_library():
     from jest_hf.curation.writers import WRITERS
     from jest_hf.losses import LOSSES
     from jest_hf.reference.cache import SHARD_ROWS
-    from jest_hf.reference.store import DTYPES
+    from jest_hf.reference.shards import DTYPES
     from jest_hf.selection import CRITERIA
 
     known = {"criterion": CRITERIA, "format": WRITERS, "loss": LOSSES, "dtype": DTYPES}
