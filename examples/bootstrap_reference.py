@@ -397,4 +397,4 @@ def main(argv: list[str]) -> Chain:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_jest.script_flags.run_script(main)

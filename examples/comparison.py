@@ -4,174 +4,28 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from datasets import Dataset
-from transformers import HfArgumentParser, PreTrainedModel
+from transformers import PreTrainedModel
 
 from jest_hf import JESTConfig, JESTTrainer
-from jest_hf.data import load_source, select_subset
+from jest_hf.data import load_source
+from jest_hf.flags import in_flags
 from jest_hf.report import format_table, plot_quality
 
 
 sys.path.insert(0, str(Path(__file__).parent))
 from costs import History, sentence, shares_of  # noqa: E402
+from script_flags import DataArguments  # noqa: E402
 
 
-# Defaults of the scripts that differ from those of `JESTConfig`.
-DEFAULTS = {"output_dir": "jest-out", "report_to": "none", "eval_strategy": "steps", "logging_steps": 20}
-
-JSON = ("_where", "_config")  # endings of the names of flags whose values are JSON
-
-
-@dataclass
-class DataArguments:
-    """The data and the models of a run; `JESTConfig` has all other options."""
-
-    dataset: str = field(
-        default="scenes:web",
-        metadata={"help": "Training data: scenes:<split>, a local file, glob or folder, or a Hub data-set id."},
-    )
-    dataset_split: str | None = field(default=None, metadata={"help": "Split of --dataset, e.g. train."})
-    dataset_where: dict | str | None = field(
-        default=None,
-        metadata={"help": 'Keep only rows of --dataset with these column values, as JSON: {"split": "train"}.'},
-    )
-    eval_dataset: str | None = field(
-        default=None,
-        metadata={
-            "help": "Data to evaluate on during training, named like --dataset. Default: scenes:validation if "
-            "--dataset is scenes, else none."
-        },
-    )
-    eval_split: str | None = field(default=None, metadata={"help": "Split of --eval_dataset, e.g. validation."})
-    eval_where: dict | str | None = field(
-        default=None, metadata={"help": "Keep only rows of --eval_dataset with these column values, as JSON."}
-    )
-    test_dataset: str | None = field(
-        default=None,
-        metadata={
-            "help": "Data for the results after training, named like --dataset. Default: scenes:test if --dataset is "
-            "scenes, else --eval_dataset."
-        },
-    )
-    test_split: str | None = field(default=None, metadata={"help": "Split of --test_dataset, e.g. test."})
-    test_where: dict | str | None = field(
-        default=None, metadata={"help": "Keep only rows of --test_dataset with these column values, as JSON."}
-    )
-    max_train_rows: int | None = field(
-        default=None, metadata={"help": "Keep only this many rows of --dataset, the first ones. Default: all."}
-    )
-    subset: str | None = field(
-        default=None,
-        metadata={"help": "Keep only the rows of --dataset in this file, which `jest-hf curate --list` wrote."},
-    )
-    image_column: str = field(default="image", metadata={"help": "Column of the images."})
-    scaled_jpeg_decoding: bool = field(
-        default=False, metadata={"help": "Decode large JPEGs at 1/2, 1/4 or 1/8 of their size: faster, other pixels."}
-    )
-
-    learner: str | None = field(
-        default=None,
-        metadata={"help": "Hub id or path of the learner to start from. Default: a small one with random weights."},
-    )
-    image_size: int = field(
-        default=32, metadata={"help": "Height and width of images in pixels, for a learner with random weights."}
-    )
-    vocab_size: int = field(
-        default=2048,
-        metadata={"help": "Vocabulary of the tokenizer that is trained for a learner with random weights."},
-    )
-    max_length: int | None = field(
-        default=None,
-        metadata={"help": "Tokens that texts are padded to. Default: the learner's, or 20 with random weights."},
-    )
-
-    ref_model: str | None = field(
-        default=None,
-        metadata={"help": "Hub id or path of the reference. Default: trained first on --train_reference_on."},
-    )
-    proxy_model: str | None = field(
-        default=None,
-        metadata={"help": "Hub id or path of the proxy. Default: the reference's architecture, random weights."},
-    )
-    train_reference_on: str | None = field(
-        default=None,
-        metadata={
-            "help": "Clean data to train a reference on first, without --ref_model; named like --dataset. Default: "
-            "scenes:curated if --dataset is scenes, else none."
-        },
-    )
-    train_reference_split: str | None = field(
-        default=None, metadata={"help": "Split of --train_reference_on, e.g. train."}
-    )
-    train_reference_where: dict | str | None = field(
-        default=None, metadata={"help": "Keep only rows of --train_reference_on with these column values, as JSON."}
-    )
-    reference_steps: int = field(
-        default=300, metadata={"help": "Number of steps to train the reference on --train_reference_on."}
-    )
-    reference_learning_rate: float = field(
-        default=1e-3, metadata={"help": "Learning rate to train the reference on --train_reference_on."}
-    )
-
-    lora_r: int = field(
-        default=0, metadata={"help": "Rank of LoRA adapters to train instead of all weights; 0 trains all weights."}
-    )
-    lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Names of the layers with a LoRA adapter. Default: PEFT's for the model."}
-    )
-
-    compare_uniform_steps: int = field(
-        default=0,
-        metadata={"help": "Train the learner without selection too, for this many steps, and compare; 0: do not."},
-    )
-    compare_uniform_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the run without selection. Default: --learning_rate."}
-    )
-    compare_learnability_steps: int = field(
-        default=0,
-        metadata={"help": "Train the learner by learnability too, for this many steps, and compare; 0: do not."},
-    )
-    compare_learnability_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the run by learnability. Default: --learning_rate."}
-    )
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if name.endswith(JSON) and isinstance(value, str):
-                setattr(self, name, json.loads(value))
-        if self.dataset.startswith("scenes"):
-            self.eval_dataset = self.eval_dataset or "scenes:validation"
-            self.test_dataset = self.test_dataset or "scenes:test"
-            if self.ref_model is None:
-                self.train_reference_on = self.train_reference_on or "scenes:curated"
-
-
-def parse(kind: type[DataArguments], argv: list[str], demonstration: Path, **defaults: Any) -> tuple[Any, JESTConfig]:
-    """Read flags, a YAML recipe (flags win over it) and defaults; without any flag, the demonstration's recipe."""
-    recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    recipe.add_argument("--config", type=Path, default=None if argv else demonstration)
-    recipe.add_argument("--preset")
-    given, argv = recipe.parse_known_args(argv)
-    settings: dict[str, Any] = yaml.safe_load(given.config.read_text()) or {} if given.config is not None else {}
-    settings["preset"] = given.preset or settings.get("preset")
-    known = {one.name for arguments in (kind, JESTConfig) for one in fields(arguments)}
-    unknown = sorted(set(settings) - known)
-    if unknown:
-        raise ValueError(f"the recipe has settings that do not exist: {', '.join(unknown)}.")
-    if settings["preset"]:
-        defaults.pop("selection", None)  # the preset sets it
-    parser = HfArgumentParser((kind, JESTConfig))
-    parser.set_defaults(**DEFAULTS | defaults | settings)
-    return parser.parse_args_into_dataclasses(argv)
+BUFFER = 1000  # rows of a stream in memory, to shuffle them
 
 
 class Comparison(ABC):
@@ -185,12 +39,13 @@ class Comparison(ABC):
 
     def __init__(self, script: DataArguments, args: JESTConfig) -> None:
         self.script, self.args = script, args
-        self.train = self.rows(script.dataset, script.dataset_split, script.dataset_where, script.max_train_rows)
-        if script.subset is not None:
-            self.train = select_subset(self.train, script.subset)
-        self.eval = self.rows(script.eval_dataset, script.eval_split, script.eval_where)
-        self.test = self.rows(script.test_dataset, script.test_split, script.test_where)
-        self.curated = self.rows(script.train_reference_on, script.train_reference_split, script.train_reference_where)
+        more = {"max_rows": script.max_train_rows, "subset": script.subset, "streaming": script.streaming}
+        self.train = self.source("dataset", **{name: value for name, value in more.items() if value})
+        if script.streaming and args.max_steps < 1:
+            raise ValueError("streaming=True needs max_steps: the number of rows of a stream is not known.")
+        self.eval = self.source("eval_dataset")
+        self.test = self.source("test_dataset")
+        self.curated = self.source("train_reference_on")
         if self.eval is None:
             args.eval_strategy = "no"
         self.reference_cost: dict[str, float] | None = None  # of training it here
@@ -226,9 +81,19 @@ class Comparison(ABC):
 
     # ---- What the scripts share ----
 
-    def rows(self, what: str | None, split: str | None, where: dict | None, n: int | None = None) -> Dataset | None:
-        """Load the rows of one source, or `None` without a source."""
-        return load_source(what, split=split, where=where, max_rows=n) if what else None
+    def rows(self, what: str, **options: Any) -> Dataset:
+        """Load the rows of one source: arguments of `load_source`."""
+        return load_source(what, **options)
+
+    def source(self, flag: str, **options: Any) -> Dataset | None:
+        """Load the rows that a flag names, or `None` without it; an error speaks in this flag and its companions."""
+        stem = {"dataset": "dataset", "train_reference_on": "train_reference"}.get(flag, flag.removesuffix("_dataset"))
+        flags = {"spec": flag, "split": f"{stem}_split", "where": f"{stem}_where", "max_rows": "max_train_rows"}
+        what, split, where = (getattr(self.script, flags[name]) for name in ("spec", "split", "where"))
+        try:
+            return self.rows(what, split=split, where=where, **options) if what else None
+        except (ValueError, OSError) as error:
+            raise ValueError(in_flags(str(error), (), flags)) from error
 
     def settings(self, **changes: Any) -> JESTConfig:
         """Return the run's arguments with some changed. A uniform run has no option that needs a selection."""
@@ -289,6 +154,8 @@ class Comparison(ABC):
         print(f"Training {name} for {args.max_steps} steps" if args.max_steps > 0 else f"Training {name}", flush=True)
         history = History(self.quality)
         models = {"ref_model": reference, "proxy_model": self.script.proxy_model}
+        if self.script.streaming:
+            rows = rows.shuffle(seed=args.seed, buffer_size=BUFFER)
         trainer = self.trainer(
             args, self.fresh_model(args.seed), rows, **models, peft_config=self.adapter(), callbacks=[history]
         )

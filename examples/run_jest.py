@@ -24,25 +24,32 @@ from transformers.utils import logging
 from jest_hf import JESTConfig, JESTDataCollator
 from jest_hf.data import build_processor
 from jest_hf.data.captions import CAPTION_COLUMNS
+from jest_hf.data.formats import find_columns
+from jest_hf.flags import Parser
 from jest_hf.models import build_siglip
 from jest_hf.models.load import load_processor
-from jest_hf.reference import load_learner
+from jest_hf.reference import load_learner, locate_reference
 
 
 sys.path.insert(0, str(Path(__file__).parent))
 import comparison  # noqa: E402
+import script_flags  # noqa: E402
 
 
 DEMONSTRATION = Path(__file__).parent / "recipes" / "demo.yaml"
+GROUPS = {"data": ("caption_column",), "models": ("learner_size", "patch_size")}
 
 
 @dataclass
-class ScriptArguments(comparison.DataArguments):
+class ScriptArguments(script_flags.DataArguments):
     """The data and the models of a run; `JESTConfig` has all other options."""
 
     caption_column: str | None = field(
         default=None,
-        metadata={"help": "Column of the captions. Default: the first of text, caption and captions that exists."},
+        metadata={
+            "help": "Column of the captions, or the first that exists of several: txt;json. Default: the first of "
+            "text, caption, captions and txt."
+        },
     )
     learner_size: str = field(
         default="tiny", metadata={"help": "Size of a SigLIP learner with random weights, without --learner."}
@@ -52,9 +59,14 @@ class ScriptArguments(comparison.DataArguments):
     )
 
 
+def flags() -> Parser:
+    """Return the parser of the script."""
+    return script_flags.flags_of(ScriptArguments, GROUPS)
+
+
 def parse(argv: list[str]) -> tuple[ScriptArguments, JESTConfig]:
     """Read the flags, the recipe and the defaults."""
-    return comparison.parse(ScriptArguments, argv, DEMONSTRATION)
+    return script_flags.parse(flags(), ScriptArguments, argv, DEMONSTRATION)
 
 
 def captions_of(rows: Dataset, column: str | None) -> list[str]:
@@ -78,11 +90,19 @@ class Job(comparison.Comparison):
         super().__init__(script, args)
         if self.eval is not None and args.eval_group_column is None and "group" in self.eval.column_names:
             args.eval_group_column = "group"
+        columns = script.image_column, script.caption_column
+        self.image_column, self.caption_column = find_columns(self.train, *columns, spec=script.dataset)
         if script.learner is not None:
-            self.processor = load_processor(script.learner)
+            folder = locate_reference(script.learner, weights=False, option="learner").folder
+            self.processor = load_processor(folder, f"learner={script.learner!r}")
         else:
+            if script.streaming:
+                raise ValueError(
+                    "streaming=True needs --learner: the tokenizer of a learner with random weights is trained on all "
+                    "captions before the first step."
+                )
             sources = [rows for rows in (self.curated, self.train) if rows is not None]
-            captions = [caption for rows in sources for caption in captions_of(rows, script.caption_column)]
+            captions = [caption for rows in sources for caption in captions_of(rows, self.caption_column)]
             self.processor = build_processor(captions, script.image_size, script.vocab_size, script.max_length or 20)
 
     def fresh_model(self, seed: int) -> PreTrainedModel:
@@ -103,8 +123,8 @@ class Job(comparison.Comparison):
         script = self.script
         return JESTDataCollator(
             self.processor,
-            image_column=script.image_column,
-            caption_column=script.caption_column,
+            image_column=self.image_column,
+            caption_column=self.caption_column,
             max_length=script.max_length,
             seed=self.args.seed,
             scaled_jpeg_decoding=script.scaled_jpeg_decoding,
@@ -128,4 +148,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    script_flags.run_script(main, ScriptArguments, JESTConfig)

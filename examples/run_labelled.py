@@ -34,15 +34,23 @@ from jest_hf import JESTConfig
 from jest_hf.data import train_tokenizer
 from jest_hf.data.labelled import ImageLabelCollator, LabelledCollator, LanguageModelCollator, TextLabelCollator
 from jest_hf.data.tasks import class_names, flip_labels, label_scenes, scramble_texts
+from jest_hf.flags import Parser
 from jest_hf.models.load import check_loaded, load_config, load_processor
 from jest_hf.reference import locate_reference
 
 
 sys.path.insert(0, str(Path(__file__).parent))
 import comparison  # noqa: E402
+import script_flags  # noqa: E402
 
 
 DEMONSTRATION = Path(__file__).parent / "recipes" / "rho_loss.yaml"
+DEFAULTS = {"selection": "independent", "adam_beta2": 0.999}
+GROUPS = {
+    "data": ("kind", "text_column", "label_column", "task", "label_noise", "text_noise"),
+    "models": ("learner_config",),
+    "reference": ("reference_config",),
+}
 MODELS = {
     "image_classification": AutoModelForImageClassification,
     "text_classification": AutoModelForSequenceClassification,
@@ -57,7 +65,7 @@ TINY_CONFIGS = {
 
 
 @dataclass
-class ScriptArguments(comparison.DataArguments):
+class ScriptArguments(script_flags.DataArguments):
     """The data and the models of a run; `JESTConfig` has all other options."""
 
     kind: str = field(
@@ -115,9 +123,14 @@ class ScriptArguments(comparison.DataArguments):
         return self.kind != "language_model"
 
 
+def flags() -> Parser:
+    """Return the parser of the script."""
+    return script_flags.flags_of(ScriptArguments, GROUPS, **DEFAULTS)
+
+
 def parse(argv: list[str]) -> tuple[ScriptArguments, JESTConfig]:
     """Read the flags, the recipe and the defaults. Joint selection needs pairs, so the default is independent here."""
-    return comparison.parse(ScriptArguments, argv, DEMONSTRATION, selection="independent", adam_beta2=0.999)
+    return script_flags.parse(flags(), ScriptArguments, argv, DEMONSTRATION, **DEFAULTS)
 
 
 class Job(comparison.Comparison):
@@ -134,10 +147,10 @@ class Job(comparison.Comparison):
         if script.text_noise:
             self.train = scramble_texts(self.train, script.text_noise, args.seed, script.text_column)
 
-    def rows(self, what: str | None, split: str | None, where: dict | None, n: int | None = None) -> Dataset | None:
-        """Load the rows of one source, or `None` without a source; scenes get the labels of the task."""
-        rows = super().rows(what, split, where, n)
-        if rows is not None and self.script.has_labels and what.startswith("scenes"):
+    def rows(self, what: str, **options: Any) -> Dataset:
+        """Load the rows of one source; scenes get the labels of the task."""
+        rows = super().rows(what, **options)
+        if self.script.has_labels and what.startswith("scenes"):
             rows = label_scenes(rows, self.script.task)
         return rows
 
@@ -145,7 +158,8 @@ class Job(comparison.Comparison):
         """Return the learner's image processor or tokenizer; for a learner with random weights, make one."""
         script = self.script
         if script.learner is not None:
-            processor = load_processor(script.learner)
+            folder = locate_reference(script.learner, weights=False, option="learner").folder
+            processor = load_processor(folder, f"learner={script.learner!r}")
             if script.kind != "image_classification" and processor.pad_token is None:  # as in many decoders
                 processor.pad_token = processor.eos_token
             return processor
@@ -224,4 +238,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    script_flags.run_script(main, ScriptArguments, JESTConfig)

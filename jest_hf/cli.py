@@ -15,15 +15,17 @@ The modules are in `COMMANDS`.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jest_hf.flags import Parser, in_one_sentence
+
 
 CONFIGS = Path(__file__).parent / "configs"
-# Modules with `add_arguments` and `run`. They import torch and transformers, which takes seconds.
+# Modules with `add_arguments` and `run`, which imports torch and transformers: that takes seconds. `RENAMED` has the
+# options of Python that have another name as a flag.
 COMMANDS = {
     "cache-reference": ("jest_hf.reference.command", "embed a data set with a reference, once for all runs"),
     "cache-images": (
@@ -66,22 +68,32 @@ def preset_flags(name: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command `jest-hf`; `arguments` default to those of the process."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in COMMANDS:
+        module, about = COMMANDS[words[0]]
+        command = importlib.import_module(module)
+        parser = Parser(prog=f"jest-hf {words[0]}", description=f"{about[0].upper()}{about[1:]}.")
+        command.add_arguments(parser)
+        options = parser.parse_args(words[1:])
+        with in_one_sentence(parser.prog, [one.dest for one in parser._actions], command.RENAMED):
+            _check_folder(getattr(options, "output_dir", None))
+            command.run(options)
+        return
+    parser = Parser(
         prog="jest-hf",
         description="Commands of jest_hf: launch presets, caches, estimates of cost, scores, curation and reports.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     preset = commands.add_parser("preset", help="print the flags for `accelerate launch`, e.g. preset zero2")
-    preset.add_argument("name", choices=preset_names(), help="name of the preset")
-    parsers = {name: commands.add_parser(name, help=about) for name, (_, about) in COMMANDS.items()}
-    named = next(iter(arguments), None)
-    if named in COMMANDS:
-        command = importlib.import_module(COMMANDS[named][0])
-        command.add_arguments(parsers[named])
-        command.run(parser.parse_args(arguments))
-    else:
-        print(preset_flags(parser.parse_args(arguments).name))
+    preset.add_argument("name", choices=preset_names(), help="Name of the preset.")
+    for name, (_, about) in COMMANDS.items():
+        commands.add_parser(name, help=about)
+    print(preset_flags(parser.parse_args(words).name))
+
+
+def _check_folder(folder: str | None) -> None:
+    if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
+        raise FileExistsError(f"output_dir={folder!r} is a file; name a folder.")
 
 
 if __name__ == "__main__":

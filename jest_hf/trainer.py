@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from jest_hf.config import JESTConfig
@@ -27,13 +27,14 @@ from jest_hf.models.load import restore_renamed
 from jest_hf.objectives import Objective
 from jest_hf.reference import ReferenceSource
 from jest_hf.report import Report, RunStatistics, SelectionLedger, StepFlops
-from jest_hf.training.callbacks import EpochCallback, JESTProgress, ReportsCallback, keep_callbacks
+from jest_hf.training.callbacks import EpochCallback, ReportsCallback, keep_callbacks
 from jest_hf.training.card import RunFacts, summarise_run, try_card, write_run_card
 from jest_hf.training.checks import check_learner, check_overrides
 from jest_hf.training.costs import check_evaluation
 from jest_hf.training.engine import Engine
 from jest_hf.training.online_model import OnlineModel
 from jest_hf.training.setup import Parts, build_parts, plan_run
+from jest_hf.training.trackers import adopt_callbacks
 
 
 class JESTTrainer(Trainer):
@@ -125,8 +126,7 @@ class JESTTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch: the Trainer must not rescale it
         check_learner(self.model, plan.view, deepspeed=self.is_deepspeed_enabled)
-        if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(JESTProgress)
+        adopt_callbacks(self.callback_handler)
         self.parts: Parts = build_parts(plan, self.model, proxy_model)
         for callback in self.parts.callbacks:
             self.add_callback(callback)

@@ -50,7 +50,9 @@ class JESTOptions(TrainingArguments):
 
     preset: str | None = field(
         default=None,
-        metadata={"help": f"Published method that sets the options you do not give: {', '.join(PRESETS)}."},
+        metadata={
+            "help": f"Published method that sets the options you do not give: {', '.join(PRESETS)}. Default: none."
+        },
     )
     selection: str | None = field(
         default=None,
@@ -62,8 +64,8 @@ class JESTOptions(TrainingArguments):
     criterion: str | None = field(
         default=None,
         metadata={
-            "help": "Score of an example: learnability (learner loss - reference loss), easy_reference (- reference "
-            "loss) or hard_learner (learner loss). Default: learnability, or the preset's."
+            "help": "Score of an example: learnability (learner loss - reference loss), easy_reference (minus the "
+            "reference loss) or hard_learner (learner loss). Default: learnability, or the preset's."
         },
     )
     filter_ratio: float | None = field(
@@ -110,12 +112,15 @@ class JESTOptions(TrainingArguments):
         default=None,
         metadata={
             "help": "Other selectors to compare the selection with in the logs: uniform, or <selection>/<criterion>, "
-            "e.g. independent/easy_reference."
+            "e.g. independent/easy_reference. Default: none."
         },
     )
     source_column: str | None = field(
         default=None,
-        metadata={"help": "Column of the training data, e.g. a source; the selection rate of each value is logged."},
+        metadata={
+            "help": "Column of the training data, e.g. source; the logs get the selection rate of each of its values. "
+            "Default: none."
+        },
     )
     objective: str | None = field(
         default=None,
@@ -127,8 +132,8 @@ class JESTOptions(TrainingArguments):
     scoring: str | None = field(
         default=None,
         metadata={
-            "help": "Model that is compared with the reference: the learner, or proxy, a small model trained beside "
-            "it. Default: learner, or the preset's."
+            "help": "Model that is compared with the reference: learner, or proxy (a small model that is trained "
+            "beside the learner). Default: learner, or the preset's."
         },
     )
     proxy_learning_rate: float | None = field(
@@ -137,7 +142,7 @@ class JESTOptions(TrainingArguments):
     pair_score: str | None = field(
         default=None,
         metadata={
-            "help": "Loss of a pair in a score: loss, or similarity (minus the dot product of its embeddings, "
+            "help": "Loss of a pair in a score: loss, or similarity (minus the dot product of the two embeddings, "
             "ActiveCLIP). Default: loss, or the preset's."
         },
     )
@@ -182,7 +187,7 @@ class JESTOptions(TrainingArguments):
         },
     )
     online_reference_learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate of the online reference. Default: twice the learner's."}
+        default=None, metadata={"help": "Peak learning rate of the online reference. Default: 2 x the learner's."}
     )
     ref_placement: str = field(
         default="replica",
@@ -192,7 +197,7 @@ class JESTOptions(TrainingArguments):
         },
     )
     ref_model_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of the reference on the Hub. Default: main."}
+        default=None, metadata={"help": "Branch, tag or commit of a ref_model on the Hub. Default: main."}
     )
     cache_reference: bool | None = field(
         default=None,
@@ -205,11 +210,11 @@ class JESTOptions(TrainingArguments):
         default=None,
         metadata={
             "help": "Reference cache made by `jest-hf cache-reference`: a folder or a Hub data-set id. The reference "
-            "is then not loaded."
+            "is then not loaded. Default: none."
         },
     )
     reference_cache_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of the reference cache on the Hub. Default: main."}
+        default=None, metadata={"help": "Branch, tag or commit of a reference_cache on the Hub. Default: main."}
     )
     select_before_decoding: bool | None = field(
         default=None,
@@ -221,8 +226,8 @@ class JESTOptions(TrainingArguments):
     image_cache: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of decoded images of the training data, made before the first step where they are missing "
-            "and then read in place of image files. Default: none."
+            "help": "Folder of decoded training images, which are read in place of image files; images that are "
+            "missing are decoded before the first step. Default: none."
         },
     )
     scoring_view: str | None = field(
@@ -247,7 +252,10 @@ class JESTOptions(TrainingArguments):
     )
     eval_group_column: str | None = field(
         default=None,
-        metadata={"help": "Column of the evaluation data; rows with equal values count as hits of each other."},
+        metadata={
+            "help": "Column of the evaluation data: the captions of all rows with the value of an image count as its "
+            "captions. Default: none."
+        },
     )
 
     # Inherited fields with another default; the docstring of JESTConfig says why.
@@ -258,7 +266,7 @@ class JESTOptions(TrainingArguments):
         default=False, metadata={"help": "Must stay False: the collator needs the image and caption columns."}
     )
     label_names: list[str] | None = field(
-        default_factory=list, metadata={"help": "Names of label columns; none, since contrastive batches have none."}
+        default_factory=list, metadata={"help": "Must stay empty: the collator finds the labels."}
     )
     dataloader_drop_last: bool = field(
         default=True, metadata={"help": "Drop the last super-batch of an epoch where it is not full."}

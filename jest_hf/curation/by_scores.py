@@ -140,14 +140,14 @@ def curate_dataset(
 
     opened, run = _open(Path(scores), run)
     if opened is not None and keep is None and above is None:
-        raise ValueError("scores need a rule; pass keep, e.g. keep=0.2, or above, e.g. above=0.")
+        raise ValueError("scores need a rule; pass one, e.g. keep=0.2 or above=0.")
     origin = dict(source or (opened.manifest["source"] if opened is not None and dataset is None else {}))
     if push_to_hub is not None and push_to_hub == origin.get("spec"):
         raise ValueError(f"push_to_hub={push_to_hub!r} is the data set that is curated; name another repository.")
     if dataset is None and origin:
         dataset = load_source(**origin)
     if dataset is None and (folder is not None or opened is None or per is not None):
-        raise ValueError(f"{scores} does not name its data set; pass it as dataset (--dataset).")
+        raise ValueError(f"{scores} does not name its data set; pass the data set as dataset (--dataset).")
     if not isinstance(dataset, datasets.Dataset | None):
         raise TypeError(
             f"dataset is a {type(dataset).__name__}, and rows are copied from a datasets.Dataset; load it with "
@@ -217,7 +217,7 @@ def _open(folder: Path, run: str | Path | None) -> tuple[ScoreSet | None, Path |
     if not (folder / LEDGER).exists():
         raise FileNotFoundError(
             f"{folder} has neither scores ({MANIFEST}) nor a ledger ({LEDGER}); make scores with `jest-hf score "
-            f"--output_dir {folder}`, or name the output_dir of a run with record_selection=True."
+            f"--output_dir {folder}`, or name the output folder of a run with record_selection=True."
         )
     if run is not None:
         raise ValueError(f"run={str(run)!r}: {folder} is a run already; leave run out.")

@@ -142,15 +142,14 @@ def read_times_selected(run: str | Path, example_ids: np.ndarray) -> np.ndarray:
     path = Path(run) / LEDGER
     if not path.exists():
         raise FileNotFoundError(
-            f"{run} has no ledger ({LEDGER}); train with record_selection=True, or name the run's output_dir."
+            f"{run} has no ledger ({LEDGER}); train with record_selection=True, or name the output folder of the run."
         )
-    try:
-        selected = read_selections(path)["example_id"]
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+    selected = read_selections(path)["example_id"]
+    if selected.null_count:
         raise ValueError(
-            f"the ledger {path} is damaged ({str(error).splitlines()[0]}); copy it again, or resume the run from a "
-            "checkpoint."
-        ) from error
+            f"{path} is no ledger that this version reads: it lacks example_id; curate with the version of jest_hf "
+            "that wrote it."
+        )
     counts = pc.value_counts(selected)
     ids, times = counts.field("values").to_numpy(), counts.field("counts").to_numpy()
     if not len(ids):

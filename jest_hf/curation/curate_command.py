@@ -10,40 +10,58 @@ jest-hf curate runs/siglip --dataset "data/*.parquet" --output seen  all rows th
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from jest_hf.curation.by_scores import Curated, curate_dataset
-from jest_hf.curation.writers import WRITERS
-from jest_hf.data.sources import add_source_arguments, source_of
-from jest_hf.selection import CRITERIA
+from jest_hf.flags import OF_SOURCE, add_source_arguments, source_of
+
+
+if TYPE_CHECKING:
+    from jest_hf.curation.by_scores import Curated
+
+
+RENAMED = {**OF_SOURCE, "output_dir": "output", "list_path": "list"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command to a parser."""
     add = parser.add_argument
-    add("scores", help="folder of `jest-hf score`, or output_dir of a run with --record_selection")
-    add("--keep", type=float, help="share of the readable rows to keep, the best ones, e.g. 0.2")
-    add("--above", type=float, help="keep the rows whose score is above this number; default of a run: 0, all rows "
-        "that the run selected")  # fmt: skip
-    add("--per", help="column; with --keep, keep that share of each value of the column, e.g. of each source")
-    add("--criterion", choices=list(CRITERIA), help="how scores rank rows; default: learnability if there are both "
-        "losses, otherwise easy_reference or hard_learner")  # fmt: skip
-    add("--run", help="output_dir of a run on the same data, whose selections are counted in a column times_selected")
-    add("--by_key", action="store_true", help="the run trained on a stream, and knows rows by their own example_id")
-    add("--output", help="folder to write the kept rows to; it must not exist")
-    add("--format", choices=list(WRITERS), default="parquet", help="kind of files in --output; default: parquet")
+    add("scores", help="Folder of `jest-hf score`, or output_dir of a run with --record_selection.")
+    add = parser.add_argument_group("rows to keep").add_argument
+    add("--keep", type=float, help="Share of the readable rows to keep, the best ones, e.g. 0.2. Default: --above "
+        "decides.")  # fmt: skip
+    add("--above", type=float, help="Keep the rows whose score is above this number. Default: of a run 0, all rows "
+        "that the run selected; of scores --keep decides.")  # fmt: skip
+    add("--per", help="Column; with --keep, keep that share of each value of the column, e.g. of each source. "
+        "Default: of all rows together.")  # fmt: skip
+    add("--criterion", choices=("learnability", "easy_reference", "hard_learner"),
+        help="How scores rank rows. Default: learnability if there are both losses, otherwise the criterion of the "
+        "loss that there is.")  # fmt: skip
+    add("--run", help="output_dir of a run on the same data, whose selections are counted in a column times_selected. "
+        "Default: none.")  # fmt: skip
+    add("--by_key", action="store_true",
+        help="Find the rows of a run by the data's own column example_id, as after training on a stream.")  # fmt: skip
+    add = parser.add_argument_group("output").add_argument
+    add("--output", help="New folder to write the kept rows to. Default: none; with --push_to_hub the name of the "
+        "repository.")  # fmt: skip
+    add("--format", choices=("parquet", "webdataset"), default="parquet", help="Kind of files in --output.")
     add("--list", help="Parquet file to write the list of kept rows to, for --subset; without --output no row is "
-        "copied. Rows with a uid also get DataComp's .npy of uids")  # fmt: skip
-    add("--push_to_hub", help="data-set repository to push the kept rows to, e.g. me/curated")
-    add("--private", action="store_true", default=None, help="make a new repository private")
-    add("--license", help="licence of the data for the data set card, e.g. cc-by-4.0")
-    add("--steps", type=int, help="steps of the planned run; with --batch_size, the card tells how often rows repeat")
-    add("--batch_size", type=int, help="rows that the planned run trains on in a step, over all devices")
-    purpose = "curate, if the scores do not name the data"
+        "copied. Rows with a uid also get DataComp's .npy of uids. Default: none.")  # fmt: skip
+    add("--push_to_hub", help="Data-set repository to push the kept rows to, e.g. me/curated. Default: none.")
+    add("--private", action="store_true", default=None, help="Make a new repository private.")
+    add("--license", help="Licence of the data for the data set card, e.g. cc-by-4.0. Default: none.")
+    add = parser.add_argument_group("planned run").add_argument
+    add("--steps", type=int, help="Steps of the planned run; with --batch_size, the card tells how often each row "
+        "will be seen. Default: no plan.")  # fmt: skip
+    add("--batch_size", type=int, help="Rows that the planned run trains on in a step, over all devices. "
+        "Default: no plan.")  # fmt: skip
+    purpose = "curate, where the scores do not name them"
     add_source_arguments(parser, purpose, required=False, image_column=False)
 
 
 def run(options: argparse.Namespace) -> Curated:
     """Curate the data, and print what was kept."""
+    from jest_hf.curation.by_scores import curate_dataset
+
     source = source_of(options)
     if source and "spec" not in source:
         raise ValueError("--dataset_split, --dataset_where, --max_train_rows and --subset need --dataset.")

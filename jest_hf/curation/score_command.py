@@ -12,55 +12,71 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import TYPE_CHECKING
 
-from accelerate import PartialState
+from jest_hf.flags import OF_SOURCE, add_source_arguments, source_of
 
-from jest_hf.curation.score_set import ScoreSet
-from jest_hf.curation.scoring import score_dataset
-from jest_hf.data import load_source
-from jest_hf.data.sources import add_source_arguments, source_of
-from jest_hf.losses import LOSSES
-from jest_hf.reference.cache import SHARD_ROWS
-from jest_hf.reference.shards import DTYPES
+
+if TYPE_CHECKING:
+    from jest_hf.curation.score_set import ScoreSet
 
 
 # Options of the data collator.
 READING = ("image_column", "caption_column", "text_column", "label_column", "max_length", "scaled_jpeg_decoding")
+RENAMED = {**OF_SOURCE, "num_workers": "dataloader_num_workers"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command to a parser."""
     add = parser.add_argument
-    add("--learner", help="Hub id or path of the model that is to be trained, or of a checkpoint of a run")
-    add("--ref_model", help="Hub id or path of the reference; learnability needs a reference and a learner")
-    add("--ref_model_revision", help="branch, tag or commit of a --ref_model on the Hub; default: main")
-    add("--reference_cache", help="reference cache of the same data, in place of --ref_model; without --learner and "
-        "--dataset no image is read")  # fmt: skip
+    add(
+        "--learner", help="Hub id or path of the model that is to be trained, or a checkpoint of a run. Default: none."
+    )
+    add("--ref_model", help="Hub id or path of the reference; learnability needs a reference and a learner. "
+        "Default: none.")  # fmt: skip
+    add("--ref_model_revision", help="Branch, tag or commit of a --ref_model on the Hub. Default: main.")
+    add("--reference_cache", help="Reference cache of the same data, in place of --ref_model; without --learner and "
+        "--dataset no image is read. Default: none.")  # fmt: skip
+    add("--output_dir", required=True, help="Folder of the scores; shards that are finished there are kept.")
     add_source_arguments(parser, "score", required=False, image_column=False)
-    add("--image_column", help="column of the images; default: image")
-    add("--caption_column", help="column of the captions; default: the first of text, caption and captions")
-    add("--text_column", help="column of the texts of a text classifier or a language model; default: text")
-    add("--label_column", help="column of the labels of a classifier; default: label")
-    add("--max_length", type=int, help="tokens that captions or texts are padded to; default: each model's own length")
-    add("--scaled_jpeg_decoding", action="store_true", help="decode large JPEGs at 1/2, 1/4 or 1/8 of their size")
-    add("--output_dir", required=True, help="folder of the scores; shards that are finished there are kept")
-    add("--batch_size", type=int, default=256, help="pairs in each random batch of the contrastive loss; default: 256")
-    add("--draws", type=int, default=8, help="random batches for each row, whose losses are averaged; default: 8")
-    add("--seed", type=int, default=0, help="seed of the random batches; default: 0")
-    add("--loss", choices=list(LOSSES), help="contrastive loss; default: the one that the learner was made for")
-    add("--dtype", choices=list(DTYPES), default="float16", help="dtype of the stored embeddings; default: float16")
-    add("--per_device_batch_size", type=int, default=64, help="rows in a forward, on one device; default: 64")
-    add("--shard_rows", type=int, default=SHARD_ROWS, help=f"rows in a shard; default: {SHARD_ROWS}")
-    add("--dataloader_num_workers", type=int, default=0, help="processes per device that decode images; default: 0")
-    add("--disable_tqdm", action="store_true", help="hide the progress bars")
+    add = parser.add_argument_group("reading").add_argument
+    add("--image_column", help="Column of the images. Default: image.")
+    add(
+        "--caption_column",
+        help="Column of the captions. Default: the first of text, caption, captions and txt.",
+    )
+    add("--text_column", help="Column of the texts of a text classifier or a language model. Default: text.")
+    add("--label_column", help="Column of the labels of a classifier. Default: label.")
+    add(
+        "--max_length", type=int, help="Tokens that captions or texts are padded to. Default: each model's own length."
+    )
+    add("--scaled_jpeg_decoding", action="store_true",
+        help="Decode large JPEGs at 1/2, 1/4 or 1/8 of their size: faster, other pixels.")  # fmt: skip
+    add("--dataloader_num_workers", type=int, default=0,
+        help="Processes on each device that decode images. Default: 0, the main process.")  # fmt: skip
+    add = parser.add_argument_group("scores").add_argument
+    add("--batch_size", type=int, default=256, help="Pairs in each random batch of the contrastive loss.")
+    add("--draws", type=int, default=8, help="Random batches for each row, whose losses are averaged.")
+    add("--seed", type=int, default=0, help="Seed of the random batches.")
+    add("--loss", choices=("sigmoid", "softmax"),
+        help="Contrastive loss. Default: the one that the learner was made for.")  # fmt: skip
+    add("--dtype", choices=("float16", "float32"), default="float16", help="Dtype of the stored embeddings.")
+    add("--per_device_batch_size", type=int, default=64, help="Rows in a forward, on one device.")
+    add("--shard_rows", type=int, default=65536, help="Rows in a shard, the part that an interrupted command repeats.")
+    add("--disable_tqdm", action="store_true", help="Hide the progress bars.")
 
 
 def run(options: argparse.Namespace) -> ScoreSet:
     """Score the data, or finish unfinished scores, and print a line about them."""
+    from accelerate import PartialState
+
+    from jest_hf.curation.scoring import score_dataset
+    from jest_hf.data.sources import load_named
+
     start = time.perf_counter()
     source = source_of(options)
     scores = score_dataset(
-        load_source(**source) if "spec" in source else None,
+        load_named(options) if "spec" in source else None,
         options.output_dir,
         learner=options.learner,
         ref_model=options.ref_model,

@@ -8,7 +8,7 @@ last: work that was killed continues with the next shard.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ def write_scores(
     ranks: Ranks,
     device: torch.device | str,
     disable_tqdm: bool = False,
+    why: Callable[[], str] = lambda: "see the log",
 ) -> ScoreSet:
     """Write the shards that are missing, and the manifest. A collective.
 
@@ -64,6 +65,7 @@ def write_scores(
         ranks ([`~jest_hf.distributed.Ranks`]): The ranks that share the work.
         device (`torch.device`): Device of the computation.
         disable_tqdm (`bool`, *optional*, defaults to `False`): Whether to hide the progress bar.
+        why (`Callable`, *optional*): Returns why the first rows cannot be read, if no row can.
     """
     n_rows, size = plan["data"]["n_rows"], plan["storage"]["shard_rows"]
     spans = [range(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
@@ -74,7 +76,7 @@ def write_scores(
         readable = _readable(sources, spans)
         if not len(readable):
             raise ValueError(
-                f"not one of the {n_rows} rows can be read; check the columns of the images and the captions."
+                f"not one of the {n_rows} rows can be read ({why()}); check the columns of images and captions."
             )
         settings = plan["scoring"]
         losses = RowLosses(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformers import PreTrainedModel
 from jest_hf.curation.score_set import FORMAT, KEY, LEARNABILITY, ScoreSet, describe_like
 from jest_hf.curation.score_writer import Source, write_scores
 from jest_hf.data.collator import JESTDataCollator
+from jest_hf.data.reasons import first_reasons
 from jest_hf.data.rows import Rows
 from jest_hf.distributed import Ranks
 from jest_hf.hub.card_parts import public_name
@@ -142,12 +144,13 @@ def score_dataset(
     }
     if pairs:
         plan["scoring"] |= {"loss": loss or pairs[0].loss, "batch_size": batch_size, "draws": draws, "seed": seed}
-    return write_scores(folder, plan, sources, embed.rows, embed.ranks, accelerator.device, disable_tqdm)
+    why = partial(first_reasons, embed.rows, embed.collator)
+    return write_scores(folder, plan, sources, embed.rows, embed.ranks, accelerator.device, disable_tqdm, why)
 
 
 def _check(dataset: Any, learner: Any, ref_model: Any, reference_cache: Any) -> None:
     if learner is None and ref_model is None and reference_cache is None:
-        raise ValueError("there is nothing to score with; pass learner, ref_model or reference_cache.")
+        raise ValueError("there is nothing to score with; pass a learner, ref_model or reference_cache.")
     if ref_model is not None and reference_cache is not None:
         raise ValueError("ref_model and reference_cache are both a reference; pass one of them.")
     if dataset is None and (learner is not None or ref_model is not None):
@@ -173,6 +176,7 @@ class _Embedder:
         self.reading = dict(reading)
         self.storage = dict(storage)
         self.options = dict(options)
+        self.collator: Any = None
 
     def __call__(
         self, name: str, model: str | PreTrainedModel, processor: Any | None, revision: str | None = None
@@ -180,7 +184,7 @@ class _Embedder:
         """Return the source of scores, and the processor that the model reads with."""
         device, ranks = self.accelerator.device, self.ranks
         option = "learner" if name == "learner" else "ref_model"
-        loaded, processor = load_reference(model, revision, processor, ranks=ranks, device=device)
+        loaded, processor = load_reference(model, revision, processor, ranks=ranks, device=device, option=option)
         if processor is None:
             raise ValueError(
                 f"{option} is a model object, whose processor is not known; pass it as "
@@ -191,7 +195,7 @@ class _Embedder:
         if isinstance(model, str) and commit is not None:
             identity |= {"repo": model, "commit": commit}
         objective = find_objective(None, loaded).make(loaded, ObjectiveOptions())
-        collator = self._collator(objective, processor)
+        self.collator = collator = self._collator(objective, processor)
         placed = place_reference(loaded, self.accelerator)
         reader: Any = objective.reader(loaded, processor, option)
         options: dict[str, Any] = {

@@ -69,7 +69,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete its folder, and make a new cache.") from error
+        raise ValueError(
+            f"{path} is damaged ({error}); delete the folder with this file, and make it again."
+        ) from error
     return contents
 
 

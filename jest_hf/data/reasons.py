@@ -43,6 +43,19 @@ def reasons_of(collator: Any, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
+def first_reasons(rows: Any, collator: Any) -> str:
+    """Return why the first rows cannot be used, for a message about all of them; `"see the log"` if that is not known.
+
+    Args:
+        rows ([`~jest_hf.data.rows.Rows`]): The data.
+        collator: The data collator that skipped the rows, or what calls it as its `collator`.
+    """
+    collator = getattr(collator, "collator", collator)
+    if not isinstance(rows, Rows) or not hasattr(collator, "_log_skip"):
+        return "see the log"
+    return "; ".join(reasons_of(collator, [rows[index] for index in range(min(_SHOWN, len(rows)))])) or "see the log"
+
+
 def reasons_by_id(dataset: Any, collator: Any, ids: Tensor) -> list[str]:
     """As [`reasons_of`], of the rows with some ids (int64 `[n]`). The rows of a stream cannot be read again."""
     if is_stream(dataset):
@@ -70,4 +83,4 @@ def mostly_broken(broken: int, total: int, collator: Any, rows: Rows | None) -> 
     return f"{broken:,} of {total:,} cannot be used ({'; '.join(reasons) or 'see the log'})"
 
 
-__all__ = ["mostly_broken", "reasons_by_id", "reasons_of"]
+__all__ = ["first_reasons", "mostly_broken", "reasons_by_id", "reasons_of"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jest_hf.data.formats import features_of, find_columns, separator_of, with_caption, with_files
 from jest_hf.data.scenes import SPLIT_SIZES, load_scenes
 from jest_hf.data.subset import select_subset
+from jest_hf.flags import proposal, source_of
 
 
 BUILDERS = {
@@ -30,50 +31,22 @@ BUILDERS = {
     ".json": "json",
     ".jsonl": "json",
     ".csv": "csv",
+    ".tsv": "csv",
     ".tar": "webdataset",
 }
 
 
-def add_source_arguments(
-    parser: argparse.ArgumentParser, purpose: str, *, required: bool = True, image_column: bool = True
-) -> None:
-    """Add the flags that name data, of the commands that read a data set once.
-
-    Args:
-        parser (`argparse.ArgumentParser`): The parser of a command.
-        purpose (`str`): What the data are for, for the help text, such as `"embed"`.
-        required (`bool`, *optional*, defaults to `True`): Whether the command needs `--dataset`.
-        image_column (`bool`, *optional*, defaults to `True`): Whether to add `--image_column` too.
-    """
-    add = parser.add_argument
-    add(
-        "--dataset",
-        required=required,
-        help=f"data to {purpose}: scenes:<split>, a local file, glob or folder, or a Hub id",
-    )
-    add("--dataset_split", help="split of --dataset, e.g. train")
-    add("--dataset_where", type=json.loads, help='keep only rows with these column values: {"split": "train"} (JSON)')
-    add("--max_train_rows", type=int, help="keep only this many rows, the first ones; default: all")
-    add("--subset", help="keep only the rows in this file, which `jest-hf curate --list` wrote; default: all")
-    if image_column:
-        add("--image_column", default="image", help="column of the images; default: image")
-
-
-def source_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of [`load_source`] that the flags name, without those that were left out."""
-    named = {
-        "spec": options.dataset,
-        "split": options.dataset_split,
-        "where": options.dataset_where,
-        "max_rows": options.max_train_rows,
-        "subset": options.subset,
-    }
-    return {name: value for name, value in named.items() if value is not None}
-
-
 def load_named(options: argparse.Namespace) -> datasets.Dataset:
-    """Load the data that the flags of [`add_source_arguments`] name."""
-    return load_source(**source_of(options))
+    """Load the data that the flags of [`~jest_hf.flags.add_source_arguments`] name. The columns of images and captions
+    in `options` become those that the data have."""
+    rows = load_source(**source_of(options))
+    captions = getattr(options, "caption_column", None)
+    images, captions = find_columns(rows, options.image_column, captions, spec=options.dataset)
+    if images in rows.column_names and images != "image":
+        options.image_column = images
+    if hasattr(options, "caption_column"):
+        options.caption_column = captions
+    return rows
 
 
 def load_source(
@@ -86,13 +59,16 @@ def load_source(
     max_rows: int | None = None,
     where: Mapping[str, Any] | None = None,
     subset: str | Path | None = None,
-) -> datasets.Dataset:
+    streaming: bool = False,
+) -> Any:
     """Load the rows of a data set.
 
     Args:
         spec (`str`): One of
             - `"scenes:web"` (or another split of [`load_scenes`]);
-            - a file or a glob of parquet, arrow, json(l), csv or webdataset (`.tar`) files;
+            - a file or a glob of parquet, arrow, json(l), csv, tsv or webdataset (`.tar`) files. The separator of
+              a csv file is found in its first line, and relative paths of images start at its folder; the samples of
+              a tar may have images of several formats, and captions in their `json`;
             - a folder: written by `save_to_disk`, of such files, or of images (with `metadata.csv`);
             - the id of a data set on the Hub, or the name of a `datasets` builder with `data_files`.
         split (`str`, *optional*): The split; required if there are several.
@@ -104,14 +80,15 @@ def load_source(
             `{"split": "train", "source": ["noto", "fxemoji"]}`.
         subset (`str` or `Path`, *optional*): Keep the rows of a list of rows, a Parquet file of `jest-hf curate
             --list`. The rows are numbered as they are after `where` and `max_rows`.
+        streaming (`bool`, *optional*, defaults to `False`): Whether to read rows as they come, and store none.
 
     Returns:
-        `datasets.Dataset`, map-style.
+        `datasets.Dataset`, map-style; with `streaming` a `datasets.IterableDataset`.
 
     Raises:
         FileNotFoundError: If `spec` looks like a path and does not exist.
-        ValueError: For a split, column or kind of file that does not exist, for a `subset` of other data, or if no
-            row is left.
+        ValueError: For a split, column or kind of file that does not exist, for damaged files, for a `subset` of
+            other data or with `streaming`, or if no row is left.
 
     Example:
 
@@ -125,15 +102,21 @@ def load_source(
     """
     if max_rows is not None and max_rows < 1:
         raise ValueError(f"max_rows={max_rows} must be at least 1; leave max_rows out to keep all rows.")
+    if streaming and subset is not None:
+        raise ValueError(f"subset={str(subset)!r} needs rows that can be read by number; leave out streaming=True.")
     if spec == "scenes" or spec.startswith("scenes:"):
         # Rows that max_rows would drop need not be drawn.
         loaded = load_scenes(_scenes_split(spec, split), n=None if where else max_rows)
-    elif _looks_local(spec):
-        loaded = _choose_split(_load_local(spec, name, data_files), split, spec)
     else:
-        # With the split given, only the files of this split are downloaded.
-        loaded = datasets.load_dataset(spec, name=name, data_files=data_files, revision=revision, split=split)
+        if _looks_local(spec):
+            loaded = _load_local(spec, name, data_files, streaming)
+        else:
+            # With the split given, only the files of this split are downloaded.
+            options = {"name": name, "data_files": data_files, "revision": revision, "split": split}
+            loaded = _load(spec, spec, **options, streaming=streaming)
         loaded = _choose_split(loaded, split, spec)
+    if streaming:
+        return _stream(loaded, where, max_rows)
     if where:
         loaded = _keep(loaded, where, spec)
     if max_rows is not None:
@@ -161,34 +144,82 @@ def _looks_local(spec: str) -> bool:
     )
 
 
-def _load_local(spec: str, name: str | None, data_files: Any) -> datasets.Dataset | datasets.DatasetDict:
+def _load(spec: str, *arguments: Any, **options: Any) -> Any:
+    """As `datasets.load_dataset`; what is wrong with the data is a `ValueError` of one line."""
+    try:
+        return datasets.load_dataset(*arguments, **options)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise FileNotFoundError(
+            f"spec={spec!r} is neither here nor on the Hub, as far as you may see ({error})"
+        ) from error
+    except (datasets.exceptions.DatasetsError, ValueError, pa.ArrowException) as error:
+        raise ValueError(f"spec={spec!r} cannot be loaded ({_cause(error)}); check the files.") from error
+    except OSError as error:
+        raise OSError(f"spec={spec!r} cannot be loaded ({_cause(error)}); check the name and the network.") from error
+
+
+def _cause(error: BaseException) -> str:
+    """The first cause of an error of `datasets`, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, FileNotFoundError):
+        return str(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _stream(loaded: Any, where: Mapping[str, Any] | None, max_rows: int | None) -> datasets.IterableDataset:
+    """Return the rows as a stream, with the conditions applied as they come."""
+    stream = loaded.to_iterable_dataset() if isinstance(loaded, datasets.Dataset) else loaded
+    if where:
+        wanted = {name: one if isinstance(one, list | tuple) else [one] for name, one in where.items()}
+        stream = stream.filter(
+            lambda *values: all(value in those for value, those in zip(values, wanted.values(), strict=True)),
+            input_columns=list(wanted),
+        )
+    return stream if max_rows is None else stream.take(max_rows)
+
+
+def _load_local(spec: str, name: str | None, data_files: Any, streaming: bool = False) -> Any:
     path = Path(spec).expanduser()
     if path.is_dir():
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             return datasets.load_from_disk(str(path))
-        return datasets.load_dataset(str(path), name=name, data_files=data_files)
+        return _load(spec, str(path), name=name, data_files=data_files, streaming=streaming)
     files = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))
     if not files:
-        raise FileNotFoundError(f"{spec!r} does not exist; check the path (a relative path starts at {Path.cwd()}).")
+        raise FileNotFoundError(
+            f"spec={spec!r} does not exist; check the path (a relative path starts at {Path.cwd()})."
+        )
     suffixes = sorted({Path(file).suffix for file in files})
     if len(suffixes) > 1 or suffixes[0] not in BUILDERS:
         raise ValueError(
-            f"{spec!r} holds files of kind {', '.join(map(repr, suffixes))}; pass files of one kind of "
+            f"spec={spec!r} holds files of kind {', '.join(map(repr, suffixes))}; pass files of one kind of "
             f"{', '.join(BUILDERS)}."
         )
-    return datasets.load_dataset(BUILDERS[suffixes[0]], data_files=files)
+    options: dict[str, Any] = {"streaming": streaming}
+    if BUILDERS[suffixes[0]] == "csv":
+        options["sep"] = separator_of(files[0])
+    if BUILDERS[suffixes[0]] == "webdataset":
+        options["features"] = features_of(files[:1] if streaming else files)
+    loaded = _load(spec, BUILDERS[suffixes[0]], data_files=files, **options)
+    if streaming:
+        return loaded
+    folder = Path(files[0]).absolute().parent
+    return datasets.DatasetDict({split: with_caption(with_files(rows, folder)) for split, rows in loaded.items()})
 
 
-def _choose_split(loaded: datasets.Dataset | datasets.DatasetDict, split: str | None, spec: str) -> datasets.Dataset:
-    if isinstance(loaded, datasets.Dataset):
+def _choose_split(loaded: Any, split: str | None, spec: str) -> Any:
+    if isinstance(loaded, datasets.Dataset | datasets.IterableDataset):
         return loaded
     available = ", ".join(loaded)
     if split is None and len(loaded) > 1:
-        raise ValueError(f"{spec!r} has several splits; choose one of {available} with split=.")
+        raise ValueError(
+            f"spec={spec!r} has several splits; set split={next(iter(loaded))!r}, or another of {available}."
+        )
     if split is not None and split not in loaded:
         raise ValueError(
-            f"split={split!r} is not a split of {spec!r} (there are: {available}); choose one of these, or filter by "
-            "a column with where=."
+            f"split={split!r} is not a split of {spec!r}{proposal(split, list(loaded))}; choose one of {available}, "
+            f"or filter by a column, e.g. where={{'split': {split!r}}}."
         )
     return loaded[next(iter(loaded)) if split is None else split]
 
@@ -198,8 +229,8 @@ def _keep(dataset: datasets.Dataset, where: Mapping[str, Any], spec: str) -> dat
     missing = sorted(set(where) - set(dataset.column_names))
     if missing:
         raise ValueError(
-            f"where names the column {missing[0]!r}, which {spec!r} does not have (there are: "
-            f"{', '.join(dataset.column_names)}); name one of these."
+            f"where={dict(where)!r} names the column {missing[0]!r}, which {spec!r} does not have"
+            f"{proposal(missing[0], dataset.column_names)}; name one of {', '.join(dataset.column_names)}."
         )
     table = dataset.select_columns(list(where)).with_format("arrow")[:]
     mask = np.ones(len(dataset), dtype=bool)
@@ -209,8 +240,8 @@ def _keep(dataset: datasets.Dataset, where: Mapping[str, Any], spec: str) -> dat
             wanted_values = pa.array(values, type=table[column].type)
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
             raise ValueError(
-                f"where[{column!r}]={wanted!r} does not fit the column, which holds {table[column].type}; pass values "
-                "of this type."
+                f"where={dict(where)!r} does not fit the column {column!r}, which holds {table[column].type}; pass "
+                "values of this type."
             ) from error
         mask &= pc.is_in(table[column], value_set=wanted_values).to_numpy()
     if not mask.any():

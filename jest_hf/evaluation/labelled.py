@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from jest_hf.data.labelled import LabelledCollator
+from jest_hf.data.reasons import first_reasons
 from jest_hf.distributed import Ranks, gather_to_cpu
 from jest_hf.losses.pointwise import IGNORED, per_example_losses
 
@@ -150,8 +151,9 @@ def evaluate_labelled(
     gathered = {name: gather_to_cpu(ranks, torch.cat(parts), device) for name, parts in columns.items() if parts}
     if not gathered["valid"].any():
         raise ValueError(
-            f"not one of the {len(gathered['valid'])} evaluation rows can be read; check their images, texts and "
-            "labels."
+            f"not one of the {len(gathered['valid'])} evaluation rows can be read "
+            f"({first_reasons(getattr(batches, 'dataset', None), getattr(batches, 'collate_fn', None))}); check their "
+            "images, texts and labels."
         )
     return LabelledResults(**gathered)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from jest_hf.batch import VIEW_PREFIX
 from jest_hf.data.collator import JESTDataCollator
+from jest_hf.data.reasons import first_reasons
 from jest_hf.distributed import Ranks, gather_objects, gather_to_cpu
 from jest_hf.evaluation.retrieval import retrieval_recall
 from jest_hf.losses import LOSSES
@@ -198,7 +199,9 @@ def embed_dataset(
     readable = gather_to_cpu(ranks, torch.cat(columns.pop("readable")), device)
     if not readable.any():
         raise ValueError(
-            f"not one of the {len(readable)} evaluation rows can be read; check the image and caption columns."
+            f"not one of the {len(readable)} evaluation rows can be read "
+            f"({first_reasons(getattr(batches, 'dataset', None), getattr(batches, 'collate_fn', None))}); check the "
+            "image and caption columns."
         )
     common = _common_numbers(ranks, list(number_of), device)
     own = {name: torch.cat(columns.pop(name)) for name in list(columns)}  # pop: without a second copy of all rows

@@ -38,13 +38,26 @@ def load_config(name: str | Path) -> PretrainedConfig:
     return _without_code(AutoConfig.from_pretrained, name)
 
 
-def load_processor(name: str | Path) -> Any:
-    """Return the processor, image processor or tokenizer of a model, by Hub id or local path.
+def load_processor(name: str | Path, setting: str | None = None) -> Any:
+    """Return the processor, image processor or tokenizer of a model.
+
+    Args:
+        name (`str` or `Path`): Hub id or local path.
+        setting (`str`, *optional*): Option and value in error messages. Default: the name.
 
     Raises:
-        ValueError: for a processor whose class is code in the repository, which is never run.
+        ValueError: for a folder or repository without a processor, and for a processor whose class is code in the
+            repository, which is never run.
     """
-    return _without_code(AutoProcessor.from_pretrained, name)
+    try:
+        return _without_code(AutoProcessor.from_pretrained, name)
+    except (ValueError, KeyError) as error:
+        if "which is never run" in str(error):
+            raise
+        raise ValueError(
+            f"{setting or repr(str(name))} has no processor, image processor or tokenizer that can be read; save one "
+            "there with save_pretrained, or name another model."
+        ) from error
 
 
 def load_model(name: str | Path, setting: str | None = None, **options: Any) -> PreTrainedModel:

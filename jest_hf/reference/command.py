@@ -13,48 +13,57 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from accelerate import Accelerator
-from transformers.utils import logging
-
-from jest_hf.data.collator import JESTDataCollator
-from jest_hf.data.reasons import mostly_broken
-from jest_hf.data.rows import Rows
-from jest_hf.data.sources import add_source_arguments, load_named
-from jest_hf.distributed import Ranks
-from jest_hf.models import DualEncoder, expose_temperature
-from jest_hf.reference.cache import SHARD_ROWS, write_cache
-from jest_hf.reference.fingerprint import identify_reference
-from jest_hf.reference.load import load_reference
-from jest_hf.reference.place import place_reference
-from jest_hf.reference.shards import DTYPES
-from jest_hf.reference.store import ReferenceCache
+from jest_hf.flags import OF_SOURCE, add_source_arguments
 
 
-logger = logging.get_logger(__name__)
+if TYPE_CHECKING:
+    from jest_hf.reference.store import ReferenceCache
+
+
+RENAMED = {**OF_SOURCE, "num_workers": "dataloader_num_workers"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command to a parser."""
     add = parser.add_argument
-    add("--ref_model", required=True, help="Hub id or path of the reference")
-    add("--ref_model_revision", help="branch, tag or commit of a --ref_model on the Hub; default: main")
+    add("--ref_model", required=True, help="Hub id or path of the reference.")
+    add("--ref_model_revision", help="Branch, tag or commit of a --ref_model on the Hub. Default: main.")
+    add("--output_dir", required=True, help="Folder of the cache; shards that are finished there are kept.")
     add_source_arguments(parser, "embed")
-    add("--caption_column", help="column of the captions; default: the first of text, caption and captions")
-    add("--max_length", type=int, help="tokens that captions are padded to; default: the reference's own length")
-    add("--scaled_jpeg_decoding", action="store_true", help="decode large JPEGs at 1/2, 1/4 or 1/8 of their size")
-    add("--output_dir", required=True, help="folder of the cache; shards that are finished there are kept")
-    add("--dtype", choices=list(DTYPES), default="float16", help="dtype of the stored embeddings; default: float16")
-    add("--batch_size", type=int, default=64, help="rows in a forward, on one device; default: 64")
-    add("--shard_rows", type=int, default=SHARD_ROWS, help=f"rows in a shard; default: {SHARD_ROWS}")
-    add("--dataloader_num_workers", type=int, default=0, help="processes per device that decode images; default: 0")
-    add("--disable_tqdm", action="store_true", help="hide the progress bar")
+    add = parser.add_argument_group("reading").add_argument
+    add(
+        "--caption_column",
+        help="Column of the captions. Default: the first of text, caption, captions and txt.",
+    )
+    add("--max_length", type=int, help="Tokens that captions are padded to. Default: the reference's own length.")
+    add("--scaled_jpeg_decoding", action="store_true",
+        help="Decode large JPEGs at 1/2, 1/4 or 1/8 of their size: faster, other pixels.")  # fmt: skip
+    add("--dataloader_num_workers", type=int, default=0,
+        help="Processes on each device that decode images. Default: 0, the main process.")  # fmt: skip
+    add = parser.add_argument_group("cache").add_argument
+    add("--dtype", choices=("float16", "float32"), default="float16", help="Dtype of the stored embeddings.")
+    add("--batch_size", type=int, default=64, help="Rows in a forward, on one device.")
+    add("--shard_rows", type=int, default=65536, help="Rows in a shard, the part that an interrupted command repeats.")
+    add("--disable_tqdm", action="store_true", help="Hide the progress bar.")
 
 
 def run(options: argparse.Namespace) -> ReferenceCache:
     """Make the cache, or finish an unfinished one, and print a line about it."""
+    import torch
+    from accelerate import Accelerator
+    from transformers.utils import logging
+
+    from jest_hf.data.collator import JESTDataCollator
+    from jest_hf.data.reasons import mostly_broken
+    from jest_hf.data.rows import Rows
+    from jest_hf.data.sources import load_named
+    from jest_hf.distributed import Ranks
+    from jest_hf.models import DualEncoder, expose_temperature
+    from jest_hf.reference import identify_reference, load_reference, place_reference, write_cache
+
+    logger = logging.get_logger(__name__)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != started:

@@ -30,6 +30,7 @@ def load_reference(
     *,
     ranks: Ranks | None = None,
     device: torch.device | str = "cpu",
+    option: str = "ref_model",
 ) -> tuple[PreTrainedModel, Any]:
     """Load and freeze a reference.
 
@@ -42,6 +43,7 @@ def load_reference(
         ranks ([`~jest_hf.distributed.Ranks`], *optional*): The ranks that load the same reference, which makes the
             call a collective; see [`locate_reference`]. Default: this process alone.
         device (`torch.device`, *optional*, defaults to `"cpu"`): The device on which ranks exchange tensors.
+        option (`str`, *optional*, defaults to `"ref_model"`): Name of the option in error messages.
 
     Returns:
         The model and its processor. The model is whole, also under ZeRO-3, in eval mode and without gradients. Its
@@ -53,11 +55,11 @@ def load_reference(
         OSError: for a model that cannot be pulled ([`~jest_hf.hub.pull.pull_model`]) or read.
     """
     if isinstance(ref_model, str):
-        snapshot = locate_reference(ref_model, revision, ranks=ranks, device=device)
+        snapshot = locate_reference(ref_model, revision, ranks=ranks, device=device, option=option)
         if processor is None:
-            processor = load_processor(snapshot.folder)
+            processor = load_processor(snapshot.folder, f"{option}={ref_model!r}")
         with built_whole():
-            model = _read(snapshot, ranks, device)
+            model = _read(snapshot, ranks, device, option)
         model.config._name_or_path, model.config._commit_hash = snapshot.name, snapshot.commit
         return model.eval().requires_grad_(False), processor
     if revision is not None:
@@ -94,7 +96,7 @@ def load_learner(
     # float32: in fewer bits, small steps round away.
     model = load_model(snapshot.folder, f"{option}={name!r}", dtype=torch.float32)
     model.config._name_or_path, model.config._commit_hash = snapshot.name, snapshot.commit
-    return model, load_processor(snapshot.folder) if processor is None else processor
+    return model, load_processor(snapshot.folder, f"{option}={name!r}") if processor is None else processor
 
 
 def locate_reference(
@@ -171,10 +173,12 @@ def locate_adapter(
     return snapshot
 
 
-def _read(snapshot: Snapshot, ranks: Ranks | None, device: torch.device | str) -> PreTrainedModel:
+def _read(
+    snapshot: Snapshot, ranks: Ranks | None, device: torch.device | str, option: str = "ref_model"
+) -> PreTrainedModel:
     """Load the model in a folder, or the adapter in it on its base model."""
     folder = snapshot.folder
-    setting = f"ref_model={snapshot.name!r}"
+    setting = f"{option}={snapshot.name!r}"
     if not (folder / ADAPTER_CONFIG).is_file():
         return load_model(folder, setting, use_safetensors=True)
     check_safetensors(folder, [ADAPTER_WEIGHTS], setting)

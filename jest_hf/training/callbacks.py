@@ -43,8 +43,8 @@ class LedgerCallback(TrainerCallback):
 
 
 HIDDEN = re.compile(
-    r"^effective_sample_size|_to_(text|image)_R@|_seconds$|_per_second$|eval_runtime$|^total_flos$|"
-    r"^flops$"
+    r"^effective_sample_size|_to_(text|image)_R@|(?<!loading)(?<!scoring)_seconds$|_per_second$|eval_runtime$|"
+    r"^total_flos$|^flops$"
 )
 
 

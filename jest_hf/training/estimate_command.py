@@ -13,19 +13,17 @@ models on the Hub `config.json` alone is downloaded.
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
-import re
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from transformers import HfArgumentParser, PretrainedConfig
+from transformers import PretrainedConfig
 
 from jest_hf.config import JESTConfig
+from jest_hf.config.command_line import add_fields, fill, read_recipe
 from jest_hf.config.options import JESTOptions
+from jest_hf.flags import Parser
 from jest_hf.models import FAMILIES
 from jest_hf.models.build import SIZES, siglip_config
 from jest_hf.models.load import load_config
@@ -64,10 +62,15 @@ class EstimateArguments:
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Names of the layers with a LoRA adapter. Default: PEFT's for the model."}
     )
-    max_train_rows: int | None = field(default=None, metadata={"help": "As --rows."})
+    max_train_rows: int | None = field(
+        default=None,
+        metadata={"help": "Number of training rows, by its name in examples/run_jest.py. Default: --rows."},
+    )
     rows: int | None = field(
         default=None,
-        metadata={"help": "Number of training rows, for the reference cache and for --num_train_epochs."},
+        metadata={
+            "help": "Number of training rows, for the reference cache and for --num_train_epochs. Default: unknown."
+        },
     )
     devices: int = field(default=1, metadata={"help": "Number of devices that train together."})
     json: bool = field(default=False, metadata={"help": "Print JSON in place of the table."})
@@ -75,7 +78,7 @@ class EstimateArguments:
 
 # Flags of `examples/run_jest.py` that change no cost: accepted, so that the command line of a run can be pasted.
 NOT_USED = (
-    *("dataset", "dataset_split", "dataset_where", "subset", "eval_dataset", "eval_split", "eval_where"),
+    *("dataset", "dataset_split", "dataset_where", "subset", "streaming", "eval_dataset", "eval_split", "eval_where"),
     *("test_dataset", "test_split", "test_where", "image_column", "caption_column", "scaled_jpeg_decoding"),
     *("vocab_size", "train_reference_on", "train_reference_split", "train_reference_where", "reference_steps"),
     *("reference_learning_rate", "compare_uniform_steps", "compare_uniform_learning_rate"),
@@ -86,54 +89,46 @@ _OF_TRAINER = (
     *("per_device_train_batch_size", "max_steps", "num_train_epochs", "gradient_checkpointing"),
     *("gradient_checkpointing_kwargs", "activation_checkpointing", "activation_checkpointing_kwargs"),
 )
-_USED = tuple(one.name for one in fields(EstimateArguments))
+GROUPS = {
+    "data": ("rows", "max_train_rows"),
+    "models": (
+        *("learner", "learner_size", "image_size", "patch_size", "max_length", "proxy_model", "lora_r"),
+        "lora_target_modules",
+    ),
+    "reference": ("ref_model",),
+    "training": ("devices",),
+    "output": ("json",),
+}
+RENAMED: dict[str, str] = {}
 _OPTIONS = {one.name for one in fields(JESTConfig) if one.init}
 _COUNTED = (_OPTIONS & set(JESTOptions.__annotations__)) | (_OPTIONS & set(_OF_TRAINER))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command to a parser. A flag that is not given has no value, so that a recipe can set it."""
-    parser.allow_abbrev = False
-    parser.add_argument("--config", type=Path, help="YAML recipe with the same names; flags win over it")
-    kinds: Any = (EstimateArguments, JESTConfig)
-    flags: Any = HfArgumentParser(kinds, add_help=False)
-    for action in flags._actions:
-        action.default = argparse.SUPPRESS
-        if action.dest in _OPTIONS - _COUNTED:
-            action.help = argparse.SUPPRESS
-    parser._add_container_actions(flags)  # as argparse does with `parents`
+    add_fields(parser, (EstimateArguments, JESTConfig), GROUPS, hidden=_OPTIONS - _COUNTED)
     for name in NOT_USED:
         parser.add_argument(f"--{name}", nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def run(options: argparse.Namespace) -> Estimate:
     """Print the estimate, and return it."""
-    given = {name: value for name, value in vars(options).items() if name not in ("command", "config")}
-    try:
-        settings = {**(_read_recipe(options.config) if options.config is not None else {}), **given}
-        script = EstimateArguments(**{name: value for name, value in settings.items() if name in _USED})
-        args = JESTConfig(
-            output_dir="jest-out",
-            use_cpu=not torch.cuda.is_available(),
-            report_to="none",
-            **{name: value for name, value in settings.items() if name in _COUNTED},
-        )
-        result = estimate(args, _models(script, args), n_rows=script.rows or script.max_train_rows, **_sizes(script))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"jest-hf estimate: {in_flags(str(error))}") from error
+    settings = dict(vars(options))
+    path = settings.pop("config", None)
+    if path is not None:
+        parser = Parser()
+        add_arguments(parser)
+        settings = {**read_recipe(path, parser), **settings}
+    script = fill(EstimateArguments, settings)
+    args = JESTConfig(
+        output_dir="jest-out",
+        use_cpu=not torch.cuda.is_available(),
+        report_to="none",
+        **{name: value for name, value in settings.items() if name in _COUNTED},
+    )
+    result = estimate(args, _models(script, args), n_rows=script.rows or script.max_train_rows, **_sizes(script))
     print(json.dumps(result.as_dict(), indent=1) if script.json else describe(result))
     return result
-
-
-def _read_recipe(path: Path) -> dict[str, Any]:
-    settings: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    known = {*_OPTIONS, *_USED, *NOT_USED}
-    for name in sorted(set(settings) - known):
-        near = difflib.get_close_matches(name, known, n=1)
-        raise ValueError(
-            f"--config {path} has the setting {name!r}, which does not exist{f'; {near[0]!r} does' if near else ''}."
-        )
-    return dict(settings)
 
 
 def _sizes(script: EstimateArguments) -> dict[str, Any]:
@@ -186,26 +181,6 @@ def _config(flag: str, name: str) -> PretrainedConfig:
     return config
 
 
-def in_flags(message: str) -> str:
-    """Write an error message about options as one about flags.
-
-    Example:
-
-    ```python
-    >>> from jest_hf.training.estimate_command import in_flags
-    >>> in_flags("filter_ratio=1.5 must be in [0, 1): set criterion='hard_learner', or lower n_chunks.")
-    '--filter_ratio 1.5 must be in [0, 1): set --criterion hard_learner, or lower --n_chunks.'
-
-    ```
-    """
-    names = "|".join(sorted(_OPTIONS | set(_USED), key=len, reverse=True))
-    values = r"""('[^']*'|[^\s,;:)]*[^\s,;:.)])"""
-    message = re.sub(
-        rf"(?<![\w-])({names})={values}", lambda found: f"--{found[1]} {found[2].strip(chr(39))}", message
-    )
-    return re.sub(rf"(?<![\w-])(?=\w*_)({names})(?!\w)", r"--\1", message)
-
-
 def describe(result: Estimate) -> str:
     """Describe an estimate as a table, with the sizes below it."""
     rows: list[list[object]] = []
@@ -237,4 +212,4 @@ def describe(result: Estimate) -> str:
     return "\n".join(lines)
 
 
-__all__ = ["EstimateArguments", "NOT_USED", "add_arguments", "describe", "in_flags", "run"]
+__all__ = ["EstimateArguments", "NOT_USED", "add_arguments", "describe", "run"]

@@ -260,10 +260,13 @@ class SelectionStep:
             f"step {step}: only {readable} of the {n_rows} rows of the super-batch can be read, and "
             f"{self.group.size} are needed"
         )
-        if self._empty_in_a_row < MOST_EMPTY:
+        if 1 < self._empty_in_a_row < MOST_EMPTY:
             logger.warning(f"{said}; the step trains on nothing.")
             return True
         reasons = "; ".join(self.reasons(pool.rows["example_id"][~pool.rows["valid"]][:3])) or "see the log"
+        if self._empty_in_a_row < MOST_EMPTY:
+            logger.warning(f"{said} ({reasons}); the step trains on nothing.")
+            return True
         raise ValueError(
             f"{said}, for the {MOST_EMPTY}th step in a row ({reasons}); check that the rows have their images, texts "
             "and labels."

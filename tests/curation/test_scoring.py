@@ -216,7 +216,7 @@ def test_labelled_rows_have_the_losses_of_a_step(tmp_path, kind):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"learner": None, "ref_model": None}, "nothing to score with; pass learner, ref_model or reference_cache"),
+        ({"learner": None, "ref_model": None}, "nothing to score with; pass a learner, ref_model or reference_cache"),
         ({"reference_cache": "cache"}, "both a reference"),
         ({"batch_size": 1}, "batch_size=1 must be at least 2"),
         ({"draws": 0}, "draws=0 must be at least 1"),
@@ -241,7 +241,7 @@ def test_data_that_cannot_be_read_by_index_are_refused(tmp_path):
 
 def test_no_readable_row_is_said(tmp_path):
     rows = [{"image": None, "text": "a star"}] * 3
-    with pytest.raises(ValueError, match="not one of the 3 rows can be read"):
+    with pytest.raises(ValueError, match="not one of the 3 rows can be read .example 0: "):
         score(tmp_path, rows)
 
 

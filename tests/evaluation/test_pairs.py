@@ -141,7 +141,7 @@ def test_rows_of_which_none_can_be_read():
     model, processor = tiny_siglip(0), tiny_siglip_processor()
     expose_temperature(model)
     loader = DataLoader(Rows(rows), batch_size=2, collate_fn=CaptionCollator(JESTDataCollator(processor)))
-    with pytest.raises(ValueError, match="not one of the 5 evaluation rows can be read"):
+    with pytest.raises(ValueError, match="not one of the 5 evaluation rows can be read .example 0: there is no image"):
         embed_dataset(DualEncoder(model.config, processor), model, loader, torch.device("cpu"), "sigmoid")
 
 

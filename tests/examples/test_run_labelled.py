@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 import shutil
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import datasets
@@ -72,12 +70,6 @@ def scenes(run_labelled):
 
 def flags(settings: dict) -> list[str]:
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-
-
-def test_every_flag_has_a_help_that_can_be_read_alone(run_labelled):
-    for flag in fields(run_labelled.ScriptArguments):
-        text = flag.metadata["help"]
-        assert text.endswith(".") and re.match(r"(?!Its|Of|Their|It)[A-Z]", text), flag.name
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -166,7 +158,9 @@ def test_a_column_of_labels_that_is_not_there(run_labelled, tmp_path, monkeypatc
 
 def test_settings_that_do_not_exist(tmp_path, run_labelled):
     (tmp_path / "recipe.yaml").write_text("label_nose: 0.5\n")
-    with pytest.raises(ValueError, match="the recipe has settings that do not exist: label_nose"):
+    with pytest.raises(
+        ValueError, match="has the setting 'label_nose', which does not exist .did you mean 'label_noise'"
+    ):
         run_labelled.parse(["--config", str(tmp_path / "recipe.yaml")])
 
 

@@ -156,7 +156,7 @@ def test_errors_speak_in_flags(capsys, monkeypatch, flags, message):
 def test_a_recipe_with_an_unknown_setting(tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text("filter_ration: 0.5\n")
     text = refused(capsys, "--config", tmp_path / "recipe.yaml")
-    assert "'filter_ration', which does not exist; '--filter_ratio' does" in text
+    assert "'filter_ration', which does not exist (did you mean 'filter_ratio'?)" in text
 
 
 def test_a_model_of_another_kind(tmp_path, capsys):

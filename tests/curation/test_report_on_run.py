@@ -278,7 +278,7 @@ def test_data_of_another_run(trained, tmp_path):
 
 
 def test_a_folder_of_the_page_that_does_not_exist(trained):
-    with pytest.raises(SystemExit, match="its folder does not exist"):
+    with pytest.raises(SystemExit, match="--output /nowhere/page.html: the folder of the page does not exist"):
         main(["report", str(trained[0]), "--output", "/nowhere/page.html"])
 
 
