@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import GemmaTokenizer, ProcessorMixin, Siglip2Processor
 
 from jest_hf.batch import REF_PREFIX, VIEW_PREFIX
+from jest_hf.data.broken import BrokenRow, readable
 from jest_hf.data.captions import (
     CAPTION_COLUMNS,
     BrokenCaption,
@@ -138,7 +139,7 @@ class JESTDataCollator:
         ids = np.array([row.get("example_id", position) for position, row in enumerate(rows)], dtype=np.int64)
         for position, row in enumerate(rows):
             try:
-                usable = usable_captions(row[caption_column])
+                usable = usable_captions(readable(row)[caption_column])
                 number = draw_caption(len(usable), self.seed, row.get("epoch", 0), int(ids[position]))
                 encoded = self._encode_image(row[self.image_column])
             except (BrokenCaption, BrokenImage) as reason:
@@ -223,9 +224,10 @@ class JESTDataCollator:
         """Check that every row has both columns, and return the name of the caption column."""
         if not rows:
             raise ValueError("JESTDataCollator got an empty list of rows; pass at least one row.")
+        rows = [row for row in rows if not isinstance(row, BrokenRow)]
         caption_column = self.caption_column
         if caption_column is None:
-            caption_column = next((name for name in CAPTION_COLUMNS if name in rows[0]), None)
+            caption_column = next((name for name in CAPTION_COLUMNS if not rows or name in rows[0]), None)
         if caption_column is None:
             raise ValueError(
                 f"The rows have none of the columns {', '.join(CAPTION_COLUMNS)} (there are: {_names(rows[0])}); "

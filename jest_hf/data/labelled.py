@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
 from jest_hf.batch import REF_PREFIX
+from jest_hf.data.broken import readable
 from jest_hf.data.captions import TextEncoder, not_unicode, text_length
 from jest_hf.data.classes import BrokenExample, Classes
 from jest_hf.data.collator import MAX_LOGGED_SKIPS
@@ -65,7 +66,7 @@ class LabelledCollator(ABC):
         read = []
         for position, row in enumerate(rows):
             try:
-                read.append(self._read(row))
+                read.append(self._read(readable(row)))
             except (BrokenImage, BrokenExample) as reason:
                 self._log_skip(int(ids[position]), reason)
                 read.append(None)
@@ -131,8 +132,7 @@ class LabelledCollator(ABC):
             logger.warning("Skipped example %d: %s.%s", example_id, reason, last)
 
     def __repr__(self) -> str:
-        columns = ", ".join(f"{option}={column!r}" for option, column in self.columns.items())
-        return f"{type(self).__name__}({columns})"
+        return f"{type(self).__name__}({', '.join(f'{name}={column!r}' for name, column in self.columns.items())})"
 
 
 class ClassCollator(LabelledCollator):

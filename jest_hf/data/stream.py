@@ -24,8 +24,11 @@ from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from jest_hf.data.rows import undecoded
+from jest_hf.data.broken import BROKEN, BrokenRow, reason_of
+from jest_hf.data.columns import with_image
+from jest_hf.data.undecoded import KEPT, undecoded
 from jest_hf.distributed import Ranks
+from jest_hf.images.lazy import encoded_of
 
 
 def is_stream(dataset: Any) -> bool:
@@ -40,6 +43,10 @@ class StreamedRows(IterableDataset[dict[str, Any]]):
     number is a multiple of the number of ranks), and loader workers share the shards of their rank. To shuffle it,
     call its `shuffle` with a seed: without a seed the processes shuffle differently, and their parts overlap. A torch
     `IterableDataset` is read row by row, every W-th row for each of W ranks, by at most one worker.
+
+    Images stay encoded also below `map`, `filter` and the like, unless a function looks at them; a row for which such
+    a function raises is a [`~jest_hf.data.broken.BrokenRow`], as in [`Rows`]. So is a row for which the iterator of a
+    torch `IterableDataset` raises; a generator cannot go on after an error, and its error ends the run.
 
     An integer column `example_id` of the stream is kept. Without it each row gets a number that is unique in its pass
     over all ranks and workers, and the same again in a run with as many ranks and workers.
@@ -87,6 +94,7 @@ class StreamedRows(IterableDataset[dict[str, Any]]):
         if isinstance(dataset, datasets.IterableDataset):
             dataset = self._own_part(dataset, image_column)
         self.dataset = dataset
+        self.image_column = image_column
 
     def _own_part(self, dataset: datasets.IterableDataset, image_column: str | None) -> datasets.IterableDataset:
         columns = dataset.column_names
@@ -125,9 +133,10 @@ class StreamedRows(IterableDataset[dict[str, Any]]):
                     "times; set dataloader_num_workers to 0 or 1, or pass a datasets.IterableDataset, whose shards "
                     "the workers share."
                 )
-            rows = islice(self.dataset, self.rank, None, self.n_ranks)
+            rows = islice(_each(self.dataset), self.rank, None, self.n_ranks)
         for position, row in enumerate(rows):
-            yield _with_ids(row, epoch, (position * n_workers + worker_id) * self.n_ranks + self.rank)
+            number = (position * n_workers + worker_id) * self.n_ranks + self.rank
+            yield _with_ids(row, epoch, number, self.image_column)
 
 
 class StreamedBatches(IterableDataset[dict[str, Tensor]]):
@@ -243,11 +252,36 @@ def as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _with_ids(row: Any, epoch: int, number: int) -> dict[str, Any]:
+def _each(dataset: Iterable[Any]) -> Iterator[Any]:
+    """The rows of a torch stream, with a broken row for each error of its iterator."""
+    rows = iter(dataset)
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except MemoryError:
+            raise
+        except Exception as error:
+            if isinstance(rows, Generator):
+                raise RuntimeError(
+                    f"the stream is a generator, which cannot go on after an error ({reason_of(error)}); catch errors "
+                    "of single rows inside of it and yield None in their place: such rows are skipped and counted."
+                ) from error
+            row = BrokenRow(reason_of(error))
+        yield BrokenRow("the data set returns None for the row") if row is None else row
+
+
+def _with_ids(row: Any, epoch: int, number: int, image_column: str | None) -> dict[str, Any]:
     if not isinstance(row, Mapping):
         raise TypeError(
             f"A row of the stream is a {type(row).__name__}; return each row as a dict such as {{'image': ..., "
             "'text': ...}."
         )
     own = row.get("example_id")
-    return {**row, "example_id": int(own) if isinstance(own, numbers.Integral) else number, "epoch": epoch}
+    added = {"example_id": int(own) if isinstance(own, numbers.Integral) else number, "epoch": epoch}
+    reason = row.reason if isinstance(row, BrokenRow) else row.get(BROKEN)
+    if reason is not None:
+        return BrokenRow(reason, **added)
+    row = {name: encoded_of(value) for name, value in row.items() if name not in (BROKEN, KEPT)}
+    return {**with_image(row, image_column), **added}

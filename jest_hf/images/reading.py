@@ -39,6 +39,8 @@ def read_encoded(source: Any) -> bytes:
 
     ```
     """
+    if isinstance(source, BrokenImage):  # of a row that could not be read
+        raise source
     if isinstance(source, Mapping):
         data, path = source.get("bytes"), source.get("path")
         source = path if data is None else data
