@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jest_hf.images.reading import BrokenImage
@@ -49,10 +49,13 @@ def _made_again(reason: str, values: dict[str, Any]) -> BrokenRow:
     return BrokenRow(reason, **values)
 
 
-def readable(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a row; raise `BrokenImage` with the reason if it could not be read."""
+def readable(row: Mapping[str, Any], columns: Iterable[str]) -> Mapping[str, Any]:
+    """Return a row; raise `BrokenImage` with the reason if it could not be read, or lacks a column."""
     if isinstance(row, BrokenRow):
         raise BrokenImage(row.reason)
+    for column in columns:
+        if column not in row:
+            raise BrokenImage(f"the row has no column {column!r}, which other rows have")
     return row
 
 

@@ -61,12 +61,12 @@ class LabelledCollator(ABC):
         self._logged_skips = 0
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        self._check_columns(rows)
+        needed = self._check_columns(rows)
         ids = torch.tensor([row.get("example_id", position) for position, row in enumerate(rows)], dtype=torch.int64)
         read = []
         for position, row in enumerate(rows):
             try:
-                read.append(self._read(readable(row)))
+                read.append(self._read(readable(row, needed)))
             except (BrokenImage, BrokenExample) as reason:
                 self._log_skip(int(ids[position]), reason)
                 read.append(None)
@@ -114,16 +114,17 @@ class LabelledCollator(ABC):
     def _assemble(self, read: Sequence[Any]) -> dict[str, Tensor]:
         """Return the batch of the results of `_read`, with a blank row for each `None`."""
 
-    def _check_columns(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def _check_columns(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if not rows:
             raise ValueError(f"{type(self).__name__} got an empty list of rows; pass at least one row.")
-        for option, column in self.columns.items():
-            lacking = next((row for row in rows if column not in row), None)
-            if lacking is not None and (self.needs_labels or option != "label_column"):
+        needed = {name: column for name, column in self.columns.items() if self.needs_labels or name != "label_column"}
+        for option, column in needed.items():
+            if all(column not in row for row in rows):
                 raise ValueError(
-                    f"{option}={column!r} is not a column of the rows (there are: {', '.join(map(str, lacking))}); "
+                    f"{option}={column!r} is not a column of the rows (there are: {', '.join(map(str, rows[0]))}); "
                     f"pass one of these to {type(self).__name__} as {option}."
                 )
+        return list(needed.values())
 
     def _log_skip(self, example_id: int, reason: Exception) -> None:
         if self._logged_skips < MAX_LOGGED_SKIPS:
@@ -181,7 +182,7 @@ class ImageLabelCollator(ClassCollator):
             its size where that is enough for the model. This is faster and changes pixels by up to 40 of 255 levels.
 
     Raises:
-        ValueError: In a call, if a row lacks a column.
+        ValueError: In a call, if no row has a column.
 
     Example:
 
@@ -258,7 +259,7 @@ class TextLabelCollator(ClassCollator):
 
     Raises:
         ValueError: At construction, if a tokenizer has no `pad_token` or `max_length` exceeds its limit; in a call, if
-            a row lacks a column.
+            no row has a column.
 
     Example:
 
@@ -303,8 +304,7 @@ class TextLabelCollator(ClassCollator):
     def _assemble(self, read: Sequence[tuple[str, int] | None]) -> dict[str, Tensor]:
         texts = [one[0] if one else "" for one in read]
         inputs = {prefix + key: ids for prefix, text in self.texts.items() for key, ids in text(texts).items()}
-        labels = torch.tensor([one[1] if one else IGNORED for one in read], dtype=torch.int64)
-        return inputs | {"labels": labels}
+        return inputs | {"labels": torch.tensor([one[1] if one else IGNORED for one in read], dtype=torch.int64)}
 
 
 class LanguageModelCollator(LabelledCollator):
@@ -325,7 +325,7 @@ class LanguageModelCollator(LabelledCollator):
 
     Raises:
         ValueError: At construction, if a tokenizer has no `pad_token`, the learner's returns no `attention_mask`, the
-            two give different tokens, or `max_length` exceeds their limit; in a call, if a row lacks a column.
+            two give different tokens, or `max_length` exceeds their limit; in a call, if no row has a column.
 
     Example:
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import glob
 import json
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jest_hf.data.columns import IMAGE_COLUMNS
 from jest_hf.data.scenes import SPLIT_SIZES, load_scenes
 from jest_hf.data.subset import select_subset
 
@@ -92,7 +94,8 @@ def load_source(
     Args:
         spec (`str`): One of
             - `"scenes:web"` (or another split of [`load_scenes`]);
-            - a file or a glob of parquet, arrow, json(l), csv or webdataset (`.tar`) files;
+            - a file or a glob of parquet, arrow, json(l), csv or webdataset (`.tar`) files; a webdataset with images
+              of several formats has a column for each, and `image_column` may name any one of them;
             - a folder: written by `save_to_disk`, of such files, or of images (with `metadata.csv`);
             - the id of a data set on the Hub, or the name of a `datasets` builder with `data_files`.
         split (`str`, *optional*): The split; required if there are several.
@@ -176,7 +179,24 @@ def _load_local(spec: str, name: str | None, data_files: Any) -> datasets.Datase
             f"{spec!r} holds files of kind {', '.join(map(repr, suffixes))}; pass files of one kind of "
             f"{', '.join(BUILDERS)}."
         )
+    if suffixes[0] == ".tar":
+        return datasets.load_dataset("webdataset", data_files=files, features=_all_formats(files))
     return datasets.load_dataset(BUILDERS[suffixes[0]], data_files=files)
+
+
+def _all_formats(files: Sequence[str]) -> datasets.Features | None:
+    """Return the features of webdataset files with a column for every image format in them.
+
+    `datasets` takes those of the first rows: images of other formats, in later rows, would be left out. `None` if
+    there are no others.
+    """
+    known = datasets.load_dataset("webdataset", data_files=files, split="train", streaming=True).features
+    found = set()
+    for file in files:
+        with tarfile.open(file) as archive:
+            found |= {member.name.rpartition("/")[2].partition(".")[2] for member in archive}
+    others = sorted(name for name in found - set(known) if name.lower() in IMAGE_COLUMNS)
+    return datasets.Features({**known, **{name: datasets.Image() for name in others}}) if others else None
 
 
 def _choose_split(loaded: datasets.Dataset | datasets.DatasetDict, split: str | None, spec: str) -> datasets.Dataset:

@@ -22,13 +22,18 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from datasets.distributed import split_dataset_by_node
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import ChainDataset, DataLoader, IterableDataset, get_worker_info
 
 from jest_hf.data.broken import BROKEN, BrokenRow, reason_of
 from jest_hf.data.columns import with_image
 from jest_hf.data.undecoded import KEPT, undecoded
 from jest_hf.distributed import Ranks
 from jest_hf.images.lazy import encoded_of
+
+
+def is_of_datasets(dataset: Any) -> bool:
+    """Return whether a data set is a stream of the library `datasets`."""
+    return isinstance(dataset, datasets.IterableDataset)
 
 
 def is_stream(dataset: Any) -> bool:
@@ -93,6 +98,8 @@ class StreamedRows(IterableDataset[dict[str, Any]]):
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # torch gives it no types
         if isinstance(dataset, datasets.IterableDataset):
             dataset = self._own_part(dataset, image_column)
+        elif type(dataset) is ChainDataset:  # the sum of two streams
+            dataset = ChainDataset([undecoded(one) if is_of_datasets(one) else one for one in dataset.datasets])
         self.dataset = dataset
         self.image_column = image_column
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -24,7 +25,7 @@ from datasets import iterable_dataset as chains
 from datasets.features.features import _visit, require_decoding
 
 from jest_hf.data.broken import BROKEN, reason_of
-from jest_hf.data.columns import IMAGE_COLUMNS
+from jest_hf.data.columns import with_image
 from jest_hf.images.lazy import LazyImage, encoded_of
 from jest_hf.images.reading import BrokenImage
 
@@ -91,8 +92,10 @@ class UndecodedFeatures(datasets.Features):  # type: ignore[misc]
 
     def encode_example(self, example: Mapping[str, Any]) -> dict[str, Any]:
         """Return a row in the form of a table; a row that does not fit the features is broken."""
-        extra = {name: value for name, value in example.items() if name not in self and _is_kept(name, example)}
+        extra = {name: example[name] for name in _OWN if name in example}
         if example.get(BROKEN) is None:
+            for name in self:  # the features of webdataset are those of its first rows
+                example = with_image(example, name)
             try:
                 return {**super().encode_example({name: _plain(value) for name, value in example.items()}), **extra}
             except MemoryError:
@@ -125,11 +128,6 @@ class UndecodedFeatures(datasets.Features):  # type: ignore[misc]
                 except BrokenImage as reason:
                     return {**row, name: None, BROKEN: str(reason)}
         return row
-
-
-def _is_kept(name: str, row: Mapping[str, Any]) -> bool:
-    """Whether a column that the features lack is needed: of webdataset the first rows alone decide the features."""
-    return name in _OWN or ("__key__" in row and name.lower() in IMAGE_COLUMNS)
 
 
 def _plain(value: Any) -> Any:
@@ -190,7 +188,7 @@ class Guarded:
 
     def _batch(self, batch: dict[str, Any], indices: Any, options: Any) -> Any:
         n = len(next(iter(batch.values()), ()))
-        reasons = batch.get(BROKEN) or [None] * n
+        reasons = list(batch[BROKEN]) if BROKEN in batch else [None] * n
         if not any(reasons):
             try:
                 return self._called(batch, indices, options)
@@ -219,11 +217,12 @@ class Selected(chains.SelectColumnsIterable):  # type: ignore[misc]
 
     def __iter__(self) -> Iterator[Any]:
         for key, row in self.ex_iterable:
-            columns = [*self.column_names, *(name for name in row if name not in self.column_names)]
+            for name in self.column_names:
+                row = with_image(row, name)
+            own = {name: row[name] for name in _OWN if name in row}
             if row.get(BROKEN) is not None:
-                yield key, {name: row.get(name) for name in columns}
-            else:
-                yield key, {name: row[name] for name in columns if name in self.column_names or _is_kept(name, row)}
+                row = defaultdict(lambda: None, row)
+            yield key, {name: row[name] for name in self.column_names} | own
 
     def shuffle_data_sources(self, *arguments: Any, **options: Any) -> Selected:
         """As in the base class."""

@@ -12,10 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from jest_hf.images.decoding import open_image
 from jest_hf.images.reading import read_encoded
+
+
+ORIENTATION = ExifTags.Base.Orientation
 
 
 class LazyImage(Image.Image):
@@ -61,12 +64,16 @@ class LazyImage(Image.Image):
         """Make this object the decoded image, and return it."""
         encoded, mode = self.__dict__["_lazy"]
         image: Image.Image = open_image(read_encoded(encoded))
-        image = ImageOps.exif_transpose(image)
+        if ORIENTATION in image.getexif():
+            image = ImageOps.exif_transpose(image)
         if mode is not None and image.mode != mode:
             image = image.convert(mode)
         self.__class__ = type(image)  # type: ignore[assignment]  # from here on it is what PIL has made
         self.__dict__ = image.__dict__
         return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return LazyImage, self.__dict__["_lazy"]
 
     def __getattr__(self, name: str) -> Any:
         if "_lazy" not in self.__dict__:
