@@ -22,8 +22,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from jest_hf.batch import REF_PREFIX
 from jest_hf.data.broken import readable
-from jest_hf.data.captions import TextEncoder, not_unicode, text_length
-from jest_hf.data.classes import BrokenExample, Classes
+from jest_hf.data.captions import TextEncoder, not_unicode, text_encoder
+from jest_hf.data.classes import BrokenExample, Classes, SeveralLabels
 from jest_hf.data.collator import MAX_LOGGED_SKIPS
 from jest_hf.images.decoding import DecodedImage, log_jpeg_decoder
 from jest_hf.images.faithful import faithful_geometry
@@ -63,13 +63,16 @@ class LabelledCollator(ABC):
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         needed = self._check_columns(rows)
         ids = torch.tensor([row.get("example_id", position) for position, row in enumerate(rows)], dtype=torch.int64)
-        read = []
+        read, several = [], []
         for position, row in enumerate(rows):
             try:
                 read.append(self._read(readable(row, needed)))
             except (BrokenImage, BrokenExample) as reason:
                 self._log_skip(int(ids[position]), reason)
                 read.append(None)
+                several += [reason] * isinstance(reason, SeveralLabels)
+        if len(several) == len(rows):
+            raise ValueError(str(several[0]))
         batch = self._assemble(read)
         if self.needs_labels:
             valid = (batch["labels"] != IGNORED).reshape(len(rows), -1).any(dim=1)
@@ -287,14 +290,14 @@ class TextLabelCollator(ClassCollator):
     ) -> None:
         super().__init__(tokenizer, label2id, text_column=text_column, label_column=label_column)
         self.max_length = max_length
-        self.texts: dict[str, TextEncoder] = {"": _text_encoder(tokenizer, "the learner", max_length)}
+        self.texts: dict[str, TextEncoder] = {"": text_encoder(tokenizer, "the learner", max_length)}
         self._add_reference(ref_tokenizer)
 
     def _add_reference(self, ref_processor: PreTrainedTokenizerBase | None) -> None:
         self.ref_processor = ref_processor
         self.texts = {"": self.texts[""]}
         if ref_processor is not None:
-            text = _text_encoder(ref_processor, "the reference", self.max_length)
+            text = text_encoder(ref_processor, "the reference", self.max_length)
             if not text.same_as(self.texts[""]):
                 self.texts[REF_PREFIX] = text
 
@@ -355,14 +358,14 @@ class LanguageModelCollator(LabelledCollator):
                 '"attention_mask" to tokenizer.model_input_names.'
             )
         self.max_length = max_length
-        self.text = _text_encoder(tokenizer, "the learner", max_length)
+        self.text = text_encoder(tokenizer, "the learner", max_length)
         self._add_reference(ref_tokenizer)
 
     def _add_reference(self, ref_processor: PreTrainedTokenizerBase | None) -> None:
         self.ref_processor = ref_processor
         if ref_processor is None:
             return
-        if not _text_encoder(ref_processor, "the reference", self.max_length).same_as(self.text):
+        if not text_encoder(ref_processor, "the reference", self.max_length).same_as(self.text):
             raise ValueError(
                 "the reference's tokenizer gives other tokens than the learner's, so their losses cannot be compared; "
                 "pass a reference with the learner's tokenizer."
@@ -386,15 +389,6 @@ def _text(value: Any) -> str:
     if (wrong := not_unicode(value)) is not None:
         raise BrokenExample(f"its text {wrong}")
     return value
-
-
-def _text_encoder(tokenizer: PreTrainedTokenizerBase, owner: str, max_length: int | None) -> TextEncoder:
-    if tokenizer.pad_token is None:
-        raise ValueError(
-            f"The tokenizer of {owner} has no pad_token, which padding texts to one length needs; set "
-            "tokenizer.pad_token, for instance to its eos_token."
-        )
-    return TextEncoder(tokenizer, text_length(tokenizer, owner, max_length), lower_case=False)
 
 
 __all__ = ["ClassCollator", "ImageLabelCollator", "LabelledCollator", "LanguageModelCollator", "TextLabelCollator"]

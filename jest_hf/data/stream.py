@@ -31,6 +31,9 @@ from jest_hf.distributed import Ranks
 from jest_hf.images.lazy import encoded_of
 
 
+MOST_NEGATIVE = -(2**63)  # of an int64
+
+
 def is_of_datasets(dataset: Any) -> bool:
     """Return whether a data set is a stream of the library `datasets`."""
     return isinstance(dataset, datasets.IterableDataset)
@@ -288,6 +291,8 @@ def _with_ids(row: Any, epoch: int, number: int, image_column: str | None) -> di
     own = row.get("example_id")
     added = {"example_id": int(own) if isinstance(own, numbers.Integral) else number, "epoch": epoch}
     reason = row.reason if isinstance(row, BrokenRow) else row.get(BROKEN)
+    if not MOST_NEGATIVE <= added["example_id"] < -MOST_NEGATIVE:
+        added["example_id"], reason = number, f"example_id={own} does not fit in 64 bits"
     if reason is not None:
         return BrokenRow(reason, **added)
     row = {name: encoded_of(value) for name, value in row.items() if name not in (BROKEN, KEPT)}

@@ -72,6 +72,9 @@ class LazyImage(Image.Image):
         self.__dict__ = image.__dict__
         return self
 
+    def __eq__(self, other: object) -> bool:  # in the base class the classes are compared before the pixels are there
+        return isinstance(other, Image.Image) and bool(self.decode() == other)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         return LazyImage, self.__dict__["_lazy"]
 

@@ -54,7 +54,10 @@ def read_encoded(source: Any) -> bytes:
         raise BrokenImage(f"a {type(source).__name__} is not an image")
     try:
         path = os.fspath(source)
-        return _read_remote(str(path)) if "://" in str(path) else _read_file(path)
+        data = _read_remote(str(path)) if "://" in str(path) else _read_file(path)
+        if not data:
+            raise BrokenImage(f"there is no image (0 bytes in {_short(path)})")
+        return data
     except (BrokenImage, MemoryError):
         raise
     # A place that is no path, a damaged disk or archive, a network: each has exceptions of its own.

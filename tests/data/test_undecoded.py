@@ -435,11 +435,13 @@ def test_a_lazy_image_becomes_what_datasets_would_give():
                 lambda one: one.copy().tobytes(),
                 lambda one: pickle.loads(pickle.dumps(one)).tobytes(),
                 lambda one: (one.load(), one.tobytes())[1],
-                lambda one: one == true,
+                lambda one, true=true: one == true,
             ]
             for use in uses:
                 lazy_one = LazyImage(value, mode)
                 assert isinstance(lazy_one, Image.Image) and use(lazy_one) == use(true)
+                assert type(lazy_one) is LazyImage or type(lazy_one) is type(true)
+                lazy_one.load()
                 assert type(lazy_one) is type(true)
 
 
