@@ -23,9 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jest_hf.data.rows import Rows
-from jest_hf.images.lazy import encoded_of
 from jest_hf.images.pixels import decode_image
-from jest_hf.images.reading import BrokenImage, read_encoded
+from jest_hf.images.reading import BrokenImage, encoded_of, read_encoded
 
 
 SAMPLED_ROWS = 256

@@ -24,7 +24,7 @@ from jest_hf.data.columns import with_image
 from jest_hf.data.image_cache import ImageCache
 from jest_hf.data.undecoded import undecoded
 from jest_hf.distributed import Ranks
-from jest_hf.images.lazy import with_mode
+from jest_hf.images.reading import with_mode
 
 
 Key = int | tuple[int, int]

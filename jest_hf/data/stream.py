@@ -28,7 +28,7 @@ from jest_hf.data.broken import BROKEN, BrokenRow, reason_of
 from jest_hf.data.columns import with_image
 from jest_hf.data.undecoded import KEPT, undecoded
 from jest_hf.distributed import Ranks
-from jest_hf.images.lazy import encoded_of
+from jest_hf.images.reading import encoded_of
 
 
 MOST_NEGATIVE = -(2**63)  # of an int64

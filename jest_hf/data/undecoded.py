@@ -26,8 +26,8 @@ from datasets.features.features import _visit, require_decoding
 
 from jest_hf.data.broken import BROKEN, reason_of
 from jest_hf.data.columns import with_image
-from jest_hf.images.lazy import LazyImage, encoded_of
-from jest_hf.images.reading import BrokenImage
+from jest_hf.images.lazy import LazyImage
+from jest_hf.images.reading import BrokenImage, encoded_of
 
 
 KEPT = "__kept__"  # the column of what a filter says of a row

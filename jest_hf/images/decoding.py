@@ -21,7 +21,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from jest_hf.images.reading import BrokenImage, read_encoded
+from jest_hf.images.reading import BrokenImage, encoded_of, read_encoded
 
 
 try:
@@ -156,8 +156,7 @@ def _decode(source: Any, geometries: Iterable[Shape], *, fast: bool) -> Image.Im
             "an image of an image cache has the sizes of the models only, and cannot be decoded once more; leave "
             "image_cache out where a collator of your own reads the images."
         )
-    if isinstance(source, Tensor):
-        source = _array_of(source)
+    source = encoded_of(_array_of(source) if isinstance(source, Tensor) else source)
     if isinstance(source, np.ndarray):
         return _to_rgb(_from_array(source))
     mode = source.get("mode") if isinstance(source, Mapping) else None

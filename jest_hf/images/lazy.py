@@ -9,13 +9,12 @@ where no function does, the encoded bytes reach the collator as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from PIL import ExifTags, Image, ImageOps
 
 from jest_hf.images.decoding import open_image
-from jest_hf.images.reading import read_encoded
+from jest_hf.images.reading import LAZY, encoded_of, read_encoded, with_mode
 
 
 ORIENTATION = ExifTags.Base.Orientation
@@ -52,7 +51,7 @@ class LazyImage(Image.Image):
 
     def __init__(self, encoded: Any, mode: str | None = None) -> None:
         # PIL's own __init__ is left out: attributes that are not there are what `__getattr__` is called for.
-        self.__dict__["_lazy"] = (encoded, mode)
+        self.__dict__[LAZY] = (encoded, mode)
 
     @property
     def format(self) -> str | None:  # type: ignore[override]  # PIL has a class attribute, which would be found first
@@ -62,7 +61,7 @@ class LazyImage(Image.Image):
 
     def decode(self) -> Image.Image:
         """Make this object the decoded image, and return it."""
-        encoded, mode = self.__dict__["_lazy"]
+        encoded, mode = self.__dict__[LAZY]
         image: Image.Image = open_image(read_encoded(encoded))
         if ORIENTATION in image.getexif():
             image = ImageOps.exif_transpose(image)
@@ -76,28 +75,12 @@ class LazyImage(Image.Image):
         return isinstance(other, Image.Image) and bool(self.decode() == other)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return LazyImage, self.__dict__["_lazy"]
+        return LazyImage, self.__dict__[LAZY]
 
     def __getattr__(self, name: str) -> Any:
-        if "_lazy" not in self.__dict__:
+        if LAZY not in self.__dict__:
             raise AttributeError(name)
         return getattr(self.decode(), name)
-
-
-def encoded_of(value: Any) -> Any:
-    """Return the encoded form of an image that nobody has looked at, `{"bytes", "path"}`; any other value as it is.
-
-    The mode of a feature `datasets.Image(mode="L")` is added as `"mode"`.
-    """
-    if type(value) is not LazyImage or "_lazy" not in value.__dict__:
-        return value
-    encoded, mode = value.__dict__["_lazy"]
-    return with_mode(encoded, mode)
-
-
-def with_mode(encoded: Any, mode: str | None) -> Any:
-    """Return an encoded image, `{"bytes", "path"}`, with the mode to convert it to, if there is one."""
-    return {**encoded, "mode": mode} if mode is not None and isinstance(encoded, Mapping) else encoded
 
 
 __all__ = ["LazyImage", "encoded_of", "with_mode"]

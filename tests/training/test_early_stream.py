@@ -314,13 +314,18 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_stream_that_decodes_inside_is_refused_with_the_way_out(tmp_path, cache, way):
-    rows = table().to_iterable_dataset(1)
-    with pytest.raises(ValueError, match=r"data.row.0 was .* call stream.cast_column\('image', datasets.Image\(d"):
-        trainer_of(tmp_path / "inside", cache, WAYS[way](rows))
-    rows = WAYS[way](rows.cast_column("image", datasets.Image(decode=False)))
-    batch = next(iter(trainer_of(tmp_path, cache, rows, select_before_decoding=True).get_train_dataloader()))
+@pytest.mark.parametrize("decodes", [True, False])
+def test_a_stream_stays_encoded_below_functions_that_look_at_no_image(tmp_path, cache, way, decodes):
+    rows = table().to_iterable_dataset(1).cast_column("image", datasets.Image(decode=decodes))
+    trainer = trainer_of(tmp_path, cache, WAYS[way](rows), select_before_decoding=True)
+    batch = next(iter(trainer.get_train_dataloader()))
     assert len(batch["example_id"]) == 8 and batch["valid"].all()
+
+
+def test_a_stream_whose_images_are_changed_is_refused_with_the_way_out(tmp_path, cache):
+    rows = table().to_iterable_dataset(1).map(lambda row: {"image": row["image"].copy()})
+    with pytest.raises(ValueError, match=r"data.row.0 was .* call stream.cast_column\('image', datasets.Image\(d"):
+        trainer_of(tmp_path / "inside", cache, rows)
 
 
 class Pixels(torch.utils.data.IterableDataset):
