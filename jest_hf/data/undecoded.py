@@ -4,7 +4,8 @@
 
 `datasets` decodes the images of a stream before `map`, `filter`, `rename_column` and the like, and a corrupt image
 then ends the stream. Here the images stay encoded until a function of the user looks at them
-([`~jest_hf.images.lazy.LazyImage`]), and a row for which such a function raises goes on as a broken one.
+([`~jest_hf.images.lazy.LazyImage`]), and a row for which such a function raises goes on as a broken one. That takes
+a newer `datasets` (4.8.5 and 5.2 were tried); with earlier versions streams with such functions are read as they are.
 
 A stream of `datasets` is a chain of iterables. The chain is copied, with other features and guarded functions. Parts
 of an unknown kind, functions of whole tables (`with_format("arrow")`) and asynchronous functions stay as they are.
@@ -30,6 +31,8 @@ from jest_hf.images.lazy import LazyImage
 from jest_hf.images.reading import BrokenImage, encoded_of
 
 
+# Earlier versions of `datasets` make tables of all rows, where neither lazy images nor reasons can be.
+GUARDS = "force_convert_to_arrow" in inspect.signature(chains.RebatchedArrowExamplesIterable).parameters
 KEPT = "__kept__"  # the column of what a filter says of a row
 _OWN = (BROKEN, KEPT)
 
@@ -238,6 +241,13 @@ class Selected(chains.SelectColumnsIterable):  # type: ignore[misc]
 
 
 def _undecoded_stream(dataset: datasets.IterableDataset) -> datasets.IterableDataset:
+    if not GUARDS:
+        features = dataset.features
+        return (
+            dataset
+            if features is None
+            else dataset.cast(datasets.Features({name: _visit(one, _silent) for name, one in features.items()}))
+        )
     new = dataset.with_format(None)  # a copy
     new._info = new._info.copy()
     if new._info.features is not None:
@@ -266,7 +276,7 @@ def _guarded(part: Any) -> Any:
         return Selected(part.ex_iterable, part.column_names)
     elif kind is chains.MappedExamplesIterable and not is_table:
         part._features = _undecoded_features(part._features)
-        if getattr(part, "decoding_pool", None) is not None:
+        if getattr(part.function, "func", None) is chains._apply_async:  # the decoding in threads
             part.function, part.decoding_pool = partial(_decode, part._features), None
         elif not inspect.iscoroutinefunction(part.function):
             part.function = Guarded(part.function, part.input_columns, part.batched, filters=False)
