@@ -145,5 +145,5 @@ def test_the_benchmark_of_a_long_run(tmp_path, capsys):
                    "--results", str(path)])  # fmt: skip
     result = json.loads(path.read_text())
     assert [sample["step"] for sample in result["samples"]] == [2, 4, 6] == [c["step"] for c in result["checkpoints"]]
-    assert 0.1 < result["broken_share"] < 0.3 and result["summary"]["checkpoint_seconds_last_third"] > 0
+    assert 0.1 < result["broken_share"] < 0.3 and result["summary"]["checkpoint_cpu_seconds_last_third"] > 0
     assert "| step | memory, MiB |" in capsys.readouterr().out
