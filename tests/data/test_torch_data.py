@@ -14,8 +14,11 @@ from torch.utils.data import ChainDataset, ConcatDataset, Subset
 
 from jest_hf import JESTDataCollator
 from jest_hf.data.broken import BrokenRow
+from jest_hf.data.row_digest import content_digests, digest_rows, with_encoded
 from jest_hf.data.rows import Rows
 from jest_hf.data.stream import StreamedRows
+from jest_hf.evaluation.pairs import CaptionCollator
+from jest_hf.reference.compared import DigestingCollator
 from tests.data.test_undecoded import BAD, GOOD, N, rows, streams, table
 from tests.helpers import tiny_siglip_processor
 
@@ -137,3 +140,26 @@ def test_streams_of_datasets_in_a_chain_of_torch():
     chained = ChainDataset(streams())
     read = list(StreamedRows(chained, "image"))
     assert [row["image"]["bytes"] == b"broken" for row in read] == 2 * [k == BAD for k in range(N)]
+
+
+def test_digests_pass_over_rows_that_cannot_be_read():
+    read = Rows(Fragile([None, {**GOOD, "image": "no/such.png"}, {"image": GOOD["image"], "caption": "a star"}]))
+    found = content_digests([with_encoded(row, "image") for row in read], "image")
+    assert found[0].tolist() == [0, 0] and found[2, 0] != 0
+    named = content_digests(list(read), "image", "caption")
+    assert named[2, 1] == content_digests([read[2]], "image")[0, 1] != 0 == found[2, 1]  # `text` is in a row too
+    assert digest_rows(Fragile([GOOD, None]), "image") is None != digest_rows(Fragile([GOOD, GOOD]), "image")
+
+
+def test_the_bytes_of_a_file_keep_the_mode(tmp_path):
+    (tmp_path / "0.png").write_bytes(GOOD["image"]["bytes"])
+    row = with_encoded({"image": {"bytes": None, "path": str(tmp_path / "0.png"), "mode": "L"}}, "image")
+    assert row["image"]["mode"] == "L" and row["image"]["bytes"] == GOOD["image"]["bytes"]
+
+
+def test_a_row_that_cannot_be_read_reaches_every_collator():
+    collator = JESTDataCollator(tiny_siglip_processor())
+    read = list(Rows(Fragile([None, GOOD])))
+    assert CaptionCollator(collator, "group")(read)["readable"].tolist() == [False, True]
+    digested = DigestingCollator(collator)(read)
+    assert digested["readable"].tolist() == [False, True] and len(digested["digest"]) == 1

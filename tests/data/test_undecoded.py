@@ -26,7 +26,7 @@ from jest_hf.images import lazy
 from jest_hf.images.decoding import decode_pixels
 from jest_hf.images.lazy import LazyImage
 from jest_hf.images.reading import BrokenImage
-from tests.helpers import encode, random_rows
+from tests.helpers import encode, random_image, random_rows
 
 
 N, BAD = 6, 2
@@ -306,7 +306,7 @@ def test_a_mode_that_pil_has_not_breaks_the_row():
 
 
 def test_the_mode_of_a_jpeg_is_simplejpegs_too():
-    jpeg = encode(Image.linear_gradient("L").convert("RGB"), "JPEG")
+    jpeg = encode(random_image(64, 64, np.random.default_rng(0)), "JPEG")
     grey_pixels = decode_pixels({"bytes": jpeg, "path": None, "mode": "L"})
     assert np.array_equal(grey_pixels, decode_pixels(Image.open(io.BytesIO(jpeg)).convert("L")))
     assert np.array_equal(decode_pixels({"bytes": jpeg, "path": None, "mode": "RGB"}), decode_pixels(jpeg))
