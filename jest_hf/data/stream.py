@@ -22,21 +22,11 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from datasets.distributed import split_dataset_by_node
 from torch import Tensor
-from torch.utils.data import ChainDataset, DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from jest_hf.data.broken import BROKEN, BrokenRow, reason_of
-from jest_hf.data.columns import with_image
-from jest_hf.data.undecoded import KEPT, undecoded
+from jest_hf.data.broken import BrokenRow
+from jest_hf.data.undecoded import as_read, each_row, undecoded
 from jest_hf.distributed import Ranks
-from jest_hf.images.reading import encoded_of
-
-
-MOST_NEGATIVE = -(2**63)  # of an int64
-
-
-def is_of_datasets(dataset: Any) -> bool:
-    """Return whether a data set is a stream of the library `datasets`."""
-    return isinstance(dataset, datasets.IterableDataset)
 
 
 def is_stream(dataset: Any) -> bool:
@@ -101,8 +91,8 @@ class StreamedRows(IterableDataset[dict[str, Any]]):
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # torch gives it no types
         if isinstance(dataset, datasets.IterableDataset):
             dataset = self._own_part(dataset, image_column)
-        elif type(dataset) is ChainDataset:  # the sum of two streams
-            dataset = ChainDataset([undecoded(one) if is_of_datasets(one) else one for one in dataset.datasets])
+        else:
+            dataset = undecoded(dataset)
         self.dataset = dataset
         self.image_column = image_column
 
@@ -143,7 +133,7 @@ class StreamedRows(IterableDataset[dict[str, Any]]):
                     "times; set dataloader_num_workers to 0 or 1, or pass a datasets.IterableDataset, whose shards "
                     "the workers share."
                 )
-            rows = islice(_each(self.dataset), self.rank, None, self.n_ranks)
+            rows = islice(each_row(self.dataset), self.rank, None, self.n_ranks)
         for position, row in enumerate(rows):
             number = (position * n_workers + worker_id) * self.n_ranks + self.rank
             yield _with_ids(row, epoch, number, self.image_column)
@@ -262,26 +252,6 @@ def as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _each(dataset: Iterable[Any]) -> Iterator[Any]:
-    """The rows of a torch stream, with a broken row for each error of its iterator."""
-    rows = iter(dataset)
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except MemoryError:
-            raise
-        except Exception as error:
-            if isinstance(rows, Generator):
-                raise RuntimeError(
-                    f"the stream is a generator, which cannot go on after an error ({reason_of(error)}); catch errors "
-                    "of single rows inside of it and yield None in their place: such rows are skipped and counted."
-                ) from error
-            row = BrokenRow(reason_of(error))
-        yield BrokenRow("the data set returns None for the row") if row is None else row
-
-
 def _with_ids(row: Any, epoch: int, number: int, image_column: str | None) -> dict[str, Any]:
     if not isinstance(row, Mapping):
         raise TypeError(
@@ -290,10 +260,7 @@ def _with_ids(row: Any, epoch: int, number: int, image_column: str | None) -> di
         )
     own = row.get("example_id")
     added = {"example_id": int(own) if isinstance(own, numbers.Integral) else number, "epoch": epoch}
-    reason = row.reason if isinstance(row, BrokenRow) else row.get(BROKEN)
-    if not MOST_NEGATIVE <= added["example_id"] < -MOST_NEGATIVE:
-        added["example_id"], reason = number, f"example_id={own} does not fit in 64 bits"
-    if reason is not None:
-        return BrokenRow(reason, **added)
-    row = {name: encoded_of(value) for name, value in row.items() if name not in (BROKEN, KEPT)}
-    return {**with_image(row, image_column), **added}
+    row = as_read(row, image_column)
+    if not -(2**63) <= added["example_id"] < 2**63:
+        added["example_id"], row = number, BrokenRow(f"example_id={own} does not fit in 64 bits")
+    return BrokenRow(row.reason, **added) if isinstance(row, BrokenRow) else {**row, **added}

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -24,8 +24,9 @@ from typing import Any
 import datasets
 from datasets import iterable_dataset as chains
 from datasets.features.features import _visit, require_decoding
+from torch.utils.data import ChainDataset
 
-from jest_hf.data.broken import BROKEN, reason_of
+from jest_hf.data.broken import BROKEN, BrokenRow, reason_of
 from jest_hf.data.columns import with_image
 from jest_hf.images.lazy import LazyImage
 from jest_hf.images.reading import BrokenImage, encoded_of
@@ -41,7 +42,8 @@ def undecoded(dataset: Any) -> Any:
     """Return the same data without decoding. Changes the schema and copies no data.
 
     Args:
-        dataset (`datasets.Dataset` or `datasets.IterableDataset`): The data, without a format.
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`): The data, without a format. Streams of `datasets`
+            in a torch `ChainDataset` are found; other data are returned as they are.
 
     Returns:
         Data of the same kind. Of a `datasets.Dataset`, images and other media are `{"bytes", "path"}`. Of a stream,
@@ -50,6 +52,10 @@ def undecoded(dataset: Any) -> Any:
     """
     if isinstance(dataset, datasets.IterableDataset):
         return _undecoded_stream(dataset)
+    if type(dataset) is ChainDataset:  # torch's sum of two streams
+        return ChainDataset([undecoded(one) for one in dataset.datasets])
+    if not isinstance(dataset, datasets.Dataset):
+        return dataset
     for name, feature in dataset.features.items():
         if (silent := _silent(feature)) is not feature:
             dataset = dataset.cast_column(name, silent)
@@ -58,6 +64,33 @@ def undecoded(dataset: Any) -> Any:
         dataset = copy.deepcopy(dataset)
         dataset._info.features.update({name: _visit(feature, _silent) for name, feature in nested.items()})
     return dataset
+
+
+def as_read(row: Mapping[str, Any], image_column: str | None) -> Mapping[str, Any]:
+    """Return a row of a stream of [`undecoded`] with encoded images, or as a [`~jest_hf.data.broken.BrokenRow`]."""
+    if isinstance(row, BrokenRow) or row.get(BROKEN) is not None:
+        return row if isinstance(row, BrokenRow) else BrokenRow(row[BROKEN])
+    return with_image({name: encoded_of(value) for name, value in row.items() if name not in _OWN}, image_column)
+
+
+def each_row(dataset: Iterable[Any]) -> Iterator[Any]:
+    """The rows of a torch stream, with a broken row for each error of its iterator."""
+    rows = iter(dataset)
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except MemoryError:
+            raise
+        except Exception as error:
+            if isinstance(rows, Generator):
+                raise RuntimeError(
+                    f"the stream is a generator, which cannot go on after an error ({reason_of(error)}); catch errors "
+                    "of single rows inside of it and yield None in their place: such rows are skipped and counted."
+                ) from error
+            row = BrokenRow(reason_of(error))
+        yield BrokenRow("the data set returns None for the row") if row is None else row
 
 
 class UndecodedImage(datasets.Image):  # type: ignore[misc]  # datasets has no types
@@ -346,4 +379,4 @@ def _is_of_datasets(function: Any) -> bool:
     return str(getattr(function, "__module__", "")).startswith("datasets.")
 
 
-__all__ = ["BROKEN", "KEPT", "Guarded", "UndecodedFeatures", "UndecodedImage", "undecoded"]
+__all__ = ["BROKEN", "KEPT", "Guarded", "UndecodedFeatures", "UndecodedImage", "as_read", "each_row", "undecoded"]
