@@ -167,3 +167,13 @@ def text_length(tokenizer: PreTrainedTokenizerBase, name: str, max_length: int |
             f"to {limit} or less."
         )
     return max_length
+
+
+def text_encoder(tokenizer: PreTrainedTokenizerBase, owner: str, max_length: int | None) -> TextEncoder:
+    """Return the text encoder of a tokenizer, as [`text_length`]; raise `ValueError` if it has no `pad_token`."""
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"The tokenizer of {owner} has no pad_token, which padding texts to one length needs; set "
+            "tokenizer.pad_token, for instance to its eos_token."
+        )
+    return TextEncoder(tokenizer, text_length(tokenizer, owner, max_length), lower_case=False)

@@ -18,6 +18,10 @@ class BrokenExample(ValueError):
     """A text or a label that cannot be used. The message gives the reason."""
 
 
+class SeveralLabels(BrokenExample):
+    """A row with several labels. Where all rows have several, `label_column` is the wrong column."""
+
+
 class Classes:
     """The classes of a model: reads the labels of rows as class numbers.
 
@@ -45,8 +49,8 @@ class Classes:
         """Return the number of a row's class.
 
         Raises:
+            SeveralLabels: If the row has several labels.
             BrokenExample: If the row has no label, or the model has no such class.
-            ValueError: If the row has several labels.
         """
         label = self._plain(row.get(self.column))
         if label is None:
@@ -104,8 +108,8 @@ class Classes:
 
     def _plain(self, label: Any) -> Any:
         label = plain_label(label)
-        if isinstance(label, list | tuple | dict | np.ndarray | Tensor):
-            raise ValueError(
+        if isinstance(label, list | tuple | dict | set | np.ndarray | Tensor):
+            raise SeveralLabels(
                 f"column {self.column!r} holds a {type(label).__name__} of labels (multi-label), but only one label "
                 "for each row is supported; set label_column to a column with one label for each row."
             )
@@ -148,4 +152,4 @@ def plain_label(label: Any) -> Any:
     return None if isinstance(label, int) and label == -1 else label
 
 
-__all__ = ["BrokenExample", "Classes", "label2id_of", "plain_label"]
+__all__ = ["BrokenExample", "Classes", "SeveralLabels", "label2id_of", "plain_label"]

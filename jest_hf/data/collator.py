@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import GemmaTokenizer, ProcessorMixin, Siglip2Processor
 
 from jest_hf.batch import REF_PREFIX, VIEW_PREFIX
+from jest_hf.data.broken import BrokenRow, readable
 from jest_hf.data.captions import (
     CAPTION_COLUMNS,
     BrokenCaption,
@@ -77,7 +78,7 @@ class JESTDataCollator:
 
     Raises:
         ValueError: At construction, if a processor has no image processor or no tokenizer, if the tokenizer has no
-            `pad_token`, or if `max_length` exceeds the tokenizer's limit; in a call, if a row lacks a column.
+            `pad_token`, or if `max_length` exceeds the tokenizer's limit; in a call, if no row has a column.
 
     Example:
 
@@ -138,7 +139,7 @@ class JESTDataCollator:
         ids = np.array([row.get("example_id", position) for position, row in enumerate(rows)], dtype=np.int64)
         for position, row in enumerate(rows):
             try:
-                usable = usable_captions(row[caption_column])
+                usable = usable_captions(readable(row, (caption_column, self.image_column))[caption_column])
                 number = draw_caption(len(usable), self.seed, row.get("epoch", 0), int(ids[position]))
                 encoded = self._encode_image(row[self.image_column])
             except (BrokenCaption, BrokenImage) as reason:
@@ -220,22 +221,24 @@ class JESTDataCollator:
         }
 
     def _check_columns(self, rows: Sequence[Mapping[str, Any]]) -> str:
-        """Check that every row has both columns, and return the name of the caption column."""
+        """Check that there are both columns, and return the name of the caption column. Single rows may lack them."""
         if not rows:
             raise ValueError("JESTDataCollator got an empty list of rows; pass at least one row.")
+        rows = [row for row in rows if not isinstance(row, BrokenRow)]
         caption_column = self.caption_column
         if caption_column is None:
-            caption_column = next((name for name in CAPTION_COLUMNS if name in rows[0]), None)
+            caption_column = next(
+                (name for name in CAPTION_COLUMNS if not rows or any(name in row for row in rows)), None
+            )
         if caption_column is None:
             raise ValueError(
                 f"The rows have none of the columns {', '.join(CAPTION_COLUMNS)} (there are: {_names(rows[0])}); "
                 "pass the column of the captions to JESTDataCollator as caption_column."
             )
         for option, column in (("image_column", self.image_column), ("caption_column", caption_column)):
-            lacking = next((row for row in rows if column not in row), None)
-            if lacking is not None:
+            if rows and all(column not in row for row in rows):
                 raise ValueError(
-                    f"{option}={column!r} is not a column of the rows (there are: {_names(lacking)}); pass one of "
+                    f"{option}={column!r} is not a column of the rows (there are: {_names(rows[0])}); pass one of "
                     f"these to JESTDataCollator as {option}."
                 )
         return caption_column

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from jest_hf.data.rows import Rows
 from jest_hf.images.pixels import decode_image
-from jest_hf.images.reading import BrokenImage, read_encoded
+from jest_hf.images.reading import BrokenImage, encoded_of, read_encoded
 
 
 SAMPLED_ROWS = 256
@@ -80,12 +80,17 @@ def table_of(rows: Rows) -> datasets.Dataset | None:
 
 
 def content_of(image: Any) -> bytes:
-    """Return the bytes of an image file, or the pixels of an image in memory; nothing if it cannot be read."""
+    """Return the bytes of an image file, or the pixels of an image in memory; nothing if it cannot be read.
+
+    An image that is converted to a mode (`datasets.Image(mode="L")`) is another one than that of the same file.
+    """
+    image, mode = encoded_of(image), ""
     if isinstance(image, Mapping):
+        mode = image.get("mode") or ""
         image = image.get("path") if image.get("bytes") is None else image["bytes"]
     try:
         if isinstance(image, str | PathLike | bytes | bytearray | memoryview):
-            return bytes(read_encoded(image))
+            return mode.encode() + bytes(read_encoded(image))
         decoded = decode_image(image)
         return f"{decoded.size}".encode() + decoded.tobytes()
     except (OSError, BrokenImage):

@@ -19,10 +19,9 @@ import pyarrow as pa
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from jest_hf.data.captions import CAPTION_COLUMNS
+from jest_hf.data.columns import IMAGE_COLUMNS
 
 
-# Columns of webdataset: the suffixes of the files of a sample.
-IMAGE_FORMATS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 ADDRESSES = ("url", "image_url", "img_url", "image_link")  # columns of tables of addresses, in lower case
 _SAMPLES = 5  # values of a column that its type is read from, as datasets does
 _DOWNLOAD = (
@@ -74,7 +73,7 @@ def features_of(files: Sequence[str]) -> datasets.Features | None:
     columns = {
         name: datasets.Features.from_arrow_schema(_table(name, some).schema)[name] for name, some in values.items()
     }
-    columns |= {name: datasets.Image() for name in values if name.rpartition(".")[2].lower() in IMAGE_FORMATS}
+    columns |= {name: datasets.Image() for name in values if name.rpartition(".")[2].lower() in IMAGE_COLUMNS}
     return datasets.Features({**columns, "__key__": datasets.Value("string"), "__url__": datasets.Value("string")})
 
 
@@ -83,7 +82,7 @@ def _table(name: str, values: list[Any]) -> pa.Table:
 
 
 def _decoded(suffix: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> Any:
-    if suffix.rpartition(".")[2].lower() in IMAGE_FORMATS:
+    if suffix.rpartition(".")[2].lower() in IMAGE_COLUMNS:
         return None
     file = tar.extractfile(member)
     content = b"" if file is None else file.read()
@@ -116,7 +115,7 @@ def find_columns(
     image = _first(image_column or "image", columns)
     address = image if image in columns and _holds_addresses(dataset, image) else None
     if image not in columns and image_column in (None, "image"):
-        image = next((name for name in columns if name.lower() in IMAGE_FORMATS), image)
+        image = next((name for name in columns if name.lower() in IMAGE_COLUMNS), image)
         address = None if image in columns else next((name for name in columns if name.lower() in ADDRESSES), None)
     if address is not None:
         raise ValueError(f"{option}={spec!r} has no images, only their addresses (column {address!r}); {_DOWNLOAD}.")
@@ -148,7 +147,7 @@ def with_files(dataset: datasets.Dataset, folder: Path) -> datasets.Dataset:
     """Return a table whose relative paths of image files start at a folder, that of the table, if they lie there."""
     for column in dataset.column_names:
         first = _first_value(dataset, column)
-        if first is None or Path(first).suffix[1:].lower() not in IMAGE_FORMATS or "://" in first:
+        if first is None or Path(first).suffix[1:].lower() not in IMAGE_COLUMNS or "://" in first:
             continue
         if not os.path.isabs(first) and (folder / first).is_file():
             paths = [one if one is None or os.path.isabs(one) else str(folder / one) for one in dataset[column]]

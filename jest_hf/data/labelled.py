@@ -21,8 +21,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
 from jest_hf.batch import REF_PREFIX
-from jest_hf.data.captions import TextEncoder, not_unicode, text_length
-from jest_hf.data.classes import BrokenExample, Classes
+from jest_hf.data.broken import readable
+from jest_hf.data.captions import TextEncoder, not_unicode, text_encoder
+from jest_hf.data.classes import BrokenExample, Classes, SeveralLabels
 from jest_hf.data.collator import MAX_LOGGED_SKIPS
 from jest_hf.images.decoding import DecodedImage, log_jpeg_decoder
 from jest_hf.images.faithful import faithful_geometry
@@ -60,15 +61,18 @@ class LabelledCollator(ABC):
         self._logged_skips = 0
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        self._check_columns(rows)
+        needed = self._check_columns(rows)
         ids = torch.tensor([row.get("example_id", position) for position, row in enumerate(rows)], dtype=torch.int64)
-        read = []
+        read, several = [], []
         for position, row in enumerate(rows):
             try:
-                read.append(self._read(row))
+                read.append(self._read(readable(row, needed)))
             except (BrokenImage, BrokenExample) as reason:
                 self._log_skip(int(ids[position]), reason)
                 read.append(None)
+                several += [reason] * isinstance(reason, SeveralLabels)
+        if len(several) == len(rows):
+            raise ValueError(str(several[0]))
         batch = self._assemble(read)
         if self.needs_labels:
             valid = (batch["labels"] != IGNORED).reshape(len(rows), -1).any(dim=1)
@@ -113,16 +117,17 @@ class LabelledCollator(ABC):
     def _assemble(self, read: Sequence[Any]) -> dict[str, Tensor]:
         """Return the batch of the results of `_read`, with a blank row for each `None`."""
 
-    def _check_columns(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def _check_columns(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if not rows:
             raise ValueError(f"{type(self).__name__} got an empty list of rows; pass at least one row.")
-        for option, column in self.columns.items():
-            lacking = next((row for row in rows if column not in row), None)
-            if lacking is not None and (self.needs_labels or option != "label_column"):
+        needed = {name: column for name, column in self.columns.items() if self.needs_labels or name != "label_column"}
+        for option, column in needed.items():
+            if all(column not in row for row in rows):
                 raise ValueError(
-                    f"{option}={column!r} is not a column of the rows (there are: {', '.join(map(str, lacking))}); "
+                    f"{option}={column!r} is not a column of the rows (there are: {', '.join(map(str, rows[0]))}); "
                     f"pass one of these to {type(self).__name__} as {option}."
                 )
+        return list(needed.values())
 
     def _log_skip(self, example_id: int, reason: Exception) -> None:
         if self._logged_skips < MAX_LOGGED_SKIPS:
@@ -131,8 +136,7 @@ class LabelledCollator(ABC):
             logger.warning("Skipped example %d: %s.%s", example_id, reason, last)
 
     def __repr__(self) -> str:
-        columns = ", ".join(f"{option}={column!r}" for option, column in self.columns.items())
-        return f"{type(self).__name__}({columns})"
+        return f"{type(self).__name__}({', '.join(f'{name}={column!r}' for name, column in self.columns.items())})"
 
 
 class ClassCollator(LabelledCollator):
@@ -181,7 +185,7 @@ class ImageLabelCollator(ClassCollator):
             its size where that is enough for the model. This is faster and changes pixels by up to 40 of 255 levels.
 
     Raises:
-        ValueError: In a call, if a row lacks a column.
+        ValueError: In a call, if no row has a column.
 
     Example:
 
@@ -258,7 +262,7 @@ class TextLabelCollator(ClassCollator):
 
     Raises:
         ValueError: At construction, if a tokenizer has no `pad_token` or `max_length` exceeds its limit; in a call, if
-            a row lacks a column.
+            no row has a column.
 
     Example:
 
@@ -286,14 +290,14 @@ class TextLabelCollator(ClassCollator):
     ) -> None:
         super().__init__(tokenizer, label2id, text_column=text_column, label_column=label_column)
         self.max_length = max_length
-        self.texts: dict[str, TextEncoder] = {"": _text_encoder(tokenizer, "the learner", max_length)}
+        self.texts: dict[str, TextEncoder] = {"": text_encoder(tokenizer, "the learner", max_length)}
         self._add_reference(ref_tokenizer)
 
     def _add_reference(self, ref_processor: PreTrainedTokenizerBase | None) -> None:
         self.ref_processor = ref_processor
         self.texts = {"": self.texts[""]}
         if ref_processor is not None:
-            text = _text_encoder(ref_processor, "the reference", self.max_length)
+            text = text_encoder(ref_processor, "the reference", self.max_length)
             if not text.same_as(self.texts[""]):
                 self.texts[REF_PREFIX] = text
 
@@ -303,8 +307,7 @@ class TextLabelCollator(ClassCollator):
     def _assemble(self, read: Sequence[tuple[str, int] | None]) -> dict[str, Tensor]:
         texts = [one[0] if one else "" for one in read]
         inputs = {prefix + key: ids for prefix, text in self.texts.items() for key, ids in text(texts).items()}
-        labels = torch.tensor([one[1] if one else IGNORED for one in read], dtype=torch.int64)
-        return inputs | {"labels": labels}
+        return inputs | {"labels": torch.tensor([one[1] if one else IGNORED for one in read], dtype=torch.int64)}
 
 
 class LanguageModelCollator(LabelledCollator):
@@ -325,7 +328,7 @@ class LanguageModelCollator(LabelledCollator):
 
     Raises:
         ValueError: At construction, if a tokenizer has no `pad_token`, the learner's returns no `attention_mask`, the
-            two give different tokens, or `max_length` exceeds their limit; in a call, if a row lacks a column.
+            two give different tokens, or `max_length` exceeds their limit; in a call, if no row has a column.
 
     Example:
 
@@ -355,14 +358,14 @@ class LanguageModelCollator(LabelledCollator):
                 '"attention_mask" to tokenizer.model_input_names.'
             )
         self.max_length = max_length
-        self.text = _text_encoder(tokenizer, "the learner", max_length)
+        self.text = text_encoder(tokenizer, "the learner", max_length)
         self._add_reference(ref_tokenizer)
 
     def _add_reference(self, ref_processor: PreTrainedTokenizerBase | None) -> None:
         self.ref_processor = ref_processor
         if ref_processor is None:
             return
-        if not _text_encoder(ref_processor, "the reference", self.max_length).same_as(self.text):
+        if not text_encoder(ref_processor, "the reference", self.max_length).same_as(self.text):
             raise ValueError(
                 "the reference's tokenizer gives other tokens than the learner's, so their losses cannot be compared; "
                 "pass a reference with the learner's tokenizer."
@@ -386,15 +389,6 @@ def _text(value: Any) -> str:
     if (wrong := not_unicode(value)) is not None:
         raise BrokenExample(f"its text {wrong}")
     return value
-
-
-def _text_encoder(tokenizer: PreTrainedTokenizerBase, owner: str, max_length: int | None) -> TextEncoder:
-    if tokenizer.pad_token is None:
-        raise ValueError(
-            f"The tokenizer of {owner} has no pad_token, which padding texts to one length needs; set "
-            "tokenizer.pad_token, for instance to its eos_token."
-        )
-    return TextEncoder(tokenizer, text_length(tokenizer, owner, max_length), lower_case=False)
 
 
 __all__ = ["ClassCollator", "ImageLabelCollator", "LabelledCollator", "LanguageModelCollator", "TextLabelCollator"]

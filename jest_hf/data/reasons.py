@@ -39,7 +39,10 @@ def reasons_of(collator: Any, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     found: list[str] = []
     listening = copy.copy(collator)
     listening._log_skip = lambda example_id, reason: found.append(f"example {int(example_id)}: {reason}")
-    listening(rows)
+    try:
+        listening(rows)
+    except ValueError as error:  # of columns: these rows lack one that others have
+        found.append(str(error))
     return found
 
 

@@ -15,6 +15,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from jest_hf.data.broken import BrokenRow, readable
 from jest_hf.data.captions import CAPTION_COLUMNS, BrokenCaption, usable_captions
 from jest_hf.data.fingerprint import content_of, table_of
 from jest_hf.data.rows import Rows
@@ -48,12 +49,12 @@ def digest_rows(dataset: Any, image_column: str | None, columns: Collection[str]
     numbers = np.unique(np.linspace(0, len(rows) - 1, SAMPLED_ROWS).astype(np.int64)).tolist() if len(rows) else []
 
     def read(number: int) -> list[Any]:
-        row = rows[number]
+        row = readable(rows[number], ())
         return _of_row(row if columns is None else {name: row[name] for name in columns if name in row}, image_column)
 
     try:
         found, again = ([read(number) for number in numbers] for _ in range(2))
-    except Exception:  # a data set of the user, which may raise anything for a broken row
+    except Exception:  # of a row that cannot be read, or that has values of a kind of the user
         return None
     return _digest(found) if found == again else None  # a transform that draws gives other rows each time
 
@@ -82,7 +83,8 @@ def content_digests(rows: Sequence[Mapping[str, Any]], image_column: str, captio
     ```
     """
     if caption_column is None and len(rows):
-        caption_column = next((name for name in CAPTION_COLUMNS if name in rows[0]), None)
+        known = [row for row in rows if not isinstance(row, BrokenRow)]
+        caption_column = next((name for name in CAPTION_COLUMNS if any(name in row for row in known)), None)
     found = [(_of_image(row.get(image_column)), _of_captions(row.get(str(caption_column)))) for row in rows]
     return torch.from_numpy(np.array(found, dtype=np.uint64).reshape(len(rows), 2).view(np.int64))
 
@@ -100,7 +102,8 @@ def with_encoded(row: Mapping[str, Any], image_column: str) -> Mapping[str, Any]
     if not isinstance(name, str | PathLike):
         return row
     try:
-        return {**row, image_column: {"bytes": bytes(read_encoded(name)), "path": name}}
+        known = image if isinstance(image, Mapping) else {}  # it may have a mode
+        return {**row, image_column: {**known, "bytes": bytes(read_encoded(name)), "path": name}}
     except BrokenImage:  # the collator finds it too, and counts the row
         return row
 

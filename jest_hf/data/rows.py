@@ -17,10 +17,14 @@ from typing import Any
 
 import datasets
 import numpy as np
-from torch.utils.data import Dataset, IterableDataset, Sampler
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Sampler, Subset
 
+from jest_hf.data.broken import BrokenRow, reason_of
+from jest_hf.data.columns import with_image
 from jest_hf.data.image_cache import ImageCache
+from jest_hf.data.undecoded import undecoded
 from jest_hf.distributed import Ranks
+from jest_hf.images.reading import with_mode
 
 
 Key = int | tuple[int, int]
@@ -107,9 +111,16 @@ def share_batches(n_rows: int, batch_size: int, ranks: Ranks | None = None) -> l
 class Rows(Dataset[dict[str, Any]]):
     """A map-style data set with `example_id` and `epoch` in every row.
 
-    A `datasets.Image` column is returned undecoded (`{"bytes", "path"}`): the collator decodes it, and can skip and
-    count a corrupt file, which would otherwise end the run. For the same reason the format of a `datasets.Dataset`
-    (`with_format("torch")`) is ignored. A transform (`set_transform`) is applied as it is.
+    A `datasets.Image` column is returned undecoded (`{"bytes", "path"}`, and `"mode"` if the feature has one): the
+    collator decodes it, and can skip and count a corrupt file, which would otherwise end the run. For the same reason
+    the format of a `datasets.Dataset` (`with_format("torch")`) is ignored. A transform (`set_transform`) is applied as
+    it is. A torch `Subset` of a `datasets.Dataset` is replaced by the rows themselves.
+
+    A row whose reading raises, or that is `None`, becomes a [`~jest_hf.data.broken.BrokenRow`], which collators skip
+    and count.
+
+    If `image_column` is the name of a format, as in webdataset, and a row has its image in the column of another
+    format (`png` in place of `jpg`), the image is returned in `image_column` too.
 
     Args:
         dataset (`datasets.Dataset`, `torch.utils.data.Dataset` or sequence of `dict`): Map-style data; rows are dicts.
@@ -138,7 +149,11 @@ class Rows(Dataset[dict[str, Any]]):
         image_column: str | None = None,
     ) -> None:
         _require_map_style(dataset)
+        dataset = _unwrapped(dataset, image_column)
+        self.image_column = image_column
+        self._modes: dict[str, str] = {}  # of images, by column
         if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
+            self._modes = modes_of(dataset)
             dataset = undecoded(dataset.with_format(None))
             if image_column is not None and image_column not in dataset.column_names:
                 raise ValueError(
@@ -178,7 +193,7 @@ class Rows(Dataset[dict[str, Any]]):
     def __getitem__(self, key: Key) -> dict[str, Any]:
         """Return the row at `key`: `(epoch, index)`, or `index` for epoch 0."""
         epoch, index = self._split(key)
-        return self._complete(self.dataset[index], epoch, index)
+        return self._complete(self._read(index), epoch, index)
 
     def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
         """Return the rows at `keys`, in one read of a `datasets.Dataset`. Torch's `DataLoader` calls this method."""
@@ -186,21 +201,41 @@ class Rows(Dataset[dict[str, Any]]):
         indices = [index for _, index in pairs]
         if self.images is not None:
             self.images.prefetch(indices)
+        rows = None
         if isinstance(self.dataset, datasets.Dataset):
-            rows = self.dataset.__getitems__(indices)
-        else:
-            rows = [self.dataset[index] for index in indices]
+            try:
+                rows = self.dataset.__getitems__(indices)
+            except MemoryError:
+                raise
+            except Exception:  # of which row is seen when they are read one by one
+                rows = None
+        if rows is None:
+            rows = [self._read(index) for index in indices]
         return [self._complete(row, epoch, index) for row, (epoch, index) in zip(rows, pairs, strict=True)]
 
+    def _read(self, index: int) -> Any:
+        """Return a row as the data set gives it, or why it does not."""
+        try:
+            row = self.dataset[index]
+        except MemoryError:
+            raise
+        except Exception as error:  # of a data set of the user, or of `datasets` below a transform
+            return BrokenRow(reason_of(error))
+        return BrokenRow("the data set returns None for the row") if row is None else row
+
     def _complete(self, row: Any, epoch: int, index: int) -> dict[str, Any]:
+        if isinstance(row, BrokenRow):
+            return BrokenRow(row.reason, example_id=index, epoch=epoch)
         if not isinstance(row, Mapping):
             raise TypeError(
                 f"Row {index} is a {type(row).__name__}; return each row as a dict such as {{'image': ..., 'text': "
                 "...}."
             )
-        images = self.images
-        cached = {} if images is None else {images.image_column: images.image(index)}
-        return {**row, **cached, "example_id": index, "epoch": epoch}
+        images, row = self.images, with_image(row, self.image_column)
+        changed = {name: with_mode(row[name], mode) for name, mode in self._modes.items() if name in row}
+        if images is not None:
+            changed[images.image_column] = images.image(index)
+        return {**row, **changed, "example_id": index, "epoch": epoch}
 
     def _split(self, key: Key) -> tuple[int, int]:
         epoch, index = key if isinstance(key, tuple) else (0, operator.index(key))
@@ -229,9 +264,24 @@ def _require_map_style(dataset: Any) -> None:
         )
 
 
-def undecoded(dataset: datasets.Dataset | datasets.IterableDataset) -> datasets.Dataset | datasets.IterableDataset:
-    """Return the same data with undecoded image columns (bytes or path). Changes the schema and copies no data."""
-    for name, feature in (dataset.features or {}).items():  # the features of a stream may be unknown
-        if isinstance(feature, datasets.Image) and feature.decode:
-            dataset = dataset.cast_column(name, datasets.Image(mode=feature.mode, decode=False))
+def _unwrapped(dataset: Any, image_column: str | None) -> Any:
+    """Return the same rows, with a torch `Subset` of a `datasets.Dataset` as a `datasets.Dataset`, which below a torch
+    data set would decode the images."""
+    if type(dataset) is Subset:
+        inner = _unwrapped(dataset.dataset, image_column)
+        if isinstance(inner, datasets.Dataset):
+            indices = np.asarray(dataset.indices, dtype=np.int64)
+            return inner.select(np.where(indices < 0, indices + len(inner), indices))
+        return Subset(inner, dataset.indices)
+    if type(dataset) is ConcatDataset:
+        return ConcatDataset([Rows(one, image_column) for one in dataset.datasets])
     return dataset
+
+
+def modes_of(dataset: datasets.Dataset) -> dict[str, str]:
+    """Return the modes of features such as `datasets.Image(mode="L")`, by column."""
+    images = {name: one for name, one in dataset.features.items() if isinstance(one, datasets.Image)}
+    return {name: one.mode for name, one in images.items() if one.mode is not None}
+
+
+__all__ = ["EpochSampler", "Key", "Rows", "modes_of", "share_batches", "undecoded"]

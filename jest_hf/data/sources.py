@@ -67,8 +67,9 @@ def load_source(
         spec (`str`): One of
             - `"scenes:web"` (or another split of [`load_scenes`]);
             - a file or a glob of parquet, arrow, json(l), csv, tsv or webdataset (`.tar`) files. The separator of
-              a csv file is found in its first line, and relative paths of images start at its folder; the samples of
-              a tar may have images of several formats, and captions in their `json`;
+              a csv file is found in its first line, and relative paths of images start at its folder; a webdataset
+              with images of several formats has a column for each, of which `image_column` may name any one, and its
+              captions may be in its `json`;
             - a folder: written by `save_to_disk`, of such files, or of images (with `metadata.csv`);
             - the id of a data set on the Hub, or the name of a `datasets` builder with `data_files`.
         split (`str`, *optional*): The split; required if there are several.

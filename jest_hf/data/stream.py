@@ -24,7 +24,8 @@ from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from jest_hf.data.rows import undecoded
+from jest_hf.data.broken import BrokenRow
+from jest_hf.data.undecoded import as_read, each_row, undecoded
 from jest_hf.distributed import Ranks
 
 
@@ -40,6 +41,10 @@ class StreamedRows(IterableDataset[dict[str, Any]]):
     number is a multiple of the number of ranks), and loader workers share the shards of their rank. To shuffle it,
     call its `shuffle` with a seed: without a seed the processes shuffle differently, and their parts overlap. A torch
     `IterableDataset` is read row by row, every W-th row for each of W ranks, by at most one worker.
+
+    Images stay encoded also below `map`, `filter` and the like, unless a function looks at them; a row for which such
+    a function raises is a [`~jest_hf.data.broken.BrokenRow`], as in [`Rows`]. So is a row for which the iterator of a
+    torch `IterableDataset` raises; a generator cannot go on after an error, and its error ends the run.
 
     An integer column `example_id` of the stream is kept. Without it each row gets a number that is unique in its pass
     over all ranks and workers, and the same again in a run with as many ranks and workers.
@@ -86,7 +91,10 @@ class StreamedRows(IterableDataset[dict[str, Any]]):
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # torch gives it no types
         if isinstance(dataset, datasets.IterableDataset):
             dataset = self._own_part(dataset, image_column)
+        else:
+            dataset = undecoded(dataset)
         self.dataset = dataset
+        self.image_column = image_column
 
     def _own_part(self, dataset: datasets.IterableDataset, image_column: str | None) -> datasets.IterableDataset:
         columns = dataset.column_names
@@ -125,9 +133,10 @@ class StreamedRows(IterableDataset[dict[str, Any]]):
                     "times; set dataloader_num_workers to 0 or 1, or pass a datasets.IterableDataset, whose shards "
                     "the workers share."
                 )
-            rows = islice(self.dataset, self.rank, None, self.n_ranks)
+            rows = islice(each_row(self.dataset), self.rank, None, self.n_ranks)
         for position, row in enumerate(rows):
-            yield _with_ids(row, epoch, (position * n_workers + worker_id) * self.n_ranks + self.rank)
+            number = (position * n_workers + worker_id) * self.n_ranks + self.rank
+            yield _with_ids(row, epoch, number, self.image_column)
 
 
 class StreamedBatches(IterableDataset[dict[str, Tensor]]):
@@ -243,11 +252,15 @@ def as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _with_ids(row: Any, epoch: int, number: int) -> dict[str, Any]:
+def _with_ids(row: Any, epoch: int, number: int, image_column: str | None) -> dict[str, Any]:
     if not isinstance(row, Mapping):
         raise TypeError(
             f"A row of the stream is a {type(row).__name__}; return each row as a dict such as {{'image': ..., "
             "'text': ...}."
         )
     own = row.get("example_id")
-    return {**row, "example_id": int(own) if isinstance(own, numbers.Integral) else number, "epoch": epoch}
+    added = {"example_id": int(own) if isinstance(own, numbers.Integral) else number, "epoch": epoch}
+    row = as_read(row, image_column)
+    if not -(2**63) <= added["example_id"] < 2**63:
+        added["example_id"], row = number, BrokenRow(f"example_id={own} does not fit in 64 bits")
+    return BrokenRow(row.reason, **added) if isinstance(row, BrokenRow) else {**row, **added}

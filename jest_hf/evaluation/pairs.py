@@ -74,7 +74,7 @@ class CaptionCollator:
     def _group(self, row: Mapping[str, Any]) -> Hashable:
         if self.group_column is None:
             return int(row["example_id"])
-        value = row[self.group_column]
+        value = row.get(self.group_column)
         if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
             return ("row", row["example_id"])
         if not isinstance(value, Hashable):

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from jest_hf.images.reading import BrokenImage, read_encoded
+from jest_hf.images.reading import BrokenImage, encoded_of, read_encoded
 
 
 try:
@@ -85,6 +85,8 @@ def decode_image(source: Any, geometries: Iterable[Shape] = (), *, scaled_jpeg_d
     Args:
         source (`PIL.Image.Image`, `bytes`, path, `{"bytes", "path"}` dict, uint8 array or tensor): The image. Arrays
             are `[H, W]`, `[H, W, C]` or `[C, H, W]` with C in 1, 3, 4; if both orders are possible, channels are last.
+            A dict may have a `"mode"`, the PIL mode that the image is converted to first: that of the data's feature,
+            such as `datasets.Image(mode="L")`.
         geometries (iterable of [`~jest_hf.images.pixels.Geometry`], *optional*): What the image is decoded for;
             matters to `scaled_jpeg_decoding` alone.
         scaled_jpeg_decoding (`bool`, *optional*, defaults to `False`): Whether to decode a JPEG at the smallest of 1,
@@ -154,10 +156,10 @@ def _decode(source: Any, geometries: Iterable[Shape], *, fast: bool) -> Image.Im
             "an image of an image cache has the sizes of the models only, and cannot be decoded once more; leave "
             "image_cache out where a collator of your own reads the images."
         )
-    if isinstance(source, Tensor):
-        source = _array_of(source)
+    source = encoded_of(_array_of(source) if isinstance(source, Tensor) else source)
     if isinstance(source, np.ndarray):
         return _to_rgb(_from_array(source))
+    mode = source.get("mode") if isinstance(source, Mapping) else None
     data = None if isinstance(source, Image.Image) else read_encoded(source)
     try:
         image = source if data is None else Image.open(io.BytesIO(data), formats=_formats())
@@ -165,18 +167,45 @@ def _decode(source: Any, geometries: Iterable[Shape], *, fast: bool) -> Image.Im
         if data is not None and image.format in ("JPEG", "MPO"):  # not an image of the caller, as draft() changes it
             full_size = image.size
             _scale_while_decoding(image, geometries)
-            if fast and image.size == full_size and (pixels := _by_simplejpeg(image, data)) is not None:
+            if (
+                fast
+                and mode in (None, "RGB")
+                and image.size == full_size
+                and (pixels := _by_simplejpeg(image, data)) is not None
+            ):
                 return pixels
         image.load()  # before the metadata: for these PIL may load the image too, and `_orientation` ignores errors
         orientation = _orientation(image)
-        image = _to_rgb(image)
+        image = _to_rgb(image if mode in (None, image.mode) else image.convert(mode))
         return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
     except (BrokenImage, MemoryError):
         raise
-    except UnidentifiedImageError as error:
-        raise BrokenImage(f"the image is in no format that is read here ({', '.join(_formats())})") from error
     except Exception as error:  # PIL's decoders raise errors of many types on broken data
-        raise BrokenImage(f"the image cannot be decoded ({type(error).__name__}: {error})") from error
+        raise _broken(error) from error
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Decode the bytes of an image file to a PIL image of its own mode, which may lie on its side.
+
+    Raises:
+        BrokenImage: as [`decode_image`].
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=_formats())
+        _check_size(image)
+        image.load()
+    except (BrokenImage, MemoryError):
+        raise
+    except Exception as error:
+        raise _broken(error) from error
+    return image
+
+
+def _broken(error: Exception) -> BrokenImage:
+    """Return what to raise in place of an error of PIL."""
+    if isinstance(error, UnidentifiedImageError):
+        return BrokenImage(f"the image is in no format that is read here ({', '.join(_formats())})")
+    return BrokenImage(f"the image cannot be decoded ({type(error).__name__}: {error})")
 
 
 def _by_simplejpeg(image: Image.Image, data: bytes) -> np.ndarray | None:

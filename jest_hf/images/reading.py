@@ -13,6 +13,7 @@ from typing import Any, cast
 import fsspec
 
 
+LAZY = "_encoded_and_mode"  # the attribute of an image that is not decoded yet
 _SHOWN = 60  # characters of a path in a message
 
 
@@ -39,6 +40,8 @@ def read_encoded(source: Any) -> bytes:
 
     ```
     """
+    if isinstance(source, BrokenImage):  # of a row that could not be read
+        raise source
     if isinstance(source, Mapping):
         data, path = source.get("bytes"), source.get("path")
         source = path if data is None else data
@@ -52,12 +55,30 @@ def read_encoded(source: Any) -> bytes:
         raise BrokenImage(f"a {type(source).__name__} is not an image")
     try:
         path = os.fspath(source)
-        return _read_remote(str(path)) if "://" in str(path) else _read_file(path)
+        data = _read_remote(str(path)) if "://" in str(path) else _read_file(path)
+        if not data:
+            raise BrokenImage(f"there is no image (0 bytes in {_short(path)})")
+        return data
     except (BrokenImage, MemoryError):
         raise
     # A place that is no path, a damaged disk or archive, a network: each has exceptions of its own.
     except Exception as error:
         raise BrokenImage(f"the image cannot be read from {_short(source)} ({_reason(error)})") from error
+
+
+def encoded_of(value: Any) -> Any:
+    """Return the encoded form, `{"bytes", "path"}`, of a [`~jest_hf.images.lazy.LazyImage`] that nobody has looked at;
+    any other value as it is.
+
+    The mode of a feature `datasets.Image(mode="L")` is added as `"mode"`.
+    """
+    lazy = getattr(value, "__dict__", {}).get(LAZY)
+    return value if lazy is None else with_mode(*lazy)
+
+
+def with_mode(encoded: Any, mode: str | None) -> Any:
+    """Return an encoded image, `{"bytes", "path"}`, with the mode to convert it to, if there is one."""
+    return {**encoded, "mode": mode} if mode is not None and isinstance(encoded, Mapping) else encoded
 
 
 def _read_file(path: str | bytes) -> bytes:
@@ -87,4 +108,4 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error)[:200]}"
 
 
-__all__ = ["BrokenImage", "read_encoded"]
+__all__ = ["LAZY", "BrokenImage", "encoded_of", "read_encoded", "with_mode"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -34,7 +34,7 @@ class DigestingCollator(CaptionCollator):
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         column = self.collator.image_column
-        rows = [dict(with_encoded(row, column)) for row in rows]
+        rows = [cast("dict[str, Any]", with_encoded(row, column)) for row in rows]
         batch = super().__call__(rows)
         digests = content_digests(rows, column, self.collator.caption_column)
         return {**batch, "digest": digests[batch["readable"]]}

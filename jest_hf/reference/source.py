@@ -269,9 +269,8 @@ class CachedReference:
             if isinstance(dataset, datasets.IterableDataset):
                 column = collator.image_column
                 error.args = (
-                    f"{error} If the data are the same, the stream may decode its images: before map, filter, "
-                    f"add_column, remove_columns and rename_column, call stream.cast_column({column!r}, "
-                    "datasets.Image(decode=False)).",
+                    f"{error} If the data are the same, a function of map or filter may have decoded the images: "
+                    f"before it, call stream.cast_column({column!r}, datasets.Image(decode=False)).",
                 )
             raise
         return cls(cache, by_key=True)

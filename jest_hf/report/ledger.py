@@ -46,7 +46,7 @@ SCHEMA = pa.schema(
         ("key", pa.string()),
     ]
 )
-ROWS_PER_GROUP = 1 << 18  # about 30 bytes a row: under 8 MB in memory
+ROWS_PER_GROUP, STEPS_KEPT = 1 << 18, 1000  # about 30 bytes a row: under 8 MB in memory
 SELECTED, REJECTED = "part-", "_rejected-"  # what the names of parts begin with
 DAMAGED = "_damaged-"  # readers of a folder pass over names that begin with an underscore
 
@@ -133,7 +133,7 @@ class SelectionLedger:
         sources: Sequence[str] | None = None,
         keys: Sequence[str | None] | None = None,
     ) -> None:
-        """Keep the selection of one step in memory until the next flush.
+        """Keep the selection of one step in memory until the next flush, which comes by itself after 1,000 steps.
 
         Args:
             step (`int`):
@@ -173,6 +173,8 @@ class SelectionLedger:
             raise ValueError(f"step={step} must be at least 1; pass state.global_step + 1.")
         ids = torch.as_tensor(example_ids, dtype=torch.int64).cpu().numpy()
         size = len(ids)
+        if kind == SELECTED and self._is_full():  # before a step, so that no part ends between its two kinds of rows
+            self.flush()
         stages, scores, sources, keys = details
         if scores is not None:
             scores = torch.as_tensor(scores, dtype=torch.float32).cpu().numpy()
@@ -188,6 +190,11 @@ class SelectionLedger:
         )
         arrays = [_array(column, size, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
         self._pending[kind].append(pa.record_batch(arrays, schema=SCHEMA))
+
+    def _is_full(self) -> bool:
+        """Whether so much is kept in memory that a run without checkpoints would grow with its steps."""
+        n_rows = sum(len(batch) for batches in self._pending.values() for batch in batches)
+        return len(self._pending[SELECTED]) >= STEPS_KEPT or n_rows >= ROWS_PER_GROUP
 
     def _forget(self) -> None:
         for batches in self._pending.values():

@@ -29,6 +29,7 @@ logger = logging.get_logger(__name__)
 
 ROWS = "the number of training rows"
 ELAPSED = "elapsed_seconds"
+MOST_KEPT = 1000  # values of a metric, in a window that may be as long as the run (`logging_strategy="no"`)
 
 
 class RunStatistics(TrainerCallback, ExportableState):
@@ -67,6 +68,7 @@ class RunStatistics(TrainerCallback, ExportableState):
         self.sources = dict.fromkeys(self.source_names, (0, 0))
         self._ever_trained = np.zeros(self.n_examples or 0, dtype=bool)
         self._window: dict[str, list[Figure]] = defaultdict(list)
+        self._summed: dict[str, tuple[float, int]] = {}  # sum and number of earlier values of the window
         self._began = time.perf_counter()
 
     @property
@@ -102,13 +104,23 @@ class RunStatistics(TrainerCallback, ExportableState):
         """Add metrics of one step to the logging window: numbers, or what `pop` reads from a device."""
         for name, value in metrics.items():
             self._window[name].append(value)
+        if any(len(self._window[name]) >= MOST_KEPT for name in metrics):
+            self._sum()
+
+    def _sum(self) -> None:
+        """Add up the values of the window, and let go of them."""
+        numbers = iter(read_all([value for values in self._window.values() for value in values]))
+        for name, values in self._window.items():
+            total, n = self._summed.get(name, (0.0, 0))
+            self._summed[name] = total + float(np.sum([next(numbers) for _ in values])), n + len(values)
+        self._window.clear()
 
     def pop(self) -> dict[str, float]:
         """Return the means over the logging window, the totals of the run and its seconds so far (`elapsed_seconds`,
         with those before a resume), and start a new window."""
-        numbers = iter(read_all([value for values in self._window.values() for value in values]))
-        means = {name: float(np.mean([next(numbers) for _ in values])) for name, values in self._window.items()}
-        self._window.clear()
+        self._sum()
+        means = {name: total / n for name, (total, n) in self._summed.items()}
+        self._summed.clear()
         return {**means, **self.totals(), ELAPSED: time.perf_counter() - self._began}
 
     def totals(self) -> dict[str, float]:

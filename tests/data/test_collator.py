@@ -329,7 +329,7 @@ def test_what_is_not_the_rows_fault_is_not_swallowed(monkeypatch, error):
         ([], "empty list"),
         ([{"picture": None, "text": "a"}], "'image'.*picture, text.*image_column"),
         ([{"image": None, "title": "a"}], "text, caption, captions.*image, title.*caption_column"),
-        ([GOOD, {"image": None, "caption": "a"}], "'text'.*image, caption"),
+        ([{"caption": "a"}] * 2, "'image'.*there are: caption"),
     ],
 )
 def test_missing_columns_are_named_with_those_there_are(rows, words):

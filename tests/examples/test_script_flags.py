@@ -127,8 +127,6 @@ def test_bad_input_is_one_sentence(run, words, expected):
 )
 def test_data_as_people_have_them(run, made, tmp_path, monkeypatch, words):
     monkeypatch.chdir(made)  # a stream keeps relative paths
-    if "mixed" in words:
-        pytest.importorskip("jest_hf.data.columns")  # finds the image of a row in the column of its format
     assert run(f"{TINY} {words} --output_dir {{out}}") == ""
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())["runs"]["IID"]
     assert (summary["examples_trained"], summary["examples_skipped"]) == (8, 0)
