@@ -337,8 +337,8 @@ class JESTTrainer(Trainer):
             super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)  # the last file of each rank
-        self.plan.checkpoints.wait_for_all()
+        super()._save_rng_state(output_dir)
+        self.plan.checkpoints.finish_rank(output_dir, self.parts.loaders.position(self.state.global_step))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

@@ -71,7 +71,7 @@ def check_seeds(dataset: datasets.IterableDataset) -> None:
             )
 
 
-class BlockShuffled(BufferShuffledExamplesIterable):
+class BlockShuffled(BufferShuffledExamplesIterable):  # type: ignore[misc]  # datasets has no types
     """
     Shuffles block by block. The first block has `buffer_size` rows, and each later one between a half of that and the
     whole, drawn anew in each pass: what meets in a block changes. So a buffer that holds all rows shuffles them all.
@@ -83,6 +83,8 @@ class BlockShuffled(BufferShuffledExamplesIterable):
     def of(cls, node: BufferShuffledExamplesIterable) -> BlockShuffled:
         """The same as `node`, in blocks."""
         return cls(node.ex_iterable, node.buffer_size, node.generator)
+
+    _state_dict: dict[str, Any] | None
 
     def _init_state_dict(self) -> dict[str, Any]:
         self.ex_iterable._init_state_dict()
@@ -170,7 +172,7 @@ class _Live:
         return self.node.state_dict()
 
 
-class Continued(_BaseExamplesIterable):
+class Continued(_BaseExamplesIterable):  # type: ignore[misc]
     """
     The last node of a stream: gives its rows, and loads its state when the first of them is read.
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from itertools import count, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import datasets
 import torch
@@ -102,7 +102,7 @@ class StreamedRows(IterableDataset[dict[str, Any]]):
         if isinstance(dataset, datasets.IterableDataset):
             check_seeds(dataset)
             dataset = self._own_part(continued(dataset) if keeps_place else dataset, image_column)
-        self.dataset = dataset
+        self.dataset: Any = dataset
 
     def _own_part(self, dataset: datasets.IterableDataset, image_column: str | None) -> datasets.IterableDataset:
         columns = dataset.column_names
@@ -262,11 +262,12 @@ class StreamedBatches(IterableDataset[dict[str, Tensor]]):
         n_skipped: int = 0,
     ) -> None:
         self.loader = loader
-        self.worker_rows: Any = loader.dataset
+        self.worker_rows = cast(Any, loader.dataset)
         self.ranks = ranks or Ranks()
         self.device = device
         self.n_skipped = n_skipped
-        self.positions: dict[int, Position] = {}
+        start = self.worker_rows.rows.start
+        self.positions: dict[int, Position] = {} if start is None else {start.step: start}
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         start, nowhere = self.worker_rows.rows.start, [None] * max(1, self.loader.num_workers)
