@@ -132,7 +132,7 @@ class BlockShuffled(BufferShuffledExamplesIterable):  # type: ignore[misc]  # da
         if state is None:
             return 0, 0
         if state["source"] is not None:
-            self.ex_iterable.load_state_dict(state["source"])
+            _load(self.ex_iterable, state["source"])
         return state["block"], state["given"]
 
     def _at_source(self) -> Any:
@@ -194,12 +194,7 @@ class Continued(_BaseExamplesIterable):  # type: ignore[misc]
         if state is None or isinstance(state["source"], _Live):
             return
         saved, state["source"] = state["source"], _Live(self.ex_iterable)
-        if not _alike(self.ex_iterable._init_state_dict(), saved):
-            raise ValueError(
-                "resume_from_checkpoint: the checkpoint has the position in a stream that is built in another way; "
-                "build train_dataset as in the run that saved the checkpoint."
-            )
-        self.ex_iterable.load_state_dict(saved)
+        _load(self.ex_iterable, saved)
 
     def __iter__(self) -> Iterator[tuple[Any, dict[str, Any]]]:
         self._start()
@@ -235,6 +230,16 @@ class Continued(_BaseExamplesIterable):  # type: ignore[misc]
         return Continued(self.ex_iterable.reshard_data_sources())
 
 
+def _load(node: Any, saved: dict[str, Any]) -> None:
+    """Load the state of a node; raises `ValueError` for the state of another stream."""
+    if not _alike(node._init_state_dict(), saved):
+        raise ValueError(
+            "resume_from_checkpoint: the checkpoint has the position in a stream that is built in another way; build "
+            "train_dataset as in the run that saved the checkpoint."
+        )
+    node.load_state_dict(saved)
+
+
 def _alike(fresh: Any, saved: Any) -> bool:
     """Whether two states are of streams that are built alike, as far as both say it."""
     if isinstance(fresh, dict) and isinstance(saved, dict):
@@ -245,7 +250,7 @@ def _alike(fresh: Any, saved: Any) -> bool:
         )
     if isinstance(fresh, list) and isinstance(saved, list):
         return len(fresh) == len(saved) and all(map(_alike, fresh, saved))
-    return isinstance(fresh, dict | list) == isinstance(saved, dict | list) or None in (fresh, saved)
+    return True  # numbers and strings, and what one of the two does not have yet
 
 
 __all__ = ["BlockShuffled", "Continued", "check_seeds", "continued"]

@@ -265,8 +265,8 @@ class StreamedBatches(IterableDataset[dict[str, Tensor]]):
         self.worker_rows = cast(Any, loader.dataset)
         self.ranks = ranks or Ranks()
         self.device = device
-        self.n_skipped = n_skipped
         start = self.worker_rows.rows.start
+        self.n_skipped = n_skipped if start is None else 0  # to be read and skipped
         self.positions: dict[int, Position] = {} if start is None else {start.step: start}
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:

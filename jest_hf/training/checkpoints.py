@@ -169,8 +169,9 @@ class Checkpoints:
         position = load_position(self.resumed_from, self.ranks, self.args.dataloader_num_workers, self.args.device)
         if position is None and self.ranks.rank == 0:
             logger.warning(
-                f"{self.resumed_from} does not say where its run was in the stream, as checkpoints of earlier versions "
-                f"and of a torch IterableDataset: the rows of its first {step} super-batches are read again, undecoded."
+                f"{self.resumed_from} does not say where its run was in the stream, as checkpoints of earlier "
+                f"versions and of a torch IterableDataset: the rows of its first {step} super-batches are read again, "
+                "undecoded."
             )
         return step, position
 

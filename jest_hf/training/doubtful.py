@@ -57,17 +57,17 @@ def _of_shards(args: JESTConfig, dataset: Any) -> list[str]:
     doubts, n_shards, n_ranks = [], dataset.num_shards, args.world_size
     if n_shards % n_ranks:
         doubts.append(
-            f"train_dataset is a stream of {n_shards} shard(s), which {n_ranks} processes cannot share evenly, so each "
-            f"process reads all rows and keeps one in {n_ranks}; pass a stream whose number of shards (files) is a "
-            f"multiple of {n_ranks}."
+            f"train_dataset is a stream of {n_shards} shard(s), which {n_ranks} processes cannot share evenly, so "
+            f"each process reads all rows and keeps one in {n_ranks}; pass a stream whose number of shards (files) is "
+            f"a multiple of {n_ranks}."
         )
     else:
         n_shards //= n_ranks
     if (idle := args.dataloader_num_workers - n_shards) > 0:
         doubts.append(
-            f"dataloader_num_workers={args.dataloader_num_workers}: a process reads {n_shards} shard(s) of the stream, "
-            f"so {idle} of its loader workers have nothing to read; set dataloader_num_workers={n_shards}, or pass a "
-            "stream of more shards (files)."
+            f"dataloader_num_workers={args.dataloader_num_workers}: a process reads {n_shards} shard(s) of the "
+            f"stream, so {idle} of its loader workers have nothing to read; set dataloader_num_workers={n_shards}, or "
+            "pass a stream of more shards (files)."
         )
     return doubts
 
