@@ -22,6 +22,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import xxhash
 from datasets.iterable_dataset import BufferShuffledExamplesIterable, _BaseExamplesIterable
 
 
@@ -89,7 +90,7 @@ class BlockShuffled(BufferShuffledExamplesIterable):  # type: ignore[misc]  # da
     def _init_state_dict(self) -> dict[str, Any]:
         self.ex_iterable._init_state_dict()
         # The state of the source is that at the beginning of the block: a copy, which nothing changes.
-        self._state_dict = {"source": None, "block": 0, "given": 0, "type": type(self).__name__}
+        self._state_dict = {"source": None, "block": 0, "given": 0}
         return self._state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
@@ -132,7 +133,7 @@ class BlockShuffled(BufferShuffledExamplesIterable):  # type: ignore[misc]  # da
         if state is None:
             return 0, 0
         if state["source"] is not None:
-            _load(self.ex_iterable, state["source"])
+            self.ex_iterable.load_state_dict(state["source"])
         return state["block"], state["given"]
 
     def _at_source(self) -> Any:
@@ -186,7 +187,7 @@ class Continued(_BaseExamplesIterable):  # type: ignore[misc]
 
     def _init_state_dict(self) -> dict[str, Any]:
         self.ex_iterable._init_state_dict()
-        self._state_dict = {"source": _Live(self.ex_iterable), "type": type(self).__name__}
+        self._state_dict = {"source": _Live(self.ex_iterable), "form": _form(self.ex_iterable)}
         return self._state_dict
 
     def _start(self) -> None:
@@ -194,7 +195,12 @@ class Continued(_BaseExamplesIterable):  # type: ignore[misc]
         if state is None or isinstance(state["source"], _Live):
             return
         saved, state["source"] = state["source"], _Live(self.ex_iterable)
-        _load(self.ex_iterable, saved)
+        if state["form"] != _form(self.ex_iterable):
+            raise ValueError(
+                "resume_from_checkpoint: the checkpoint has the position in a stream that is built in another way; "
+                "build train_dataset as in the run that saved the checkpoint."
+            )
+        self.ex_iterable.load_state_dict(saved)
 
     def __iter__(self) -> Iterator[tuple[Any, dict[str, Any]]]:
         self._start()
@@ -230,27 +236,10 @@ class Continued(_BaseExamplesIterable):  # type: ignore[misc]
         return Continued(self.ex_iterable.reshard_data_sources())
 
 
-def _load(node: Any, saved: dict[str, Any]) -> None:
-    """Load the state of a node; raises `ValueError` for the state of another stream."""
-    if not _alike(node._init_state_dict(), saved):
-        raise ValueError(
-            "resume_from_checkpoint: the checkpoint has the position in a stream that is built in another way; build "
-            "train_dataset as in the run that saved the checkpoint."
-        )
-    node.load_state_dict(saved)
-
-
-def _alike(fresh: Any, saved: Any) -> bool:
-    """Whether two states are of streams that are built alike, as far as both say it."""
-    if isinstance(fresh, dict) and isinstance(saved, dict):
-        return (
-            fresh.keys() == saved.keys()
-            and fresh.get("type") == saved.get("type")
-            and all(_alike(value, saved[name]) for name, value in fresh.items())
-        )
-    if isinstance(fresh, list) and isinstance(saved, list):
-        return len(fresh) == len(saved) and all(map(_alike, fresh, saved))
-    return True  # numbers and strings, and what one of the two does not have yet
+def _form(node: Any) -> str:
+    """How a stream is built: a digest of the kinds of its nodes."""
+    parts = [*getattr(node, "ex_iterables", ()), *([node.ex_iterable] if hasattr(node, "ex_iterable") else ())]
+    return xxhash.xxh64(" ".join([type(node).__name__, *map(_form, parts)]).encode()).hexdigest()
 
 
 __all__ = ["BlockShuffled", "Continued", "check_seeds", "continued"]

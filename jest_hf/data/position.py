@@ -40,6 +40,8 @@ class Position:
         epoch (`int`): The pass over the stream, from 0.
         before (`int`): Steps in the passes before.
         n_ranks (`int`): Ranks that share the stream.
+        n_workers (`int`): Loader workers of each rank. One worker reads in another order than none: `datasets` shifts
+            the seeds of workers.
         next_worker (`int`): The loader worker that gives the next super-batch.
         places (sequence of [`Place`], *optional*): The place of each loader worker (or of this process, without
             workers); `None` for a worker that has given no super-batch in this pass.
@@ -49,6 +51,7 @@ class Position:
     epoch: int
     before: int
     n_ranks: int
+    n_workers: int
     next_worker: int
     places: Sequence[Place | None]
 
@@ -83,22 +86,22 @@ def load_position(folder: str | Path, ranks: Ranks, n_workers: int, device: Any 
         saved = json.loads(path.read_bytes())
         places = [None if place is None else Place(*place) for place in saved.pop("places")]
         position = Position(**saved, places=places)
-    own = None if position is None else (position.n_ranks, len(position.places))
+    own = None if position is None else (position.n_ranks, position.n_workers)
     found = gather_objects(ranks, own, device)
     known = next((one for one in found if one is not None), None)
     if known is None:
         return None
-    saved_ranks, saved_places = known
+    saved_ranks, saved_workers = known
     if saved_ranks != ranks.size:
         raise ValueError(
             f"resume_from_checkpoint: the run that saved {folder} read its stream with {saved_ranks} processes, and "
             f"this one has {ranks.size}, which would read other rows; start {saved_ranks} processes."
         )
-    if saved_places != max(1, n_workers):
+    if saved_workers != n_workers:
         raise ValueError(
-            f"dataloader_num_workers={n_workers}: the run that saved {folder} read its stream with {saved_places} "
-            f"loader worker(s) on each process, and another number would read other rows; set dataloader_num_workers="
-            f"{saved_places}."
+            f"dataloader_num_workers={n_workers}: the run that saved {folder} read its stream with {saved_workers} "
+            f"loader workers on each process, and another number would read other rows; set dataloader_num_workers="
+            f"{saved_workers}."
         )
     if None in found:
         raise ValueError(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import count, islice
 from typing import Any, NamedTuple, cast
 
@@ -270,14 +271,15 @@ class StreamedBatches(IterableDataset[dict[str, Tensor]]):
         self.positions: dict[int, Position] = {} if start is None else {start.step: start}
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        start, nowhere = self.worker_rows.rows.start, [None] * max(1, self.loader.num_workers)
+        start, n_workers = self.worker_rows.rows.start, self.loader.num_workers
+        shared = self.ranks.size, n_workers, 0, [None] * max(1, n_workers)
         if start is None:
-            start = Position(0, 0, 0, self.ranks.size, 0, nowhere)
+            start = Position(0, 0, 0, *shared)
         for _ in range(start.step):
             yield {}
         before = start.before
         for epoch in count(start.epoch):
-            at = start if epoch == start.epoch else Position(before, epoch, before, start.n_ranks, 0, nowhere)
+            at = start if epoch == start.epoch else Position(before, epoch, before, *shared)
             self._keep(at)
             self.worker_rows.set_pass(epoch, self.n_skipped - before)
             step = yield from self._read_pass(at)
@@ -300,7 +302,7 @@ class StreamedBatches(IterableDataset[dict[str, Tensor]]):
     def _after(self, at: Position, one: Handed) -> Position:
         """Return the position after the super-batch of a worker, and keep it."""
         places = [one.place if worker == one.worker else place for worker, place in enumerate(at.places)]
-        at = Position(at.step + 1, at.epoch, at.before, at.n_ranks, (one.worker + 1) % len(places), places)
+        at = replace(at, step=at.step + 1, next_worker=(one.worker + 1) % len(places), places=places)
         self._keep(at)
         return at
 

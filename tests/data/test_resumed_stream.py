@@ -101,7 +101,7 @@ def test_without_a_position_rows_are_read_again_in_the_order_of_before_and_not_d
         loader.dataset.worker_rows.collator = decoded = _Counted()
         found, _ = read(loader, 4, skipped=27)
         assert loader.dataset.positions == {}
-        assert found[-1]["epoch"][0] == 2
+        assert found[-1]["epoch"][0] >= 2
         if n_workers == 0:
             assert 0 < decoded.n.value <= 4 + 1  # accelerate takes one super-batch more
             kept = [choose(torch.zeros(1, SIZE), 0, step) for step in range(28, 32)]
@@ -220,14 +220,21 @@ class Three:
 
 
 def test_another_number_of_processes_or_workers_is_refused(tmp_path):
-    save_position(Position(4, 0, 0, 2, 0, [None, None]), tmp_path, 0)
+    save_position(Position(4, 0, 0, 2, 2, 0, [None, None]), tmp_path, 0)
     ranks: Any = Three()
     with pytest.raises(ValueError, match="read its stream with 2 processes, and this one has 1.*start 2 processes"):
         load_position(tmp_path, ranks, 2)
-    save_position(Position(4, 0, 0, 1, 0, [None, None]), tmp_path, 0)
-    with pytest.raises(ValueError, match="dataloader_num_workers=0: .* with 2 loader.*set dataloader_num_workers=2"):
-        load_position(tmp_path, ranks, 0)
-    assert load_position(tmp_path, ranks, 2) == Position(4, 0, 0, 1, 0, [None, None])
+    save_position(Position(4, 0, 0, 1, 2, 0, [None, None]), tmp_path, 0)
+    for n_workers in (0, 1, 3):
+        with pytest.raises(
+            ValueError, match=f"num_workers={n_workers}: .* with 2 loader.*set dataloader_num_workers=2"
+        ):
+            load_position(tmp_path, ranks, n_workers)
+    save_position(Position(4, 0, 0, 1, 0, 0, [None]), tmp_path, 0)
+    with pytest.raises(ValueError, match="dataloader_num_workers=1: .*set dataloader_num_workers=0"):
+        load_position(tmp_path, ranks, 1)  # whose rows come in another order than without workers
+    save_position(Position(4, 0, 0, 1, 2, 0, [None, None]), tmp_path, 0)
+    assert load_position(tmp_path, ranks, 2) == Position(4, 0, 0, 1, 2, 0, [None, None])
     assert load_position(tmp_path / "nowhere", ranks, 2) is None
 
 
