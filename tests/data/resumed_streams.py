@@ -178,6 +178,7 @@ def check(
 
 def main() -> None:
     datasets.disable_progress_bars()
+    datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # seconds after each stream of Parquet files
     print("| stream | k = 5 | k = 50 | k = 500 |\n|---|---|---|---|")
     for kind in KINDS:
         with tempfile.TemporaryDirectory() as folder:
@@ -187,5 +188,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
-    main()
+    from tests.data import resumed_streams  # functions of `__main__` would be pickled, with the counter
+
+    resumed_streams.main()
