@@ -12,13 +12,16 @@ import multiprocessing
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, wraps
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import torch
+from datasets.packaged_modules.parquet.parquet import Parquet
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from jest_hf.data.chosen import load_chosen
 from jest_hf.data.position import load_position, save_position
@@ -29,10 +32,25 @@ from jest_hf.distributed import Ranks
 READ = multiprocessing.Value("i", 0)  # rows, in this process and in the loader workers that are forked from it
 
 
-def count(row: dict[str, Any] | None = None) -> dict[str, Any] | None:
+def count(n: int = 1) -> None:
     with READ.get_lock():
-        READ.value += 1
-    return row
+        READ.value += n
+
+
+def _counted(read: Callable[..., Any]) -> Callable[..., Any]:
+    """A reader of `datasets` whose rows (or tables of rows) are counted."""
+
+    @wraps(read)
+    def counted(*args: Any, **more: Any) -> Iterator[Any]:
+        for key, item in read(*args, **more):
+            count(len(item) if isinstance(item, pa.Table) else 1)
+            yield key, item
+
+    return counted
+
+
+Parquet._generate_tables = _counted(Parquet._generate_tables)
+WebDataset._generate_examples = _counted(WebDataset._generate_examples)
 
 
 def generate(shards: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
@@ -62,7 +80,9 @@ class Kinds:
         return self.generator().shuffle(seed=3, buffer_size=self.buffer)
 
     def concatenated(self) -> datasets.IterableDataset:
-        return datasets.concatenate_datasets([self.generator(0, self.n // 3), self.generator(self.n, self.n // 2)])
+        """Of parts that are built in different ways: a loader worker has other parts than its rank, by place."""
+        mapped = self.generator(0, self.n // 3).map(lambda row: row)
+        return datasets.concatenate_datasets([mapped, self.generator(self.n, self.n // 2)])
 
     def concatenated_and_shuffled(self) -> datasets.IterableDataset:
         return self.concatenated().shuffle(seed=4, buffer_size=self.buffer)
@@ -86,7 +106,7 @@ class Kinds:
                 datasets.Dataset.from_dict({"number": numbers}).to_parquet(path)
         files = sorted(map(str, self.folder.glob("*.parquet")))
         rows = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
-        return rows.map(count).shuffle(seed=7, buffer_size=self.buffer)
+        return rows.shuffle(seed=7, buffer_size=self.buffer)
 
     def webdataset(self) -> datasets.IterableDataset:
         for first in range(0, self.n, self.shard):
@@ -98,7 +118,7 @@ class Kinds:
                         file.addfile(about, io.BytesIO(data))
         files = sorted(map(str, self.folder.glob("*.tar")))
         rows = datasets.load_dataset("webdataset", data_files=files, split="train", streaming=True)
-        return rows.map(count).shuffle(seed=8, buffer_size=self.buffer)
+        return rows.shuffle(seed=8, buffer_size=self.buffer)
 
 
 KINDS = (
