@@ -26,6 +26,10 @@ import xxhash
 from datasets.iterable_dataset import BufferShuffledExamplesIterable, _BaseExamplesIterable
 
 
+OTHER_STREAM = (
+    "resume_from_checkpoint: the checkpoint has the position in a stream that is built in another way; build "
+    "train_dataset as in the run that saved the checkpoint."
+)
 LARGEST_SEED = 64  # bits; numpy draws 128 bits where no seed is given
 
 
@@ -196,10 +200,7 @@ class Continued(_BaseExamplesIterable):  # type: ignore[misc]
             return
         saved, state["source"] = state["source"], _Live(self.ex_iterable)
         if state["form"] != _form(self.ex_iterable):
-            raise ValueError(
-                "resume_from_checkpoint: the checkpoint has the position in a stream that is built in another way; "
-                "build train_dataset as in the run that saved the checkpoint."
-            )
+            raise ValueError(OTHER_STREAM)
         self.ex_iterable.load_state_dict(saved)
 
     def __iter__(self) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -242,4 +243,4 @@ def _form(node: Any) -> str:
     return xxhash.xxh64(" ".join([type(node).__name__, *map(_form, parts)]).encode()).hexdigest()
 
 
-__all__ = ["BlockShuffled", "Continued", "check_seeds", "continued"]
+__all__ = ["OTHER_STREAM", "BlockShuffled", "Continued", "check_seeds", "continued"]

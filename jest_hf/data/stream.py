@@ -27,7 +27,7 @@ from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from jest_hf.data.continued import check_seeds, continued
+from jest_hf.data.continued import OTHER_STREAM, check_seeds, continued
 from jest_hf.data.position import Place, Position
 from jest_hf.data.rows import undecoded
 from jest_hf.distributed import Ranks
@@ -65,7 +65,8 @@ class StreamedRows(IterableDataset[dict[str, Any]]):
     Raises:
         TypeError: If `dataset` is not a stream, or a row is not a dict.
         ValueError: If `image_column` is not a column of `dataset`, if `dataset` is already split by node or shuffled
-            without a seed, or if several workers read a torch `IterableDataset`.
+            without a seed, if `start` is the position in another stream, or if several workers read a torch
+            `IterableDataset`.
 
     Example:
 
@@ -99,6 +100,8 @@ class StreamedRows(IterableDataset[dict[str, Any]]):
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # torch gives it no types
         self.keeps_place = keeps_place and isinstance(dataset, datasets.IterableDataset)
         self.start = start
+        if start is not None and not self.keeps_place:
+            raise ValueError(OTHER_STREAM)
         self._n_read = 0
         if isinstance(dataset, datasets.IterableDataset):
             check_seeds(dataset)

@@ -43,8 +43,8 @@ def test_a_stream_goes_on_with_the_next_row_and_reads_few_rows_again(tmp_path, k
     reads = check(getattr(kinds(tmp_path), kind), form, STEPS, tmp_path, SIZE)
     sources = 2 if "interleaved" in kind else 1
     # A block of each source, the rows of the shards before it (`shuffle` reads up to ten shards at a time), what
-    # `datasets` reads ahead and again (two items of each shard: rows, and the tables of a Parquet file, here all of its
-    # rows), and the super-batches: two where rows are chosen.
+    # `datasets` reads ahead and again (two items of each shard: rows, or tables of a Parquet file, here whole files),
+    # and the super-batches: two where rows are chosen.
     n_shards = 1 if kind in ("generator", "concatenated", "interleaved") else 10
     ahead = 2 * SHARD if kind == "parquet" else 2
     most = sources * (n_shards * (SHARD + ahead) + (BUFFER if n_shards > 1 else 0)) + 2 * SIZE
@@ -162,6 +162,7 @@ def test_a_row_stays_within_its_block_and_blocks_change_with_the_pass(make):
         assert max(abs(place - number) for place, number in enumerate(order)) < 20 + 20
     ends = [{end for end in range(1, 400) if max(order[:end]) == end - 1} for order in orders]
     assert max(np.diff(sorted(ends[0]))) <= 20 + 2 and ends[0] != ends[1]
+    assert all(20 in of_pass and not set(range(20, 400, 20)) <= of_pass for of_pass in ends)  # not all are whole
 
 
 def test_a_buffer_that_holds_all_rows_shuffles_them_all():
@@ -211,6 +212,8 @@ def test_the_position_in_another_stream_is_refused(tmp_path):
         loader = load("plain", getattr(kinds(tmp_path), kind)(), SIZE, n_skipped=5, start=positions[5])
         with pytest.raises(ValueError, match="a stream that is built in another way; build train_dataset as in"):
             read(loader, 1, skipped=5)
+    with pytest.raises(ValueError, match="a stream that is built in another way"):
+        load("plain", Numbers(), SIZE, n_skipped=5, start=positions[5])
 
 
 class Three:

@@ -10,8 +10,11 @@ import datasets
 import pytest
 import torch
 
+from jest_hf.data.continued import continued
 from jest_hf.report import read_selections
 from jest_hf.training.checkpoints import MANIFEST
+from jest_hf.training.doubtful import _of_shards
+from jest_hf.training.loaders import first_row
 from tests.data.resumed_streams import READ, count
 from tests.helpers import random_rows
 from tests.trainers import make_trainer
@@ -76,6 +79,13 @@ def test_a_checkpoint_without_the_position_goes_on_by_reading_all_again(tmp_path
     assert not list((tmp_path / "resumed").glob("checkpoint-9/stream_position*"))  # nor has the next checkpoint one
 
 
+def test_the_first_row_by_which_runs_are_compared_is_that_of_the_stream_itself():
+    """Checkpoints of earlier versions have it too, and blocks have another first row."""
+    first = next(iter(shuffled()))["example_id"]
+    assert first_row(shuffled(), "image", True)["example_id"] == first
+    assert next(iter(continued(shuffled())))["example_id"] != first
+
+
 def test_another_number_of_loader_workers_is_refused_in_one_sentence(tmp_path):
     trained(tmp_path, stream(), max_steps=6)
     with pytest.raises(ValueError, match="dataloader_num_workers=2: .* set dataloader_num_workers=0"):
@@ -97,9 +107,7 @@ def test_idle_loader_workers_are_said_when_the_trainer_is_made(tmp_path, caplog,
     assert len(found) == (said is not None) and all(said in one for one in found)
 
 
-def test_shards_that_ranks_cannot_share_are_said(tmp_path, caplog, monkeypatch):
-    from jest_hf.training.doubtful import _of_shards
-
+def test_shards_that_ranks_cannot_share_are_said():
     class Args:
         world_size, dataloader_num_workers = 2, 4
 
