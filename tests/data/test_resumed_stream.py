@@ -29,8 +29,8 @@ STEPS = (5, 50, 500)
 
 @pytest.fixture(autouse=True)
 def _no_sleep(monkeypatch):
-    """datasets sleeps for 5 seconds whenever a stream of Parquet files is left, for its threads to end."""
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    """datasets 5 sleeps for 5 seconds whenever a stream of Parquet files is left, for its threads to end."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
 
 
 def kinds(folder: Path) -> Kinds:
@@ -69,12 +69,15 @@ def test_three_workers_that_end_at_different_times(tmp_path):
     check(lambda: stream, "plain", (7, 8, 21), tmp_path, 3, more=6, **options)  # 23 super-batches in a pass
 
 
-def test_a_position_goes_on_from_a_position(tmp_path):
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_a_position_goes_on_from_a_position(tmp_path, n_workers):
     """A run that is resumed twice: the second checkpoint is one of a run that was resumed."""
     make = kinds(tmp_path).interleaved_of_shuffled
-    whole, positions = read(load("plain", make(), SIZE), 40, (7,))
-    _, second = read(load("plain", make(), SIZE, n_skipped=7, start=positions[7]), 6, (13,), skipped=7)
-    found, _ = read(load("plain", make(), SIZE, n_skipped=13, start=second[13]), 20, skipped=13)
+    options: dict[str, Any] = {"num_workers": n_workers, "multiprocessing_context": "fork"} if n_workers else {}
+    whole, positions = read(load("plain", make(), SIZE, **options), 40, (7,))
+    loader = load("plain", make(), SIZE, n_skipped=7, start=positions[7], **options)
+    _, second = read(loader, 6, (13,), skipped=7)
+    found, _ = read(load("plain", make(), SIZE, n_skipped=13, start=second[13], **options), 20, skipped=13)
     assert found == whole[13:33]
 
 
