@@ -19,7 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from jest_hf.config import JESTConfig
 from jest_hf.data.collator import JESTDataCollator
-from jest_hf.data.stream import is_stream
+from jest_hf.data.streamed_rows import is_stream
 from jest_hf.distributed import Ranks
 from jest_hf.hub.publisher import privacy
 from jest_hf.models import Reader, without_temperature
@@ -336,8 +336,8 @@ class JESTTrainer(Trainer):
             super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)  # the last file of each rank
-        self.plan.checkpoints.wait_for_all()
+        super()._save_rng_state(output_dir)
+        self.plan.checkpoints.finish_rank(output_dir, self.parts.loaders.position(self.state.global_step))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

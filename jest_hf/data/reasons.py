@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from jest_hf.data.rows import Rows
-from jest_hf.data.stream import is_stream
+from jest_hf.data.streamed_rows import is_stream
 
 
 _TRIED, _SHOWN = 20, 3  # rows that are read again, and reasons that are shown

@@ -2,141 +2,94 @@
 # SPDX-License-Identifier: Apache-2.0
 """Streams: data sets without a length, of which each process reads a part.
 
-[`StreamedRows`] is one rank's part of the stream, which the rank's loader workers share. [`StreamedBatches`] makes
-super-batches of these rows, and ends a pass over the stream on all ranks as soon as one rank has no rows left.
-[`load_stream`] makes a loader from both.
+[`WorkerRows`] is the work of a loader worker, on its share of the rows of its rank. [`StreamedBatches`] ends a pass over
+the stream on all ranks as soon as one rank has no rows left. [`load_stream`] makes a loader from these.
 
-For a `Trainer` all passes are ONE endless epoch, since the length of a stream is unknown. A resumed run skips the
-super-batches that it was trained on before, and goes on with the right super-batch of the right pass.
+For a `Trainer` all passes are ONE endless epoch, since the length of a stream is unknown. A resumed run goes on at the
+[`~jest_hf.data.position.Position`] in its checkpoint. Without one, as in a checkpoint of an earlier version and for a
+torch `IterableDataset`, the rows before it are read again, but not decoded. The Trainer skips as many super-batches as
+it has trained on, in both cases; these are empty.
 """
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from itertools import count, islice
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import datasets
 import torch
 from accelerate.data_loader import prepare_data_loader
-from datasets.distributed import split_dataset_by_node
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset
 
-from jest_hf.data.broken import BrokenRow
-from jest_hf.data.undecoded import as_read, each_row, undecoded
+from jest_hf.data.position import Place, Position
+from jest_hf.data.streamed_rows import StreamedRows, worker_numbers
 from jest_hf.distributed import Ranks
 
 
-def is_stream(dataset: Any) -> bool:
-    """Return whether a data set is a stream, which can be read in order only."""
-    return isinstance(dataset, datasets.IterableDataset | IterableDataset)
+KEPT = 4  # positions: the Trainer saves that of the step before the last super-batch that its loader has taken
 
 
-class StreamedRows(IterableDataset[dict[str, Any]]):
-    """One rank's part of a stream, with `example_id` and `epoch` in every row and images undecoded as in [`Rows`].
+class Handed(NamedTuple):
+    """What a loader worker hands over at a time.
 
-    A `datasets.IterableDataset` is split by [`~datasets.distributed.split_dataset_by_node`] (by whole shards if their
-    number is a multiple of the number of ranks), and loader workers share the shards of their rank. To shuffle it,
-    call its `shuffle` with a seed: without a seed the processes shuffle differently, and their parts overlap. A torch
-    `IterableDataset` is read row by row, every W-th row for each of W ranks, by at most one worker.
+    Attributes:
+        worker (`int`): Number of the worker.
+        batch (`dict`, *optional*): A super-batch, or its chosen rows; empty for a step that a resumed run has behind
+            it, and `None` if there is none.
+        place ([`~jest_hf.data.position.Place`], *optional*): Where the rows of the super-batch ended.
+        ids (`torch.Tensor`, *optional*): Ids of the candidates that a choice is made from, int64 `[n]`.
+    """
 
-    Images stay encoded also below `map`, `filter` and the like, unless a function looks at them; a row for which such
-    a function raises is a [`~jest_hf.data.broken.BrokenRow`], as in [`Rows`]. So is a row for which the iterator of a
-    torch `IterableDataset` raises; a generator cannot go on after an error, and its error ends the run.
+    worker: int
+    batch: dict[str, Tensor] | None = None
+    place: Place | None = None
+    ids: Tensor | None = None
 
-    An integer column `example_id` of the stream is kept. Without it each row gets a number that is unique in its pass
-    over all ranks and workers, and the same again in a run with as many ranks and workers.
+
+class WorkerRows(IterableDataset[Handed]):
+    """What a loader worker reads, for a loader with `batch_size=None`: a part of the rows, a super-batch at a time.
+
+    A loader takes from its workers in turn, beginning with the first. In a pass that begins with another worker, each
+    worker before that one hands over an empty item first, so that the turns go on as they would have.
 
     Args:
-        dataset (`datasets.IterableDataset` or `torch.utils.data.IterableDataset`): The whole stream, the same on every
-            rank; rows are dicts.
-        image_column (`str`, *optional*): Required column, checked at construction if the column names are known.
-        ranks ([`~jest_hf.distributed.Ranks`], *optional*): The processes that share the stream; by default this
-            process alone.
-
-    Raises:
-        TypeError: If `dataset` is not a stream, or a row is not a dict.
-        ValueError: If `image_column` is not a column of `dataset`, if `dataset` is already split by node, or if
-            several workers read a torch `IterableDataset`.
-
-    Example:
-
-    ```python
-    >>> import datasets
-    >>> from jest_hf.data.stream import StreamedRows
-    >>> stream = datasets.Dataset.from_dict({"text": ["a", "b"]}).to_iterable_dataset()
-    >>> list(StreamedRows(stream))
-    [{'text': 'a', 'example_id': 0, 'epoch': 0}, {'text': 'b', 'example_id': 1, 'epoch': 0}]
-
-    ```
+        rows ([`~jest_hf.data.streamed_rows.StreamedRows`]): This rank's part of the stream.
+        collator (`Callable`): Makes a super-batch from a list of rows.
+        n_rows (`int`): Rows that make a super-batch on this rank (n).
     """
 
     def __init__(
-        self,
-        dataset: datasets.IterableDataset | IterableDataset[Any],
-        image_column: str | None = None,
-        ranks: Ranks | None = None,
+        self, rows: StreamedRows, collator: Callable[[list[dict[str, Any]]], dict[str, Tensor]], n_rows: int
     ) -> None:
-        if not is_stream(dataset):
-            raise TypeError(
-                f"{type(dataset).__module__}.{type(dataset).__name__} is not a stream; pass a "
-                "`datasets.IterableDataset` or a torch `IterableDataset`."
-            )
-        ranks = ranks or Ranks()
-        self.rank, self.n_ranks = ranks.rank, ranks.size  # not `ranks`: a process group cannot be sent to workers
-        # In shared memory, so that persistent workers, which have a copy of this object, get a new epoch too.
-        self._epoch = torch.zeros((), dtype=torch.int64)
-        self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # torch gives it no types
-        if isinstance(dataset, datasets.IterableDataset):
-            dataset = self._own_part(dataset, image_column)
-        else:
-            dataset = undecoded(dataset)
-        self.dataset = dataset
-        self.image_column = image_column
+        self.rows = rows
+        self.collator = collator
+        self.n_rows = n_rows
+        self._n_skipped = torch.zeros((), dtype=torch.int64)  # in shared memory, as the epoch of `StreamedRows`
+        self._n_skipped.share_memory_()  # type: ignore[no-untyped-call]
 
-    def _own_part(self, dataset: datasets.IterableDataset, image_column: str | None) -> datasets.IterableDataset:
-        columns = dataset.column_names
-        if image_column is not None and columns is not None and image_column not in columns:
-            raise ValueError(
-                f"image_column={image_column!r} is not a column of the data set (there are: {', '.join(columns)}); "
-                "pass the column of the images to the data collator as image_column."
-            )
-        if dataset._distributed is not None and self.n_ranks > 1:
-            raise ValueError(
-                f"the stream is already split by node, and a second split over {self.n_ranks} ranks would lose rows; "
-                "pass the whole stream, without split_dataset_by_node."
-            )
-        dataset = undecoded(dataset.with_format(None))
-        return split_dataset_by_node(dataset, self.rank, self.n_ranks) if self.n_ranks > 1 else dataset
+    def set_pass(self, epoch: int, n_skipped: int = 0) -> None:
+        """Set the next pass: its epoch, and how many of its first super-batches are not needed."""
+        self.rows.set_epoch(epoch)
+        self._n_skipped.fill_(n_skipped)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch (`int`, from 0) of the next pass, which decides how a `datasets.IterableDataset` shuffles."""
-        self._epoch.fill_(epoch)
-        # Not in the workers: the epoch of the stream is in shared memory too, and several writers would race.
-        if isinstance(self.dataset, datasets.IterableDataset):
-            self.dataset.set_epoch(epoch)
+    def __iter__(self) -> Iterator[Handed]:
+        worker, n_workers = worker_numbers()
+        yield from self._until_its_turn(worker)
+        rows = iter(self.rows)
+        for number in count(worker, n_workers):  # in the pass, or a higher number: other workers may have ended
+            read = list(islice(rows, self.n_rows))
+            if len(read) < self.n_rows:
+                return
+            batch = {} if number < int(self._n_skipped) else self.collator(read)
+            yield Handed(worker, batch, self.rows.place())
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        epoch = int(self._epoch)
-        worker = get_worker_info()
-        worker_id, n_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        rows: Iterable[Any] = self.dataset
-        if not isinstance(self.dataset, datasets.IterableDataset):
-            set_epoch = getattr(self.dataset, "set_epoch", None)  # not part of torch's class, but common in data sets
-            if set_epoch is not None:
-                set_epoch(epoch)
-            if n_workers > 1:
-                raise ValueError(
-                    f"dataloader_num_workers={n_workers} would read every row of a torch IterableDataset {n_workers} "
-                    "times; set dataloader_num_workers to 0 or 1, or pass a datasets.IterableDataset, whose shards "
-                    "the workers share."
-                )
-            rows = islice(each_row(self.dataset), self.rank, None, self.n_ranks)
-        for position, row in enumerate(rows):
-            number = (position * n_workers + worker_id) * self.n_ranks + self.rank
-            yield _with_ids(row, epoch, number, self.image_column)
+    def _until_its_turn(self, worker: int) -> Iterator[Handed]:
+        start = self.rows.start
+        if start is not None and start.epoch == self.rows.epoch and worker < start.next_worker:
+            yield Handed(worker)
 
 
 class StreamedBatches(IterableDataset[dict[str, Tensor]]):
@@ -150,52 +103,79 @@ class StreamedBatches(IterableDataset[dict[str, Tensor]]):
     batch_size=None`); the workers are those of `loader`.
 
     Args:
-        loader (`torch.utils.data.DataLoader`): Loader of [`StreamedRows`], with `drop_last=True`.
+        loader (`torch.utils.data.DataLoader`): Loader of [`WorkerRows`], with `batch_size=None`.
         ranks ([`~jest_hf.distributed.Ranks`], *optional*): The processes that share the stream; by default this
             process alone.
         device (`torch.device`, *optional*, defaults to `"cpu"`): Device of the tensors that the ranks exchange.
+        n_skipped (`int`, *optional*, defaults to 0): The first steps, whose super-batches nobody needs: they are
+            empty. They are not read at all if the rows have a `start`, and otherwise not decoded.
+
+    Attributes:
+        positions (`dict[int, Position]`): By step, where the stream is after it, for the last steps; empty for a
+            stream that cannot say it.
 
     Raises:
         ValueError: While iterating, on all ranks, if a pass holds not even one super-batch for every rank.
     """
 
     def __init__(
-        self, loader: DataLoader[dict[str, Any]], ranks: Ranks | None = None, device: torch.device | str = "cpu"
+        self,
+        loader: DataLoader[Handed],
+        ranks: Ranks | None = None,
+        device: torch.device | str = "cpu",
+        n_skipped: int = 0,
     ) -> None:
         self.loader = loader
+        self.worker_rows = cast(Any, loader.dataset)
         self.ranks = ranks or Ranks()
         self.device = device
+        start = self.worker_rows.rows.start
+        self.n_skipped = n_skipped if start is None else 0  # to be read and skipped
+        self.positions: dict[int, Position] = {} if start is None else {start.step: start}
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        rows: Any = self.loader.dataset
-        n_before = 0
-        for epoch in count():
-            rows.set_epoch(epoch)
-            n_batches = yield from self._read_pass(epoch, n_before)
-            n_before += n_batches
-            if n_batches == 0:
+        start, n_workers = self.worker_rows.rows.start, self.loader.num_workers
+        shared = self.ranks.size, n_workers, 0, [None] * max(1, n_workers)
+        if start is None:
+            start = Position(0, 0, 0, *shared)
+        for _ in range(start.step):
+            yield {}
+        before = start.before
+        for epoch in count(start.epoch):
+            at = start if epoch == start.epoch else Position(before, epoch, before, *shared)
+            self._keep(at)
+            self.worker_rows.set_pass(epoch, self.n_skipped - before)
+            step = yield from self._read_pass(at)
+            if step == before:
                 raise ValueError(
-                    f"the stream ended before every rank had a super-batch of {self._n_rows} rows (each loader worker "
-                    "fills its own super-batch); lower per_device_train_batch_size, filter_ratio or "
-                    "dataloader_num_workers, or pass a longer stream."
+                    "the stream ended before every rank had a super-batch of "
+                    f"{self.worker_rows.n_rows} rows (each loader worker fills its own super-batch); lower "
+                    "per_device_train_batch_size, filter_ratio or dataloader_num_workers, or pass a longer stream."
                 )
+            before = step
 
-    @property
-    def _n_rows(self) -> int | None:
-        """Rows that a worker reads for a super-batch."""
-        return self.loader.batch_size
+    def _read_pass(self, at: Position) -> Generator[dict[str, Tensor], None, int]:
+        """Yield the super-batches of a pass after a position, and return the number of its last step. A collective."""
+        handed = (one for one in self.loader if one.batch is not None)
+        while self._all_have(one := next(handed, None)) and one is not None:
+            at = self._after(at, one)
+            yield one.batch
+        return at.step
 
-    def _read_pass(self, epoch: int, n_before: int) -> Generator[dict[str, Tensor], None, int]:
-        """Yield the super-batches of a pass, which follow `n_before` others, and return their number. A collective."""
-        batches = iter(self.loader)
-        n_batches = 0
-        while self._all_have(batch := next(batches, None)) and batch is not None:
-            n_batches += 1
-            yield batch
-        return n_batches
+    def _after(self, at: Position, one: Handed) -> Position:
+        """Return the position after the super-batch of a worker, and keep it."""
+        places = [one.place if worker == one.worker else place for worker, place in enumerate(at.places)]
+        at = replace(at, step=at.step + 1, next_worker=(one.worker + 1) % len(places), places=places)
+        self._keep(at)
+        return at
 
-    def _all_have(self, batch: dict[str, Tensor] | None) -> bool:
-        return all(self.ranks.gather_counts(int(batch is not None), self.device))
+    def _keep(self, at: Position) -> None:
+        if self.worker_rows.rows.keeps_place:
+            self.positions[at.step] = at
+            self.positions.pop(at.step - KEPT, None)
+
+    def _all_have(self, one: Handed | None) -> bool:
+        return all(self.ranks.gather_counts(int(one is not None), self.device))
 
 
 def load_stream(
@@ -207,27 +187,43 @@ def load_stream(
     ranks: Ranks | None = None,
     device: torch.device | str = "cpu",
     non_blocking: bool = False,
+    n_skipped: int = 0,
+    start: Position | None = None,
     **options: Any,
 ) -> DataLoader[dict[str, Tensor]]:
     """Make a loader of super-batches of a stream, for `Trainer.get_train_dataloader`. Iterating is a collective.
 
     Args:
-        dataset, image_column, ranks: As in [`StreamedRows`].
+        dataset, image_column, ranks: As in [`~jest_hf.data.streamed_rows.StreamedRows`].
         collator (`Callable`): Makes a super-batch from a list of rows.
         batch_size (`int`): Rows of a super-batch on one rank.
         device (`torch.device`, *optional*, defaults to `"cpu"`): Device that super-batches are moved to.
         non_blocking (`bool`, *optional*, defaults to `False`): Whether to move them without waiting, from pinned
             memory.
+        n_skipped (`int`, *optional*, defaults to 0): Steps that a resumed run has behind it. Their super-batches are
+            empty, for `accelerate.skip_first_batches`.
+        start ([`~jest_hf.data.position.Position`], *optional*): The position after these steps. Without it, but with
+            `n_skipped`, the stream is read again from its beginning, and has no positions.
         options: Options of the torch `DataLoader`, such as `num_workers`, `pin_memory` and `prefetch_factor`.
 
     Returns:
         A loader of accelerate, which has no length and no end.
     """
-    rows = StreamedRows(dataset, image_column, ranks)
+    rows = rows_of(dataset, image_column, ranks, n_skipped, start)
     # Every pass draws a number. With the default generator, a resumed run would draw other numbers in training.
     generator = torch.Generator()
-    loader = DataLoader(rows, batch_size, collate_fn=collator, drop_last=True, generator=generator, **options)
-    return prepare_stream(StreamedBatches(loader, ranks, device), device, non_blocking)
+    loader: DataLoader[Handed] = DataLoader(
+        WorkerRows(rows, collator, batch_size), batch_size=None, collate_fn=as_it_is, generator=generator, **options
+    )
+    return prepare_stream(StreamedBatches(loader, ranks, device, n_skipped), device, non_blocking)
+
+
+def rows_of(
+    dataset: Any, image_column: str | None, ranks: Ranks | None, n_skipped: int, start: Position | None
+) -> Any:
+    """The rows of a loader: in the order of `datasets` itself where the rows of a run are read again that
+    began without positions, and with positions everywhere else."""
+    return StreamedRows(dataset, image_column, ranks, keeps_place=start is not None or n_skipped == 0, start=start)
 
 
 def prepare_stream(
@@ -250,17 +246,3 @@ def prepare_stream(
 def as_it_is(batch: Any) -> Any:
     """A `collate_fn` that changes nothing."""
     return batch
-
-
-def _with_ids(row: Any, epoch: int, number: int, image_column: str | None) -> dict[str, Any]:
-    if not isinstance(row, Mapping):
-        raise TypeError(
-            f"A row of the stream is a {type(row).__name__}; return each row as a dict such as {{'image': ..., "
-            "'text': ...}."
-        )
-    own = row.get("example_id")
-    added = {"example_id": int(own) if isinstance(own, numbers.Integral) else number, "epoch": epoch}
-    row = as_read(row, image_column)
-    if not -(2**63) <= added["example_id"] < 2**63:
-        added["example_id"], row = number, BrokenRow(f"example_id={own} does not fit in 64 bits")
-    return BrokenRow(row.reason, **added) if isinstance(row, BrokenRow) else {**row, **added}

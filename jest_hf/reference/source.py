@@ -18,7 +18,7 @@ from jest_hf.batch import CACHED_PREFIX, as_bits, from_bits
 from jest_hf.data.collator import JESTDataCollator
 from jest_hf.data.row_digest import content_digests, is_fixed
 from jest_hf.data.rows import Rows, undecoded
-from jest_hf.data.stream import is_stream
+from jest_hf.data.streamed_rows import is_stream
 from jest_hf.hub.pull import Snapshot
 from jest_hf.models import as_reference, base_model
 from jest_hf.models.reader import Reader

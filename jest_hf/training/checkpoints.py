@@ -26,6 +26,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 from transformers.utils import logging
 
 from jest_hf.config import JESTConfig
+from jest_hf.data.position import Position, load_position, save_position
 from jest_hf.distributed import Ranks, ask_first_rank
 from jest_hf.files import TEMPORARY, lock, replacing, unlock
 from jest_hf.report.ledger import SelectionLedger
@@ -52,12 +53,16 @@ class Checkpoints:
         args ([`JESTConfig`]): Options of the run.
         ranks ([`~jest_hf.distributed.Ranks`]): All processes of the run.
         ledger ([`SelectionLedger`], *optional*): The run's ledger, on the first process.
+
+    Attributes:
+        resumed_from (`str`, *optional*): The checkpoint that the run goes on from.
     """
 
     def __init__(self, args: JESTConfig, ranks: Ranks, ledger: SelectionLedger | None = None) -> None:
         self.args = args
         self.ranks = ranks
         self.ledger = ledger
+        self.resumed_from: str | None = None
 
     @contextmanager
     def running(self, resume: str | bool | None, alone: bool = True) -> Iterator[str | bool | None]:
@@ -77,8 +82,11 @@ class Checkpoints:
                 is half-written or damaged.
         """
         try:
-            yield ask_first_rank(self.ranks, lambda: self._open(resume, alone), self.args.device)
+            checkpoint = ask_first_rank(self.ranks, lambda: self._open(resume, alone), self.args.device)
+            self.resumed_from = str(checkpoint) if isinstance(checkpoint, str | os.PathLike) else None
+            yield checkpoint
         finally:
+            self.resumed_from = None
             if self.ledger is not None:
                 self.ledger.close()
             if self.ranks.rank == 0:
@@ -152,9 +160,37 @@ class Checkpoints:
         finally:
             own.pop("save_to_json", None)
 
-    def wait_for_all(self) -> None:
-        """Wait until every rank has written its files of a checkpoint. A collective."""
+    def finish_rank(self, folder: str, position: Position | None) -> None:
+        """
+        Write the last file of this rank, and wait until every rank has written its files. A collective.
+
+        Args:
+            folder (`str`): The checkpoint.
+            position ([`~data.position.Position`], *optional*): Where this rank is in a stream.
+        """
+        if position is not None:
+            save_position(position, folder, self.ranks.rank)
         self.ranks.gather_counts(0, self.args.device)
+
+    def resumed_at(self) -> tuple[int, Position | None]:
+        """
+        Return the step that the run goes on after, and where this rank was in its stream, if the checkpoint says it.
+        (0, `None`) for a run that goes on from no checkpoint. A collective.
+
+        Raises:
+            ValueError: if a stream was read with another number of ranks or loader workers.
+        """
+        if self.resumed_from is None:
+            return 0, None
+        step = int(_json(Path(self.resumed_from) / TRAINER_STATE_NAME)["global_step"])
+        position = load_position(self.resumed_from, self.ranks, self.args.dataloader_num_workers, self.args.device)
+        if position is None and self.ranks.rank == 0:
+            logger.warning(
+                f"{self.resumed_from} does not say where its run was in the stream, as checkpoints of earlier "
+                f"versions and of a torch IterableDataset: the rows of its first {step} super-batches are read again, "
+                "undecoded."
+            )
+        return step, position
 
 
 def _newest_whole(newest_first: list[Path], reasons: dict[Path, str]) -> str:

@@ -20,7 +20,7 @@ from transformers.utils.generic import strtobool
 from jest_hf.config import JESTConfig
 from jest_hf.data.labelled import LabelledCollator
 from jest_hf.data.rows import Rows
-from jest_hf.data.stream import StreamedRows, is_stream
+from jest_hf.data.streamed_rows import StreamedRows, is_stream
 from jest_hf.distributed import Ranks
 from jest_hf.images.views import View
 from jest_hf.models import base_model, check_view

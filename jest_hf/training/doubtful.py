@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+import datasets
 import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
@@ -26,7 +27,11 @@ _RATE = next(one.default for one in fields(TrainingArguments) if one.name == "le
 
 
 def warn_of_settings(
-    args: JESTConfig, objective: Objective, learner: nn.Module, ref_model: PreTrainedModel | None
+    args: JESTConfig,
+    objective: Objective,
+    learner: nn.Module,
+    ref_model: PreTrainedModel | None,
+    dataset: Any = None,
 ) -> None:
     """
     Warn of settings that can hardly be meant, on the first process.
@@ -36,12 +41,35 @@ def warn_of_settings(
         objective ([`Objective`]): What the run trains for.
         learner ([`~transformers.PreTrainedModel`]): The learner, with its adapter.
         ref_model ([`~transformers.PreTrainedModel`], *optional*): The reference, where it is a model of its own.
+        dataset (*optional*): The training data.
     """
     if args.process_index > 0:
         return
-    for doubt in (_of_equal_models(args, learner, ref_model), _of_size(args), _of_rate(args, objective, learner)):
+    doubts = [_of_equal_models(args, learner, ref_model), _of_size(args), _of_rate(args, objective, learner)]
+    for doubt in [*doubts, *_of_shards(args, dataset)]:
         if doubt is not None:
             logger.warning(doubt)
+
+
+def _of_shards(args: JESTConfig, dataset: Any) -> list[str]:
+    if not isinstance(dataset, datasets.IterableDataset):
+        return []
+    doubts, n_shards, n_ranks = [], dataset.num_shards, args.world_size
+    if n_shards % n_ranks:
+        doubts.append(
+            f"train_dataset is a stream of {n_shards} shard(s), which {n_ranks} processes cannot share evenly, so "
+            f"each process reads all rows and keeps one in {n_ranks}; pass a stream whose number of shards (files) is "
+            f"a multiple of {n_ranks}."
+        )
+    else:
+        n_shards //= n_ranks
+    if (idle := args.dataloader_num_workers - n_shards) > 0:
+        doubts.append(
+            f"dataloader_num_workers={args.dataloader_num_workers}: a process reads {n_shards} shard(s) of the "
+            f"stream, so {idle} of its loader workers have nothing to read; set dataloader_num_workers={n_shards}, or "
+            "pass a stream of more shards (files)."
+        )
+    return doubts
 
 
 def _of_equal_models(args: JESTConfig, learner: nn.Module, ref_model: PreTrainedModel | None) -> str | None:

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from jest_hf.data.reasons import mostly_broken
 from jest_hf.data.rows import Rows
-from jest_hf.data.stream import is_stream
+from jest_hf.data.streamed_rows import is_stream
 from jest_hf.reference import CachedReference, ReferenceSource
 from jest_hf.report import RunStatistics
 

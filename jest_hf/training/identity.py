@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from jest_hf.data.captions import CAPTION_COLUMNS
 from jest_hf.data.row_digest import SAMPLED_ROWS, digest_row, digest_rows
-from jest_hf.data.stream import is_stream
+from jest_hf.data.streamed_rows import is_stream
 from jest_hf.distributed import Ranks, gather_objects
 from jest_hf.models import has_adapter
 from jest_hf.objectives import Objective

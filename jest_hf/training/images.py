@@ -14,7 +14,7 @@ from jest_hf.data.fingerprint import describe_images
 from jest_hf.data.image_cache import ImageCache, describe_sizes, find_images
 from jest_hf.data.image_writer import check_rows, write_images
 from jest_hf.data.rows import Rows
-from jest_hf.data.stream import is_stream
+from jest_hf.data.streamed_rows import is_stream
 from jest_hf.distributed import Ranks, gather_objects
 from jest_hf.images.views import View
 

@@ -16,8 +16,10 @@ from jest_hf.config import JESTConfig
 from jest_hf.data.chosen import load_chosen
 from jest_hf.data.keys import KeyedCollator, has_keys
 from jest_hf.data.late import LateImages
+from jest_hf.data.position import Position
 from jest_hf.data.rows import EpochSampler, Rows, share_batches
-from jest_hf.data.stream import StreamedRows, load_stream
+from jest_hf.data.stream import StreamedBatches, load_stream
+from jest_hf.data.streamed_rows import StreamedRows
 from jest_hf.distributed import Ranks
 from jest_hf.images.views import View
 from jest_hf.objectives import Objective
@@ -37,6 +39,8 @@ class Loaders:
         ranks ([`~jest_hf.distributed.Ranks`]): All processes of the run.
         images ([`~training.images.RunImages`]): The image cache of the run, where there is one.
         reference (`Callable`, *optional*): Returns the reference in use, or `None`. Default: there is none.
+        resumed_at (`Callable`, *optional*): Returns the step that the run goes on after, and the position in its
+            stream; asked for streams alone. Default: the run starts anew.
 
     Attributes:
         late_images ([`~data.late.LateImages`], *optional*): Brings the full images of a sub-batch, where the loader
@@ -52,6 +56,7 @@ class Loaders:
         ranks: Ranks,
         images: RunImages,
         reference: Callable[[], ReferenceSource | None] = lambda: None,
+        resumed_at: Callable[[], tuple[int, Position | None]] = lambda: (0, None),
     ) -> None:
         self.args = args
         self.objective = objective
@@ -61,7 +66,9 @@ class Loaders:
         self.images = images
         self.late_images: LateImages | None = None
         self.early: EarlySelection | None = None
+        self.resumed_at = resumed_at
         self._with_keys = False
+        self._batches: StreamedBatches | None = None
 
     def stream(self, dataset: Any, collator: Any) -> Any:
         """
@@ -73,10 +80,14 @@ class Loaders:
             collator: The data collator of the run.
 
         Raises:
-            ValueError: for `select_before_decoding=True` in a run whose scores need more than a cache.
+            ValueError: for `select_before_decoding=True` in a run whose scores need more than a cache, and for a
+                checkpoint of another number of ranks or loader workers.
         """
         args, source = self.args, self.reference()
+        n_skipped, start = self.resumed_at()
         options: dict[str, Any] = {
+            "n_skipped": n_skipped,
+            "start": start,
             "image_column": collator.image_column,
             "ranks": self.ranks,
             "device": args.device,
@@ -88,8 +99,17 @@ class Loaders:
         self._with_keys = args.record_selection and has_keys(dataset)
         read = self.training_collator(collator)
         if self.early is None:
-            return load_stream(dataset, read, args.per_device_super_batch_size, **options)
-        return load_chosen(dataset, read, args.candidates_size // self.ranks.size, self.early.choose, **options)
+            loader = load_stream(dataset, read, args.per_device_super_batch_size, **options)
+        else:
+            n_candidates = args.candidates_size // self.ranks.size
+            loader = load_chosen(dataset, read, n_candidates, self.early.choose, **options)
+        self._batches = cast(StreamedBatches, loader.dataset)
+        return loader
+
+    def position(self, step: int) -> Position | None:
+        """Where this rank is in its stream after a step, for a checkpoint; `None` if the data cannot say it."""
+        positions = {} if self._batches is None else self._batches.positions
+        return positions[step] if positions else None
 
     def rows(self, dataset: Any, collator: Any, source: ReferenceSource | None) -> tuple[Rows, EpochSampler]:
         """

@@ -40,7 +40,7 @@ from transformers import PretrainedConfig, PreTrainedModel, TrainerCallback, Tra
 
 from jest_hf.config import JESTConfig
 from jest_hf.data.reasons import reasons_by_id
-from jest_hf.data.stream import is_stream
+from jest_hf.data.streamed_rows import is_stream
 from jest_hf.distributed import Ranks
 from jest_hf.distributed.group import end_group_at_exit, limit_waits
 from jest_hf.hub.publisher import Publisher
@@ -316,7 +316,7 @@ def build_parts(
     """
     args, objective, ranks, view = plan.args, plan.objective, plan.ranks, plan.view
     reference, recorder, collator, engine = plan.reference, plan.recorder, plan.collator, plan.engine
-    warn_of_settings(args, objective, learner, reference.ref_model)
+    warn_of_settings(args, objective, learner, reference.ref_model, plan.train_dataset)
     reader = objective.reader(learner, plan.processor, "learner")  # 11
     companions = plan.companions
     companions.make_proxy(proxy_model, reference.ref_model)  # 12
@@ -339,7 +339,9 @@ def build_parts(
         proxy=None if companions.proxy is None else companions.proxy.score,
         autocast=engine.autocast,
     )
-    loaders = Loaders(args, objective, view, ranks, plan.images, lambda: reference.source)
+    loaders = Loaders(
+        *(args, objective, view, ranks, plan.images), lambda: reference.source, plan.checkpoints.resumed_at
+    )
     step = SelectionStep(
         args,
         objective.loss_kind,

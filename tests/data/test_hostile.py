@@ -17,7 +17,7 @@ import torch
 from jest_hf import JESTDataCollator
 from jest_hf.data.labelled import ImageLabelCollator
 from jest_hf.data.rows import EpochSampler, Rows
-from jest_hf.data.stream import StreamedRows
+from jest_hf.data.streamed_rows import StreamedRows
 from jest_hf.report import read_selections
 from tests.data.hostile import GOOD, Case, hostile, labels
 from tests.helpers import SHAPES, tiny_siglip_processor

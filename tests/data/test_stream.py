@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 
 from jest_hf import JESTDataCollator
 from jest_hf.data.rows import Rows
-from jest_hf.data.stream import StreamedRows, is_stream, load_stream
+from jest_hf.data.stream import load_stream
+from jest_hf.data.streamed_rows import StreamedRows, is_stream
 from tests.helpers import random_rows, tiny_siglip_processor
 
 

@@ -16,7 +16,7 @@ from jest_hf import JESTDataCollator
 from jest_hf.data.broken import BrokenRow
 from jest_hf.data.row_digest import content_digests, digest_rows, with_encoded
 from jest_hf.data.rows import Rows
-from jest_hf.data.stream import StreamedRows
+from jest_hf.data.streamed_rows import StreamedRows
 from jest_hf.evaluation.pairs import CaptionCollator
 from jest_hf.reference.compared import DigestingCollator
 from tests.data.test_undecoded import BAD, GOOD, N, rows, streams, table

@@ -20,7 +20,7 @@ from jest_hf.data import load_source
 from jest_hf.data.broken import BrokenRow
 from jest_hf.data.fingerprint import content_of
 from jest_hf.data.rows import Rows
-from jest_hf.data.stream import StreamedRows
+from jest_hf.data.streamed_rows import StreamedRows
 from jest_hf.data.undecoded import GUARDS, undecoded
 from jest_hf.images import lazy
 from jest_hf.images.decoding import decode_pixels

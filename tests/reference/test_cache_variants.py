@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from jest_hf import JESTDataCollator
 from jest_hf.data.rows import Rows
-from jest_hf.data.stream import StreamedRows, is_stream
+from jest_hf.data.streamed_rows import StreamedRows, is_stream
 from jest_hf.images import reading
 from jest_hf.images.decoding import DecodedImage, decode_pixels
 from jest_hf.reference import CachedReference, FetchingCollator, describe_reference, open_cache
