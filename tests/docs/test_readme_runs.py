@@ -228,6 +228,10 @@ def test_every_block_runs_without_a_warning(clone, client):  # noqa: F811
         folder = clone / ("out" if name == "out" else f"jest-out/{name}")
         assert isinstance(AutoModel.from_pretrained(folder), SiglipModel), name
         assert any("eval_R@5" in entry for entry in history(folder)) or name == "bootstrap/learner", name
+    card = (clone / "jest-out" / "hub_siglip" / "README.md").read_text()
+    assert "license: apache-2.0" in card and f"base_model: {next(iter(MODELS))}" in card
+    assert "Measured on jxie/flickr8k (split validation)" in card
+    assert "| its reference |" in (clone / "jest-out" / "parquet" / "README.md").read_text()
     adapter = json.loads((clone / "jest-out" / "lora" / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == next(iter(MODELS))  # and no folder of this machine
 
