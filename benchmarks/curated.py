@@ -36,6 +36,7 @@ from jest_hf.report import forward_flops  # noqa: E402
 ONLINE = ("iid", "joint/easy_reference/0.8", "joint/learnability/0.8")
 CURATED = ("curated/easy_reference/0.3", "curated/learnability/0.3")
 ARMS = {arm: equal_flops.ARMS[arm] for arm in ONLINE} | {arm: arm for arm in CURATED}
+SCORING = {"batch_size": 256, "draws": 8}
 LEARNER_STEPS = 60
 LEARNER_SEED = 2000  # added to the seed: the learner that scores is not the one that is trained on what it scored
 
@@ -70,6 +71,7 @@ def train(
             processing_class=parts["processor"],
             seed=seed,
             disable_tqdm=True,
+            **SCORING,
         )
         kept = f"{folder}/kept.parquet"
         curate_dataset(scores.folder, keep=float(keep), criterion=criterion, list_path=kept)

@@ -73,6 +73,7 @@ OF_OTHERS = (
     "os_token_id must be `None` or an integer within the vocabulary",  # transformers, of the defaults of SigLIP
     "`is_gradient_checkpointing` is deprecated",  # peft
     "find_unused_parameters=True was specified in DDP constructor",  # the Trainer's default
+    "mtime may not be reliable on this filesystem",  # transformers, of checkpoints in the same second
     "'jest_hf.cli' found in sys.modules",  # the process of the tests has imported it
 )
 
