@@ -152,7 +152,8 @@ def reference_of(options: argparse.Namespace, parts: dict[str, Any]) -> SiglipMo
 def tuned(options: argparse.Namespace) -> dict[str, float]:
     """By arm, the learning rate that is best on the validation part."""
     parts = None
-    for arm in sorted(set(options.tuned_as.values())):
+    owners = {arm: options.tuned_as[arm] for arm in options.arms}
+    for arm in sorted(set(owners.values())):
         for rate in options.rates:
             tried = read(options).get("tuning", {})
             if str(rate) in tried.get(arm, {}):
@@ -167,7 +168,7 @@ def tuned(options: argparse.Namespace) -> dict[str, float]:
             print(f"{arm} {rate}: {run['evaluations'][-1]['quality']:.4f} on validation", flush=True)
     runs = read(options)["tuning"]
     quality = {arm: {rate: run["evaluations"][-1]["quality"] for rate, run in runs[arm].items()} for arm in runs}
-    return {arm: float(max(quality[own], key=quality[own].__getitem__)) for arm, own in options.tuned_as.items()}
+    return {arm: float(max(quality[own], key=quality[own].__getitem__)) for arm, own in owners.items()}
 
 
 def measure(options: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from transformers import TrainerCallback
-from transformers.integrations import TensorBoardCallback, WandbCallback
+from transformers.integrations.integration_utils import TensorBoardCallback, WandbCallback
 from transformers.trainer_callback import CallbackHandler
 
 from jest_hf.curation.pictures import Picture, Pictures
