@@ -64,11 +64,11 @@ class TrackedSelection(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         callbacks, ledger = self.handler.callbacks, self.ledger()
         targets = [send for one in callbacks if (send := _sender(one, state.global_step)) is not None]
-        if not targets or ledger is None or state.global_step <= self._shown:  # or a second set of evaluation data
+        if not targets or ledger is None:
             return
         for part in ("selected", "rejected"):
             steps, ids, scores = ledger.unwritten(rejected=part == "rejected")
-            recent = steps > self._shown
+            recent = steps > self._shown  # none at the evaluation of a second data set
             ids, scores = ids[recent], scores[recent]
             if not len(ids):
                 continue
