@@ -17,7 +17,7 @@ from huggingface_hub import HfApi
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from jest_hf.hub import CuratedSummary, curated_card, push_card
-from jest_hf.hub.publisher import try_repeatedly
+from jest_hf.hub.retries import try_repeatedly
 from jest_hf.report import format_table
 
 

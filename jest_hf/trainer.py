@@ -308,11 +308,10 @@ class JESTTrainer(Trainer):
 
     # ---- Records and checkpoints ----
 
-    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(self, resume_from_checkpoint: Any = None, trial: Any = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As the Trainer's, after making the caches that `args` name; resumes from whole checkpoints."""
-        self.plan.make_caches(self.train_dataset, self.data_collator)
-        with self.plan.checkpoints.running(resume_from_checkpoint) as checkpoint:
-            return super().train(checkpoint, *args, **kwargs)
+        with self.plan.running(self, resume_from_checkpoint, trial) as checkpoint:
+            return super().train(checkpoint, trial, *args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Tensor]) -> float:  # type: ignore[override]  # the Trainer adds floats
         """FLOPs of the step just taken, for `state.total_flos`: both towers, scoring, reference and selection."""

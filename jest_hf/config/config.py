@@ -8,15 +8,16 @@ All values are checked when the object is made, so that a wrong one costs a seco
 from __future__ import annotations
 
 import os
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, fields
+from enum import Enum
 from pathlib import PurePath
 from typing import Any, cast
 
 from jest_hf.config.checks import check_choice, check_selection, check_training
 from jest_hf.config.options import JESTOptions, SelectionSettings
 from jest_hf.config.presets import DEFAULTS, PRESETS
-from jest_hf.selection import SELECTIONS, Selector
+from jest_hf.selection import SELECTIONS, SelectionSchedule, Selector
 
 
 # The options that decide which examples are selected.
@@ -251,6 +252,22 @@ class JESTConfig(JESTOptions):
         copied.__dict__.update(self.__dict__ if memo is None else deepcopy(self.__dict__, memo))
         return copied
 
+    def altered(self, **options: Any) -> JESTConfig:
+        """Return a copy with other values, checked as those of a new object; the device is not set up once more.
+
+        Raises:
+            ValueError: for an unknown or impossible value, and for options that contradict each other.
+        """
+        other = copy(self)
+        for name, value in options.items():
+            old = getattr(self, name)
+            setattr(other, name, type(old)(value) if isinstance(old, Enum) else value)
+        other._read()
+        other._fill_in()
+        check_selection(other, other.settings)
+        check_training(other, other.settings)
+        return other
+
     @property
     def selects(self) -> bool:
         """Whether examples are scored and selected: with every `selection` but `"uniform"`."""
@@ -260,6 +277,11 @@ class JESTConfig(JESTOptions):
     def settings(self) -> SelectionSettings:
         """The options that a preset can fill in, with the values that this run uses."""
         return SelectionSettings(**{one.name: getattr(self, one.name) for one in fields(SelectionSettings)})
+
+    @property
+    def schedule(self) -> SelectionSchedule:
+        """How much of the super-batch is filtered out at which step."""
+        return SelectionSchedule(self.settings.filter_ratio, self.selection_warmup_steps, self.filter_ratio_ramp_steps)
 
     def selector(self, loss: str | None = None) -> Selector:
         """Make the selector of the run.

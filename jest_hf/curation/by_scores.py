@@ -18,7 +18,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-from huggingface_hub import DatasetCard, HfApi
+from huggingface_hub import DatasetCard
 
 from jest_hf.curation.choose import (
     LEDGER,
@@ -35,13 +35,13 @@ from jest_hf.data import load_source
 from jest_hf.data.captions import CAPTION_COLUMNS
 from jest_hf.data.rows import Rows
 from jest_hf.data.subset import write_subset
-from jest_hf.hub import CuratedSummary, curated_card, push_card, write_card
-from jest_hf.hub.publisher import try_repeatedly
-from jest_hf.hub.pull import reason
+from jest_hf.hub import CuratedSummary, curated_card, write_card
+from jest_hf.hub.data_push import push_data
 from jest_hf.reference.fingerprint import own_keys
 
 
 UID = "uid"  # of DataComp
+TRAIN_FILES = "data/train-*"
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,15 @@ def curate_dataset(
         _write_folder(folder, dataset, kept, added, format, opened, curated_card(summary))
         files.insert(0, folder)
         if push_to_hub is not None:
-            commit = _push(folder, push_to_hub, curated_card(summary), private, token)
+            commit = push_data(
+                *(folder, push_to_hub, lambda _: curated_card(summary)),
+                name="curated data set",
+                files=[TRAIN_FILES],
+                replaced=[TRAIN_FILES],
+                commit_message="Upload curated data set",
+                private=private,
+                token=token,
+            )
     return Curated(kept, n_rows, n_readable, tuple(files), said, commit)
 
 
@@ -324,29 +332,6 @@ def _in_one_move(path: Path) -> Iterator[Path]:
         if temporary.exists():
             remove(temporary)
         raise
-
-
-def _push(folder: Path, repo_id: str, card: DatasetCard, private: bool | None, token: str | None) -> str:
-    """Push a curated folder, and return the commit. Data of an older push are removed from the newest commit."""
-    api = HfApi(token=token)
-    try:
-        made = try_repeatedly(api.create_repo, repo_id, repo_type="dataset", private=private, exist_ok=True)
-        try_repeatedly(
-            api.upload_folder,
-            folder_path=folder,
-            repo_id=made.repo_id,
-            repo_type="dataset",
-            commit_message="Upload curated data set",
-            allow_patterns=["data/train-*"],
-            delete_patterns=["data/train-*"],
-        )
-        commit: str = try_repeatedly(push_card, card, made.repo_id, token=token)
-        return commit
-    except Exception as error:
-        raise OSError(
-            f"the push of the curated data set to {repo_id!r} failed ({reason(error)}); {folder} is kept, so push it "
-            f"later with `hf upload {repo_id} {folder} --repo-type dataset`."
-        ) from error
 
 
 __all__ = ["Curated", "curate_dataset"]

@@ -21,7 +21,7 @@ from jest_hf.data import load_source
 from jest_hf.data.sources import add_source_arguments, source_of
 from jest_hf.losses import LOSSES
 from jest_hf.reference.cache import SHARD_ROWS
-from jest_hf.reference.store import DTYPES
+from jest_hf.reference.shards import DTYPES
 
 
 # Options of the data collator.

@@ -63,7 +63,9 @@ def release_folder(folder: Path, ranks: Ranks) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """Return the contents of a JSON file; `None` if there is no such file."""
     try:
-        contents: dict[str, Any] = json.loads(path.read_bytes())
+        contents = json.loads(path.read_bytes())
+        if not isinstance(contents, dict):
+            raise ValueError(f"a {type(contents).__name__}, and no fields")
     except FileNotFoundError:
         return None
     except ValueError as error:

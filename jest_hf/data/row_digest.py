@@ -1,19 +1,25 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""A short digest of the rows of a data set, from a sample of them: whether two data sets are the same."""
+"""Short digests of rows: of a sample of a data set, and of the image and the captions of each row."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from os import PathLike, path
 from typing import Any
 
 import numpy as np
+import torch
+import xxhash
 from torch import Tensor
 
+from jest_hf.data.captions import CAPTION_COLUMNS, BrokenCaption, usable_captions
+from jest_hf.data.fingerprint import content_of, table_of
 from jest_hf.data.rows import Rows
+from jest_hf.images.decoding import DecodedImage
+from jest_hf.images.reading import BrokenImage, read_encoded
 
 
 SAMPLED_ROWS = 16
@@ -25,8 +31,9 @@ def digest_row(row: Mapping[str, Any], image_column: str | None) -> str:
     return _digest([_of_row(row, image_column)])
 
 
-def digest_rows(dataset: Any, image_column: str | None) -> str | None:
-    """Return the digest of 16 rows of map-style data; `None` for rows that are different whenever they are read.
+def digest_rows(dataset: Any, image_column: str | None, columns: Collection[str] | None = None) -> str | None:
+    """Return the digest of 16 rows of map-style data, or of some of their columns; `None` for rows that are different
+    whenever they are read. No image is decoded here.
 
     Example:
 
@@ -39,11 +46,76 @@ def digest_rows(dataset: Any, image_column: str | None) -> str | None:
     """
     rows = Rows(dataset, image_column)
     numbers = np.unique(np.linspace(0, len(rows) - 1, SAMPLED_ROWS).astype(np.int64)).tolist() if len(rows) else []
+
+    def read(number: int) -> list[Any]:
+        row = rows[number]
+        return _of_row(row if columns is None else {name: row[name] for name in columns if name in row}, image_column)
+
     try:
-        found, again = ([_of_row(rows[number], image_column) for number in numbers] for _ in range(2))
+        found, again = ([read(number) for number in numbers] for _ in range(2))
     except Exception:  # a data set of the user, which may raise anything for a broken row
         return None
     return _digest(found) if found == again else None  # a transform that draws gives other rows each time
+
+
+def content_digests(rows: Sequence[Mapping[str, Any]], image_column: str, caption_column: str | None = None) -> Tensor:
+    """Return 64 bits of a hash of the image and of the captions of each row, int64 `[n, 2]`; 0 for what is not there.
+
+    Of an image the bytes of its file are hashed, and of one in memory its pixels. There is no digest of an image from
+    an image cache, and none of an image or captions that cannot be read.
+
+    Args:
+        rows (sequence of mappings): The rows. Call [`with_encoded`] first where the images are read afterwards: each
+            file is then read once.
+        image_column (`str`): Column of the images.
+        caption_column (`str`, *optional*): Column of the captions; by default the first of `text`, `caption` and
+            `captions` that the rows have.
+
+    Example:
+
+    ```python
+    >>> from jest_hf.data.row_digest import content_digests
+    >>> found = content_digests([{"image": b"one", "text": "a"}, {"image": b"two", "text": "a"}], "image")
+    >>> (found[0] == found[1]).tolist()
+    [False, True]
+
+    ```
+    """
+    if caption_column is None and len(rows):
+        caption_column = next((name for name in CAPTION_COLUMNS if name in rows[0]), None)
+    found = [(_of_image(row.get(image_column)), _of_captions(row.get(str(caption_column)))) for row in rows]
+    return torch.from_numpy(np.array(found, dtype=np.uint64).reshape(len(rows), 2).view(np.int64))
+
+
+def is_fixed(rows: Rows) -> bool:
+    """Return whether rows are the same whenever they are read, as far as that is known: not of a transform, and not of
+    a torch data set, which may draw."""
+    return table_of(rows) is not None or isinstance(rows.dataset, list | tuple)
+
+
+def with_encoded(row: Mapping[str, Any], image_column: str) -> Mapping[str, Any]:
+    """Return a row with the bytes of its image file in place of the file's name; as it is if they cannot be read."""
+    image = row.get(image_column)
+    name = image.get("path") if isinstance(image, Mapping) and image.get("bytes") is None else image
+    if not isinstance(name, str | PathLike):
+        return row
+    try:
+        return {**row, image_column: {"bytes": bytes(read_encoded(name)), "path": name}}
+    except BrokenImage:  # the collator finds it too, and counts the row
+        return row
+
+
+def _of_image(image: Any) -> int:
+    content = b"" if image is None or isinstance(image, DecodedImage) else content_of(image)
+    return xxhash.xxh3_64_intdigest(content) or 1 if content else 0
+
+
+def _of_captions(value: Any) -> int:
+    try:
+        captions = usable_captions(value)
+    except BrokenCaption:
+        return 0
+    return xxhash.xxh3_64_intdigest(json.dumps(captions).encode()) or 1
 
 
 def _of_row(row: Mapping[str, Any], image_column: str | None) -> list[Any]:
@@ -69,4 +141,4 @@ def _digest(rows: Iterable[Any]) -> str:
     return hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()[:16]
 
 
-__all__ = ["digest_row", "digest_rows"]
+__all__ = ["content_digests", "digest_row", "digest_rows", "is_fixed", "with_encoded"]

@@ -8,96 +8,68 @@ does not try again if the commit, the last request, fails because the Hub is bus
 
 Here a failed push in the background is a warning, once in a run, and is repeated when training ends. A push in the
 foreground is repeated if its error is temporary. Repeating is cheap: the Hub already has the large files, and makes no
-commit without a change. The end of training waits for uploads as long as the Hub answers.
+commit without a change. The Trainer also skips a push while another one is under way: the skipped one is made up when
+training ends. The end of training waits for uploads as long as the Hub answers. Then the Hub holds the model of the
+newest checkpoint (and with `hub_strategy="all_checkpoints"` all checkpoints), or a warning says that it does not, with
+the command that pushes it.
 
-Of `output_dir` only the files in `PUBLIC` are pushed: the model, its processor, the card, results and the ledger. What
-else lies there (a reference cache, logs, files of the user) stays on the disk.
+Of `output_dir` only the files in [`public_files`] are pushed: the model, its processor, the card, results and the
+ledger. What else lies there (a reference cache, logs, files of the user) stays on the disk.
 """
 
 from __future__ import annotations
 
 import glob
 import os
-import re
-import tempfile
+import shlex
 import time
-from collections.abc import Callable, Iterator
-from concurrent import futures
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from huggingface_hub import get_session
-from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: see can_pass
-    HfHubHTTPError,
-    HTTPError,
-    OfflineModeIsEnabled,
-)
 from transformers import TrainingArguments
 from transformers import trainer as trainer_module
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import logging
-from transformers.utils.hub import hf_api
+from transformers.utils.hub import PushInProgress, hf_api
 
+from jest_hf.hub import uploads
+from jest_hf.hub.public_files import listed, processor_files, upload_command
 from jest_hf.hub.pull import reason
+from jest_hf.hub.retries import WAITS, can_pass, try_repeatedly
 
 
 logger = logging.get_logger(__name__)
 
-WAITS = (1.0, 4.0)  # seconds before the second and third try
-PROBE = 10.0  # seconds between two looks at whether the Hub still answers, while its uploads are waited for
-SILENCE = 60.0  # seconds without an answer after which they are not
-LONGEST_WAIT = 60  # seconds, where a busy Hub sends a longer Retry-After
-# Statuses of temporary errors: the Hub is busy or restarting, or another push came first (409, 412).
-PASSING = (408, 409, 412, 429, 500, 502, 503, 504)
 
-
-# The files of output_dir that are pushed, by their paths, besides those of the processor.
-PUBLIC = re.compile(
-    r"README\.md|LICENSE(\.\w+)?|selection\.png|(adapter_|generation_)?config\.json"
-    r"|(pytorch_|adapter_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
-    r"|training_args\.bin|(all|train|eval|test|predict)_results\.json"
-    r"|selections\.parquet(/part-\d+\.parquet)?"
-)
-
-
-def public_files(folder: str | os.PathLike[str], processor: Any = None) -> list[str]:
-    """Return the files that a push of an output folder holds.
-
-    Args:
-        folder (`str` or `os.PathLike`): The output folder of a run.
-        processor (*optional*): The run's processor, whose files are pushed too, whatever their names.
-
-    Returns:
-        `list[str]`: Paths relative to `folder`, of files that exist.
-    """
-    root = Path(folder)
-    with tempfile.TemporaryDirectory() as saved:
-        if processor is not None:
-            processor.save_pretrained(saved)
-        names = {path.relative_to(saved).as_posix() for path in Path(saved).rglob("*") if path.is_file()}
-    found = {path.relative_to(root).as_posix() for path in [*root.glob("*"), *root.glob("*/*")] if path.is_file()}
-    return sorted(path for path in found if path in names or PUBLIC.fullmatch(path))
+class _Skipped(Exception):
+    """A push that the Trainer did not start."""
 
 
 class _Allowing:
-    """A client of the Hub whose uploads of one folder, the output folder of a run, hold [`public_files`] alone."""
+    """A client of the Hub whose uploads of one folder, the output folder of a run, hold [`public_files`] alone, and
+    whose background uploads are started by `start`."""
 
-    def __init__(self, api: Any, folder: str, processor: Any) -> None:
+    def __init__(
+        self, api: Any, folder: str, names: Collection[str], start: Callable[[Callable[[], Any]], Future[Any]]
+    ) -> None:
         self._api = api
         self._folder = os.path.realpath(folder)
-        self._processor = processor
+        self._names = names
+        self._start = start
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._api, name)
 
-    def upload_folder(self, *, folder_path: str, **options: Any) -> Any:
+    def upload_folder(self, *, folder_path: str, run_as_future: bool = False, **options: Any) -> Any:
         if os.path.realpath(folder_path) == self._folder:
-            files = public_files(folder_path, self._processor)
+            files = listed(folder_path, self._names)
             options["allow_patterns"] = [glob.escape(path) for path in files]
-        return self._api.upload_folder(folder_path=folder_path, **options)
+        upload = partial(self._api.upload_folder, folder_path=folder_path, **options)
+        return self._start(upload) if run_as_future else uploads.wait_to_upload(upload, options["repo_id"])
 
 
 class Pushing(Protocol):
@@ -119,7 +91,9 @@ class Publisher:
     - While the Trainer is made: a refused token or name is an error at once, before any training. If the Hub is down,
       that is a warning, and the first push that succeeds creates the repository.
     - During training: the first failed push of a run is a warning. Its files stay on the disk, and are pushed at the
-      end of training unless a later push has succeeded.
+      end of training unless a later push has succeeded. So are those of a push that the Trainer skipped.
+    - At the end of training: a warning, if the Hub does not hold the model of the newest checkpoint (or all
+      checkpoints, with `hub_strategy="all_checkpoints"`).
     - `push_to_hub()`, called by the user: tried three times, then an `OSError` in one sentence.
     - `save_model()` with `push_to_hub=True`: the model is saved; a failed push is a warning.
 
@@ -132,8 +106,10 @@ class Publisher:
     def __init__(self, args: TrainingArguments) -> None:
         self.args = args
         self._newest: str | None = None  # the checkpoint folder of the last push
-        self._has_started = True  # whether the upload of that push could be started
+        self._error: BaseException | None = None  # why its upload has not been started
         self._has_warned = False
+        self._uploads = uploads.Uploads()
+        self._names: Collection[str] | None = None  # the files of the processor
 
     def make_repository(self, trainer: Pushing, make: Callable[[], None]) -> None:
         """Create the repository, with more tries than the Trainer.
@@ -213,57 +189,94 @@ class Publisher:
     def push_checkpoint(
         self, trainer: Pushing, folder: str, make: Callable[[], None], push: Callable[[str], None]
     ) -> None:
-        """Start to upload a checkpoint in the background. A failure is a warning, and is repeated by [`finish`]."""
+        """Start to upload a checkpoint in the background. A failure is a warning, and is repeated by [`finish`]; so is
+        a push that the Trainer skips because another one is under way."""
         if not trainer.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         earlier = _jobs(trainer)
-        self._newest, self._has_started = folder, False
+        self._newest, self._error = folder, _Skipped("another push was under way")
         try:
             if trainer.hub_model_id is None:
                 make()
             with self._public_files_only(trainer):
                 push(folder)
         except Exception as error:
+            self._error = error
             self._warn(trainer, error)
             return
-        self._has_started = True
         for job in _jobs(trainer):
             if job not in earlier:
+                self._error = None
                 job.add_done_callback(partial(self._warn_if_failed, trainer))
 
     def finish(self, trainer: Pushing, push_checkpoint: Callable[[str], None]) -> None:
-        """Wait for the uploads, as long as the Hub answers. At the end of training, push the newest checkpoint again
-        if its push failed."""
+        """Wait for the uploads, as long as the Hub answers. At the end of training, push the newest checkpoint if its
+        push was skipped, and again if it failed; with `all_checkpoints` also the others that the Hub lacks."""
         if not self._wait(trainer) or self._newest is None or not trainer.is_in_train:
             return
-        for seconds in WAITS:
-            if self._has_started and not any(_failure(job) for job in _jobs(trainer)):
-                return
+        for seconds in (0.0, *WAITS) if isinstance(self._failure(trainer), _Skipped) else WAITS:
+            if self._failure(trainer) is None:
+                break
             time.sleep(seconds)
             # The newest, whichever push failed: an older checkpoint must not overwrite it on the Hub.
             push_checkpoint(self._newest)
             if not self._wait(trainer):
                 return
+        wanted = f"the model of {Path(self._newest).name}"
+        if self._failure(trainer) is None and self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
+            wanted = f"all checkpoints up to {Path(self._newest).name}"
+            if not self._fill_gaps(trainer, Path(self._newest)):
+                return
+        if (error := self._failure(trainer)) is not None:
+            logger.warning(
+                f"Training has ended, and {self._repository(trainer)!r} on the Hub does not hold {wanted} "
+                f"({reason(error)}); {self.args.output_dir} does, so {self._later(trainer)}."
+            )
+
+    def _failure(self, trainer: Pushing) -> BaseException | None:
+        """Return why a push of the last ones failed, or why the newest has not been started."""
+        failures = [error for job in _jobs(trainer) if (error := _failure(job)) is not None]
+        return failures[-1] if failures else self._error
+
+    def _fill_gaps(self, trainer: Pushing, newest: Path) -> bool:
+        """Push the checkpoints up to the newest that the Hub lacks; whether that is over, see `_wait`."""
+        api, where = hf_api(), {"repo_id": trainer.hub_model_id, "revision": self.args.hub_revision}
+        where["token"] = self.args.hub_token
+        try:
+            there = set(try_repeatedly(api.list_repo_files, **where))
+        except Exception as error:
+            self._error = error
+            return True
+        jobs = []
+        for folder in sorted(newest.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=_step):
+            files = {path.relative_to(folder.parent).as_posix() for path in folder.rglob("*") if path.is_file()}
+            if 0 <= _step(folder) <= _step(newest) and not files <= there:
+                upload = partial(api.upload_folder, folder_path=folder, path_in_repo=folder.name, **where)
+                title = f"Training in progress, step {_step(folder)}, checkpoint"
+                jobs.append(self._start(trainer, partial(try_repeatedly, upload, commit_message=title)))
+        if jobs:
+            trainer.push_in_progress = PushInProgress(cast(Any, jobs))
+        return self._wait(trainer)
+
+    def _start(self, trainer: Pushing, upload: Callable[[], Any]) -> Future[Any]:
+        return self._uploads.start(upload, self._repository(trainer))
 
     def _wait(self, trainer: Pushing) -> bool:
-        """Wait for the uploads; whether they are over. If the Hub is silent for `SILENCE` seconds, give them up."""
-        heard = time.monotonic()
-        while futures.wait(_jobs(trainer), timeout=PROBE).not_done:
-            if _answers():
-                heard = time.monotonic()
-            elif time.monotonic() - heard >= SILENCE:
-                for job in _jobs(trainer):
-                    job.cancel()
-                trainer.push_in_progress = None
-                logger.warning(
-                    f"The Hub has not answered for {SILENCE:.0f} s, so the uploads to {self._repository(trainer)!r} "
-                    f"are not waited for; what was saved is kept, so {self._later(trainer)}."
-                )
-                return False
-        return True
+        """Wait for the uploads; whether they are over. If the Hub is silent for too long, give them up."""
+        if uploads.wait_for(lambda: _jobs(trainer)):
+            return True
+        trainer.push_in_progress = None
+        self._uploads = uploads.Uploads()  # the old one waits for the Hub
+        logger.warning(
+            f"The Hub has not answered for {uploads.SILENCE:.0f} s, so the uploads to {self._repository(trainer)!r} "
+            "are not waited for, and it may not hold the newest checkpoint; what was saved is kept, so "
+            f"{self._later(trainer)}."
+        )
+        return False
 
     def _allowing(self, trainer: Pushing, api: Any) -> _Allowing:
-        return _Allowing(api, str(self.args.output_dir), trainer.processing_class)
+        start = partial(self._start, trainer)
+        return _Allowing(api, str(self.args.output_dir), self._names_of(trainer.processing_class), start)
 
     @contextmanager
     def _public_files_only(self, trainer: Pushing) -> Iterator[None]:
@@ -281,10 +294,23 @@ class Publisher:
 
     def _later(self, trainer: Pushing) -> str:
         """Return how to push the saved files later, for messages."""
-        return (
-            f"push it later with `hf upload {self._repository(trainer)} {self.args.output_dir} --exclude "
-            f"'{PREFIX_CHECKPOINT_DIR}-*'` or trainer.push_to_hub()"
-        )
+        repository, folder, revision = self._repository(trainer), str(self.args.output_dir), self.args.hub_revision
+        public = listed(folder, self._names_of(trainer.processing_class))
+        commands = [upload_command(repository, folder, public, revision)]
+        if self._newest is not None and self.args.hub_strategy == HubStrategy.CHECKPOINT:
+            commands.append(shlex.join(["hf", "upload", repository, self._newest, "last-checkpoint"]))
+        elif self._newest is not None and self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
+            pattern = f"{PREFIX_CHECKPOINT_DIR}-*"
+            commands.append(shlex.join(["hf", "upload", repository, folder, "--include", pattern]))
+        if revision:
+            commands[1:] = [f"{command} {shlex.join(['--revision', revision])}" for command in commands[1:]]
+        return f"push it later with `{' && '.join(commands)}` or trainer.push_to_hub()"
+
+    def _names_of(self, processor: Any) -> Collection[str]:
+        """The files of the processor. It is saved once: the thread of an upload must not save what a step uses."""
+        if self._names is None:
+            self._names = processor_files(processor)
+        return self._names
 
     def _warn_if_failed(self, trainer: Pushing, job: Future[Any]) -> None:
         """Warn about a failed upload. Called in the uploading thread when the upload is over."""
@@ -312,43 +338,10 @@ def _failure(job: Future[Any]) -> BaseException | None:
     return None if job.cancelled() else job.exception()
 
 
-def _answers() -> bool:
-    """Return whether the Hub answers at all; an error is an answer."""
-    try:
-        get_session().head(hf_api().endpoint, timeout=PROBE)
-    except Exception:  # of the library of the connection, which differs with the version of the client
-        return False
-    return True
-
-
-def can_pass(error: BaseException) -> bool:
-    """Return whether an error of the Hub's client is temporary, such as a busy Hub or a lost connection."""
-    if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in PASSING
-    if isinstance(error, OfflineModeIsEnabled):
-        return False
-    # HTTPError comes from the library of the connection, which differs with the version of the client.
-    return isinstance(error, (HTTPError, ConnectionError, TimeoutError))
-
-
-def try_repeatedly(action: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a function, up to three times if it fails with a temporary error ([`can_pass`]).
-
-    Args:
-        action (`Callable`): The function.
-        args, kwargs: Arguments of the function.
-
-    Raises:
-        Exception: the error of the last call.
-    """
-    for wait in WAITS:
-        try:
-            return action(*args, **kwargs)
-        except Exception as error:
-            if not can_pass(error):
-                raise
-            time.sleep(max(wait, _retry_after(error)))
-    return action(*args, **kwargs)
+def _step(folder: Path) -> int:
+    """Return the step in the name of a checkpoint; -1 for another name."""
+    number = folder.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
 
 
 def privacy(private: bool | None) -> dict[str, bool]:
@@ -356,10 +349,4 @@ def privacy(private: bool | None) -> dict[str, bool]:
     return {} if private is None else {"private": private}
 
 
-def _retry_after(error: BaseException) -> float:
-    """Return the seconds in the Hub's `Retry-After` header, at most [`LONGEST_WAIT`]; 0 without the header."""
-    seconds = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
-    return min(float(seconds), LONGEST_WAIT) if seconds.isdigit() else 0.0
-
-
-__all__ = ["PUBLIC", "Publisher", "can_pass", "privacy", "public_files", "try_repeatedly"]
+__all__ = ["Publisher", "privacy"]

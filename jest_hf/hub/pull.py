@@ -28,13 +28,14 @@ from huggingface_hub.errors import (
 )
 from transformers.utils import logging
 
+from jest_hf.hub.retries import WAITS, limit_waits
+
 
 logger = logging.get_logger(__name__)
 
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "adapter_model.safetensors")
 # Configurations, processor and tokenizer.
 PROCESSOR_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
-WAITS = (1.0, 4.0)  # seconds before the second and third try, besides the retries of the client itself
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ def pull(
     """
     setting = f"{option}={repo_id!r}"
     for wait in (*WAITS, None):
+        limit_waits()
         try:
             folder = Path(
                 snapshot_download(

@@ -8,7 +8,8 @@ every super-batch from the second epoch on. Later runs use the cache for free, a
 1. The missing shards are assigned to the ranks in turn. The batches of a shard start at its first row, so the contents
    of a shard depend neither on the number of ranks nor on where the work was interrupted.
 2. A finished shard is written under another name and renamed: a shard file is always whole, and work that was killed
-   continues with the next shard. Meanwhile `unfinished.json` describes the shards.
+   continues with the next shard. Meanwhile `unfinished.json` describes the shards. Before the work goes on, the
+   finished shards are checked by the hash in each, and a damaged one is made again.
 3. The manifest, with the sha256 of every shard, is written last. A folder without it is not a cache.
 """
 
@@ -20,7 +21,6 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PretrainedConfig
@@ -31,12 +31,12 @@ from jest_hf.data.files import CLAIM, claim_folder, release_folder
 from jest_hf.data.image_cache import ImageCache, describe_sizes
 from jest_hf.data.rows import Rows
 from jest_hf.distributed import Ranks, gather_objects
-from jest_hf.evaluation.pairs import CaptionCollator
 from jest_hf.models import base_model, family_of
 from jest_hf.models.reader import Reader
-from jest_hf.reference.fingerprint import describe_data, describe_reading, difference, own_keys
+from jest_hf.reference.compared import DigestingCollator
+from jest_hf.reference.fingerprint import describe_data, describe_reading, difference, lacking, own_keys
+from jest_hf.reference.shards import DIGESTS, DTYPES, fault_of, pack, plan_of, sealed, shard_name
 from jest_hf.reference.store import (
-    DTYPES,
     FORMAT,
     MANIFEST,
     UNFINISHED,
@@ -44,11 +44,11 @@ from jest_hf.reference.store import (
     about_shard,
     is_whole,
     open_folder,
-    read_json,
-    shard_name,
+    read_manifest,
     to_json,
     write_atomically,
 )
+from jest_hf.reference.verified import sha256_of
 from jest_hf.report.counting import flops_of_inputs, tower_flops_of
 
 
@@ -111,7 +111,7 @@ def write_cache(
 
     Raises:
         ValueError: if `folder` has a whole or unfinished cache of another reference or other data, and `replace` is
-            False.
+            False; if an embedding is NaN, or its norm is not 1.
         OSError: if a file cannot be written; finished shards are kept.
     """
     for name, value in (("batch_size", batch_size), ("shard_rows", shard_rows)):
@@ -128,7 +128,7 @@ def write_cache(
         max_length=collator.max_length,
         scaled_jpeg_decoding=collator.scaled_jpeg_decoding,
     )
-    captioned = CaptionCollator(collator)
+    captioned = DigestingCollator(collator)
     blank = captioned([])
     probe = _embed(view, model, blank, device)
     plan: dict[str, Any] = {
@@ -142,9 +142,10 @@ def write_cache(
         "width": probe.image.shape[1],
         "logit_scale": probe.logit_scale,
         "logit_bias": probe.logit_bias,
+        DIGESTS: "xxh3_64",
     }
     spans = [range(start, min(start + shard_rows, len(rows))) for start in range(0, len(rows), shard_rows)]
-    pending = _begin(folder, plan, spans, replace, ranks, device)
+    pending, plan = _begin(folder, plan, spans, replace, ranks, device)
     if pending is None:
         return open_folder(folder)
 
@@ -171,11 +172,11 @@ def write_cache(
                 continue
             parts.append(part)
             if task.is_last:
-                shard = _assemble(parts, spans[task.shard], plan["width"], DTYPES[dtype])
+                shard = _assemble(parts, spans[task.shard], plan)
                 if keys is not None:
                     span = spans[task.shard]
                     shard["key"] = torch.from_numpy(keys[span.start : span.stop].copy())
-                write_atomically(folder / shard_name(task.shard), save(shard))
+                write_atomically(folder / shard_name(task.shard), pack(shard, task.shard, plan))
                 parts = []
         return _finish(folder, plan, len(spans), _forward_flops(view, model, config, blank), ranks, device)
     finally:
@@ -194,6 +195,7 @@ class _Part(NamedTuple):
     """The embeddings of a batch: n images that could be read, and their m captions in the same order."""
 
     ids: list[int]
+    digest: Tensor
     image: Tensor
     text: Tensor
     caption_of: Tensor
@@ -222,13 +224,14 @@ def _deal(pending: Sequence[int], spans: Sequence[range], batch_size: int, ranks
 
 @torch.no_grad()
 def _embed(view: Reader, model: nn.Module, batch: Mapping[str, Any], device: torch.device | str) -> _Part:
-    """Run one forward over a batch of a [`CaptionCollator`]."""
+    """Run one forward over a batch of a [`DigestingCollator`]."""
     model.eval()
     output = view(model, {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)})
     ids, caption_of = batch["groups"], batch["caption_of"]
     bias = output.logit_bias
     return _Part(
         ids,
+        batch["digest"],
         # A batch without a readable row has one blank embedding, which only the probe uses.
         output.image_embeds[: len(ids) or None].float().cpu(),
         output.text_embeds[: len(caption_of) or None].float().cpu(),
@@ -241,7 +244,7 @@ def _embed(view: Reader, model: nn.Module, batch: Mapping[str, Any], device: tor
 def _forward_flops(
     view: Reader, model: nn.Module, config: PretrainedConfig, batch: Mapping[str, Any]
 ) -> dict[str, int]:
-    """Count the FLOPs of one image and of one text, by the shapes in a batch of a [`CaptionCollator`]."""
+    """Count the FLOPs of one image and of one text, by the shapes in a batch of a [`DigestingCollator`]."""
     if family_of(config).towers:
         return flops_of_inputs(config, batch)
     inputs = view.inputs({name: value for name, value in batch.items() if isinstance(value, Tensor)})
@@ -249,8 +252,9 @@ def _forward_flops(
     return tower_flops_of(architecture, config, inputs)
 
 
-def _assemble(parts: Sequence[_Part], span: range, width: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def _assemble(parts: Sequence[_Part], span: range, plan: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the tensors of a shard. A row that could not be read has zeros for its image, and for one caption."""
+    width, dtype = plan["width"], DTYPES[plan["storage"]["dtype"]]
     parts = [part for part in parts if part.ids]
     valid, counts = torch.zeros(len(span), dtype=torch.bool), torch.ones(len(span), dtype=torch.int64)
     for part in parts:
@@ -262,17 +266,23 @@ def _assemble(parts: Sequence[_Part], span: range, width: int, dtype: torch.dtyp
     if parts:
         image[valid] = torch.cat([part.image for part in parts]).to(dtype)
         text[valid.repeat_interleave(counts)] = torch.cat([part.text for part in parts]).to(dtype)
-    return {"image": image, "text": text, "offsets": offsets, "valid": valid}
+    shard = {"image": image, "text": text, "offsets": offsets, "valid": valid}
+    if DIGESTS in plan:
+        shard["digest"] = torch.zeros(len(span), 2, dtype=torch.int64)
+        if parts:
+            shard["digest"][valid] = torch.cat([part.digest for part in parts])
+    return shard
 
 
 def _begin(
     folder: Path, plan: dict[str, Any], spans: Sequence[range], replace: bool, ranks: Ranks, device: torch.device | str
-) -> list[int] | None:
-    """Prepare the folder, and return the shards to write, the same on every rank; `None` if the cache is finished. A
-    collective.
+) -> tuple[list[int] | None, dict[str, Any]]:
+    """Prepare the folder. Return the shards to write, the same on every rank (`None` if the cache is finished), and
+    the plan to write them by: that of the work which is continued. A collective.
     """
     pending = [k for k, span in enumerate(spans) if not is_whole(folder / shard_name(k), len(span), plan["width"])]
-    foreign = _foreign(folder, plan, pending)
+    existing = _existing(folder)
+    foreign = _foreign(folder, existing, plan, pending)
     if foreign is not None:
         if not replace:
             raise ValueError(
@@ -280,46 +290,73 @@ def _begin(
                 "delete this one."
             )
         pending = list(range(len(spans)))
-    if any(
-        other != pending for other in gather_objects(ranks, pending, device)
-    ):  # after this no rank reads the folder
+    is_finished = (folder / MANIFEST).exists() and not pending
+    if any(other != pending for other in gather_objects(ranks, pending, device)):
         raise ValueError(
             f"the processes do not find the same files in {folder}; choose a folder on a file system that all hosts "
             "share."
         )
-    if not pending and (folder / MANIFEST).exists():
+    if is_finished:
         if ranks.rank == 0:
             for name in (UNFINISHED, CLAIM):  # of a run that was killed at the very end
                 (folder / name).unlink(missing_ok=True)
-        return None
+        return None, plan
     claim_folder(folder, ranks, device)
     try:
+        if existing is not None and foreign is None:
+            pending = _with_damaged(folder, existing, pending, len(spans), ranks, device)
+            plan = plan_of(existing) if len(pending) < len(spans) else plan
         if ranks.rank == 0:
             if foreign is not None:
                 logger.warning(
                     "The reference cache in %s does not match this run (%s); making a new one.", folder, foreign
                 )
                 _clear(folder)
-            write_atomically(folder / UNFINISHED, to_json(plan))
+            write_atomically(folder / UNFINISHED, to_json(sealed(plan)))
             (folder / MANIFEST).unlink(missing_ok=True)
     except BaseException:
         release_folder(folder, ranks)
         raise
     _wait(ranks, device)
-    return pending
+    return pending, plan
 
 
-def _foreign(folder: Path, plan: dict[str, Any], pending: Sequence[int]) -> str | None:
+def _existing(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished cache, or the plan of an unfinished one."""
+    return read_manifest(folder / MANIFEST) or read_manifest(folder / UNFINISHED)
+
+
+def _with_damaged(
+    folder: Path, existing: dict[str, Any], pending: list[int], n_shards: int, ranks: Ranks, device: torch.device | str
+) -> list[int]:
+    """Add the damaged shards of a cache to those that are missing. Each rank checks a part. A collective."""
+    kept = [number for number in range(n_shards) if number not in pending]
+    faults = {}
+    for number in kept[ranks.rank :: ranks.size]:
+        path = folder / shard_name(number)
+        if "shards" in existing and sha256_of(path) != existing["shards"][number]["sha256"]:
+            faults[number] = "its sha256 is not that of the manifest"
+        elif "shards" not in existing and DIGESTS not in existing:
+            faults[number] = "a shard of an earlier version has no hash of its own"
+        elif (fault := fault_of(path, number, existing)) is not None:
+            faults[number] = fault
+    for number, fault in faults.items():
+        logger.warning("%s is damaged (%s); making it again.", folder / shard_name(number), fault)
+    return sorted(set(pending).union(*gather_objects(ranks, list(faults), device)))
+
+
+def _foreign(
+    folder: Path, existing: dict[str, Any] | None, plan: dict[str, Any], pending: Sequence[int]
+) -> str | None:
     """Return why the folder's cache is not the planned one; `None` if it is, or an unfinished part, or absent."""
-    existing = read_json(folder / MANIFEST) or read_json(folder / UNFINISHED)
     if existing is None:
         return "its shards have no manifest" if any(folder.glob("shard-*.safetensors")) else None
     if existing.get("format") != FORMAT:
         return f"its format is {existing.get('format')!r}, and this version of jest_hf writes format {FORMAT}"
     wanted = {name: plan[name] for name in ("reference", "reading", "data", "storage")}
-    if not pending:  # the cache is finished: the sizes of its shards and batches do not matter
+    if not pending and "shards" in existing:  # finished: the sizes of its shards and batches do not matter
         wanted["storage"] = {"dtype": plan["storage"]["dtype"]}
-    return difference(existing, wanted)
+    return lacking(existing, wanted) or difference(existing, wanted)
 
 
 def _clear(folder: Path) -> None:
@@ -333,13 +370,13 @@ def _finish(
 ) -> ReferenceCache:
     """Write the manifest once all ranks have written their shards, and open the cache. A collective."""
     _wait(ranks, device)
-    own = {k: about_shard(folder / shard_name(k)) for k in range(ranks.rank, n_shards, ranks.size)}
+    own = {k: about_shard(folder / shard_name(k), k, plan) for k in range(ranks.rank, n_shards, ranks.size)}
     about = {k: shard for of_rank in gather_objects(ranks, own, device) for k, shard in of_rank.items()}
     shards = [about[k] for k in range(n_shards)]
     flops = forward["image"] * sum(shard["readable"] for shard in shards)
     flops += forward["text"] * sum(shard["captions"] for shard in shards)
     if ranks.rank == 0:
-        write_atomically(folder / MANIFEST, to_json(plan | {"flops": float(flops), "shards": shards}))
+        write_atomically(folder / MANIFEST, to_json(sealed(plan | {"flops": float(flops), "shards": shards})))
         (folder / UNFINISHED).unlink()
     _wait(ranks, device)
     return open_folder(folder)

@@ -29,7 +29,8 @@ from jest_hf.reference.cache import SHARD_ROWS, write_cache
 from jest_hf.reference.fingerprint import identify_reference
 from jest_hf.reference.load import load_reference
 from jest_hf.reference.place import place_reference
-from jest_hf.reference.store import DTYPES, ReferenceCache
+from jest_hf.reference.shards import DTYPES
+from jest_hf.reference.store import ReferenceCache
 
 
 logger = logging.get_logger(__name__)

@@ -9,7 +9,8 @@ identified by its commit on the Hub, or by the sha256 of its tensors.
 A data set is identified by its number of rows, by a sample of its rows (image files and captions, byte for byte) and,
 if the captions can be read without the images, by all captions. The fingerprint of `datasets` is no substitute: it is
 random after a transform that cannot be hashed, differs between ways to load the same files, and does not exist for a
-stream or a list. An image that was replaced between two rows of the sample is not noticed.
+stream or a list. An image that was replaced between two rows of the sample is noticed when its row is read: the cache
+has a digest of each row ([`~reference.compared.ComparingCollator`]).
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ FULL_VIEW = "full"
 SAME_MODEL = ("reference.weights", "reference.config")
 # Fields of `reading` that earlier manifests do not have, and their values then.
 _EARLIER = {"reading.resize": "PIL", "reading.scaled_jpeg_decoding": True}
+# Fields of `data` that depend on how the rows are held: a list has no column of its captions.
+_AS_DATA_ARE_HELD = ("captions", "keys", "row")
 # Fields of a configuration that do not change what the model computes.
 _PROVENANCE = ("architectures", "dtype", "torch_dtype", "transformers_version")
 
@@ -253,6 +256,30 @@ def difference(cached: Mapping[str, Any], present: Mapping[str, Mapping[str, Any
     return None
 
 
+def lacking(cached: Mapping[str, Any], present: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Return what a cache does not say about itself, as a part of a sentence; `None` if it says all that is needed.
+
+    [`difference`] compares the fields that both have, so a field that is missing would pass there. A cache has to say
+    how its reference reads, which columns were read, and what is in one of the sampled rows at least.
+
+    Args:
+        cached, present (`Mapping`): As in [`difference`].
+    """
+    absent = next((section for section in present if section not in cached), None)
+    if absent is not None:
+        return f"its manifest does not have {absent}"
+    needed = [f"reading.{name}" for name in present.get("reading", ())]
+    needed += [f"data.{name}" for name in present.get("data", ()) if name not in _AS_DATA_ARE_HELD]
+    for name in needed:
+        section, field = name.split(".")
+        if name not in _EARLIER and field not in cached[section]:
+            return f"its manifest does not have {name}"
+    rows = present.get("data", {}).get("row", {})
+    if len(rows) > 1 and not set(rows) & set(cached["data"].get("row", {})):
+        return "its manifest has none of the rows that this run compares"
+    return None
+
+
 def _named(reference: Mapping[str, Any]) -> str:
     if "commit" in reference:
         return f"{reference['repo']}@{reference['commit']}"
@@ -325,6 +352,7 @@ __all__ = [
     "describe_rows",
     "difference",
     "identify_reference",
+    "lacking",
     "own_key",
     "own_keys",
 ]

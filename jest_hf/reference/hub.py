@@ -11,12 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi
 
 from jest_hf.distributed import Ranks, ask_first_rank
-from jest_hf.hub import push_card, reference_cache_card
-from jest_hf.hub.publisher import try_repeatedly
-from jest_hf.hub.pull import pull, reason
+from jest_hf.hub import reference_cache_card
+from jest_hf.hub.data_push import push_data
+from jest_hf.hub.pull import pull
 from jest_hf.reference.store import MANIFEST, ReferenceCache, open_folder
 
 
@@ -95,25 +94,17 @@ def push_reference_cache(
     """
     cache = open_folder(folder)
     cache.verify()
-    api = HfApi(token=token)
-    try:
-        made = try_repeatedly(api.create_repo, repo_id, repo_type="dataset", private=private, exist_ok=True)
-        try_repeatedly(
-            api.upload_folder,
-            folder_path=folder,
-            repo_id=made.repo_id,
-            repo_type="dataset",
-            commit_message=commit_message,
-            allow_patterns=[MANIFEST, SHARDS, CARD],
-            delete_patterns=SHARDS,
-        )
-        card = reference_cache_card(cache.manifest, made.repo_id, dataset=dataset, split=split, license=license)
-        return try_repeatedly(push_card, card, made.repo_id, token=token)
-    except Exception as error:
-        raise OSError(
-            f"the push of the reference cache to {repo_id!r} failed ({reason(error)}); the cache in {folder} is kept, "
-            f"so push it later with `hf upload {repo_id} {folder} --repo-type dataset` or push_reference_cache()."
-        ) from error
+    return push_data(
+        folder,
+        repo_id,
+        lambda name: reference_cache_card(cache.manifest, name, dataset=dataset, split=split, license=license),
+        name="reference cache",
+        files=[MANIFEST, SHARDS, CARD],
+        replaced=[SHARDS],
+        commit_message=commit_message,
+        private=private,
+        token=token,
+    )
 
 
 __all__ = ["open_cache", "push_reference_cache"]

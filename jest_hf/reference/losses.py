@@ -9,7 +9,7 @@ reduce. The loss of an example is one number: 4 bytes a row, in memory and in on
 
 The data are identified by their number of rows, by all labels and texts if these can be read without the images, and
 by the model's inputs for a sample of rows, byte for byte. A resumed run reads its file; a file of another model or
-other data is refused.
+other data is refused, and so is one whose losses are not those that were written.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ from jest_hf.reference.store import write_atomically
 from jest_hf.selection import PointwiseLosses
 
 
-FORMAT = 1
+FORMAT = 2  # 1 had no hash of the losses
 SAMPLED_ROWS = 256
 _LOSSES = CACHED_PREFIX + "losses"
 
@@ -233,6 +234,10 @@ class IrreducibleLosses:
             )
         return PointwiseLosses(self.losses[rows].to(batch["example_id"].device))
 
+    def comparing(self, collator: Any) -> Any:
+        """Return `collator`: the file has no digests of rows."""
+        return collator
+
     def caption_counts(self, ids: Tensor) -> None:
         """Return `None`: labelled rows have no captions."""
 
@@ -260,11 +265,12 @@ class IrreducibleLosses:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in ("losses", "valid")}
                 existing = json.loads(file.metadata()["about"])
+            fault = _fault(tensors, existing)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             found, existing = f"it is damaged ({error})", {}
         else:
             wanted = {name: value for name, value in about.items() if name != "format"}
-            found = difference(existing, wanted) if existing.get("format") == FORMAT else "its format is unknown"
+            found = fault or difference(existing, wanted)
         if found is None:
             return cls(**tensors, about=existing)
         if replace:
@@ -276,10 +282,33 @@ class IrreducibleLosses:
     def _write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {"losses": self.losses, "valid": self.valid}
-        write_atomically(path, save(tensors, metadata={"about": json.dumps(self.origin)}))
+        about = {**self.origin, "contents": _contents(tensors)}
+        write_atomically(path, save(tensors, metadata={"about": json.dumps(about)}))
 
     def __repr__(self) -> str:
         return f"IrreducibleLosses(n_rows={len(self.losses)}, name={self.name!r})"
+
+
+def _fault(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with a file, as a part of a sentence; `None` if nothing is."""
+    if about.get("format") != FORMAT:
+        return "its format is unknown"
+    if about.get("contents") != _contents(tensors):
+        return "it is damaged (its losses do not have the hash in it)"
+    losses, valid = tensors["losses"], tensors["valid"]
+    if (losses.dtype, valid.dtype) != (torch.float32, torch.bool) or not losses.shape == valid.shape == (
+        about["data"]["n_rows"],
+    ):
+        return f"it is damaged (its losses are {losses.dtype} {list(losses.shape)})"
+    return None if losses.isfinite().all() else "it has losses that are NaN or infinite"
+
+
+def _contents(tensors: Mapping[str, Tensor]) -> str:
+    digest = xxhash.xxh3_128()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _describe(rows: Rows, collator: LabelledCollator, reader: PointwiseReader) -> dict[str, Any]:

@@ -16,12 +16,14 @@ from transformers import PretrainedConfig
 
 from jest_hf.batch import CACHED_PREFIX, as_bits, from_bits
 from jest_hf.data.collator import JESTDataCollator
+from jest_hf.data.row_digest import content_digests, is_fixed
 from jest_hf.data.rows import Rows, undecoded
 from jest_hf.data.stream import is_stream
 from jest_hf.hub.pull import Snapshot
 from jest_hf.models import as_reference, base_model
 from jest_hf.models.reader import Reader
 from jest_hf.reference.cache import write_cache
+from jest_hf.reference.compared import ComparingCollator, described, differing
 from jest_hf.reference.fingerprint import describe_data, describe_row, own_key
 from jest_hf.reference.store import ReferenceCache
 from jest_hf.selection import ContrastiveEmbeddings, Scored
@@ -76,6 +78,9 @@ class ReferenceSource(Protocol):
         """Return what a loader's worker adds to a super-batch, on the CPU, so that `readable` and `score` of this
         super-batch read nothing; empty for a model.
         """
+
+    def comparing(self, collator: Any) -> Any:
+        """Return a collator that compares the rows with those that were cached; `collator` itself where it cannot."""
 
     def caption_counts(self, ids: Tensor) -> Tensor | None:
         """Return the number of usable captions of rows (int64 `[n]`), where a cache knows it."""
@@ -153,6 +158,10 @@ class Reference:
         """Return an empty dict: the model scores on the device."""
         return {}
 
+    def comparing(self, collator: Any) -> Any:
+        """Return `collator`: nothing is cached."""
+        return collator
+
     def caption_counts(self, ids: Tensor) -> None:
         """Return `None`: the rows tell their captions when they are read."""
 
@@ -179,7 +188,8 @@ class Reference:
             reference = {**reference, "repo": self.name, "commit": self.commit}
         options["reference"] = reference
         with self.switched_on():
-            return CachedReference(write_cache(folder, self.view, self.model, config, rows, collator, **options))
+            cache = write_cache(folder, self.view, self.model, config, rows, collator, **options)
+        return CachedReference(cache, compares=is_fixed(rows))
 
 
 class CachedReference:
@@ -189,15 +199,24 @@ class CachedReference:
         cache ([`ReferenceCache`]): The embeddings.
         by_key (`bool`, *optional*, defaults to `False`): Whether the `example_id` of a super-batch is the value of the
             data's own column `example_id`, as in a stream, and not the number of the row.
+        compares (`bool`, *optional*, defaults to `True`): Whether a run compares the rows that it reads with the
+            cache's digests of them: not if a random transform gives other rows each time.
+
+    Attributes:
+        different (`torch.Tensor`): Number of rows that were skipped since they differ from the cache, as the processes
+            of this rank have counted them; int64.
     """
 
     reads_images = False
     reader: Reader | None = None
     config: PretrainedConfig | None = None
 
-    def __init__(self, cache: ReferenceCache, by_key: bool = False) -> None:
+    def __init__(self, cache: ReferenceCache, by_key: bool = False, compares: bool = True) -> None:
         self.cache = cache
         self.by_key = by_key
+        self.compares = compares and cache.has_digests
+        self.different = torch.zeros((), dtype=torch.int64)
+        self.different.share_memory_()
 
     @property
     def width(self) -> int:
@@ -207,7 +226,7 @@ class CachedReference:
     @classmethod
     def of(cls, cache: ReferenceCache, dataset: Any, collator: JESTDataCollator) -> CachedReference:
         """Return the reference for training on `dataset`, after checking that the cache was made of this data set (by
-        [`describe_data`]; of a stream, its first row is checked).
+        [`describe_data`]; of a stream, its first row is checked here, and every other row when it is read).
 
         Args:
             cache ([`ReferenceCache`]): The embeddings.
@@ -215,7 +234,8 @@ class CachedReference:
             collator ([`JESTDataCollator`]): The collator of the run, which names the columns.
 
         Raises:
-            ValueError: for other data, and for a stream whose rows have no integer column `example_id`.
+            ValueError: for other data, for a stream whose rows have no integer column `example_id`, and for a stream
+                with a cache of an earlier version, which has no digests of its rows.
         """
         if not is_stream(dataset):
             cache.check(data=describe_data(Rows(dataset, collator.image_column), collator))
@@ -230,9 +250,21 @@ class CachedReference:
                 f"reference cache in {cache.folder}; add that column (the number of the row, if the cached data have "
                 "no such column), or train on the data set itself."
             )
-        number = int(cache.rows_of(torch.tensor([key]))[0])
+        if not cache.has_digests:
+            raise ValueError(
+                f"the reference cache in {cache.folder} is of an earlier version, which kept no digests of rows to "
+                "compare a stream with; make a new one with `jest-hf cache-reference`, or train on the data set."
+            )
+        number = cache.rows_of(torch.tensor([key]))
         try:
-            cache.check(data=describe_row(row, number, collator))
+            cache.check(data=describe_row(row, int(number), collator))
+            found = content_digests([row], collator.image_column, collator.caption_column)
+            if (wrong := differing(found, cache.digests(number))).any():
+                raise ValueError(
+                    f"the reference cache in {cache.folder} does not match this run: the row with example_id={key} "
+                    f"has {described(wrong[0])}; train on the data of the cache, or make a new cache with `jest-hf "
+                    "cache-reference`."
+                )
         except ValueError as error:
             if isinstance(dataset, datasets.IterableDataset):
                 column = collator.image_column
@@ -279,6 +311,10 @@ class CachedReference:
         rows, valid = self._rows(batch), self.readable(batch)
         image, text = self.cache.stored(rows, self._captions(batch, valid))
         return {_IMAGE: as_bits(image), _TEXT: as_bits(text), "valid": valid}
+
+    def comparing(self, collator: Any) -> Any:
+        """Return a collator that skips rows which are not those of the cache ([`ComparingCollator`])."""
+        return ComparingCollator(collator, self.cache, self._rows, self.different) if self.compares else collator
 
     def score(self, learner: nn.Module, batch: Mapping[str, Tensor], batch_size: int) -> ContrastiveEmbeddings:
         """Return the embeddings of a super-batch, fp32, on the device of its ids; `learner` and `batch_size` are

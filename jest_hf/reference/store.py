@@ -2,20 +2,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """A reference cache on disk: a manifest, and shards of embeddings that are memory-mapped.
 
-    manifest.json              the reference, the data, the temperature, and the sha256 of every shard
-    shard-00000.safetensors    image [n, D], text [m, D], offsets int64 [n + 1], valid bool [n], maybe key int64 [n]
+    manifest.json              the reference, the data, the temperature, the sha256 of every shard and of the fields
+    shard-00000.safetensors    image [n, D], text [m, D], offsets int64 [n + 1], valid bool [n], digest int64 [n, 2],
+                               maybe key int64 [n]
 
 Shard k starts with row `k * shard_rows`. The captions of its i-th row are `text[offsets[i]:offsets[i + 1]]`: all of
 them, since another may be drawn in each epoch. Rows that could not be read have zeros, and `valid` False. If the data
-have an integer column `example_id`, `key` is a copy of it, so that a stream of the data finds its rows too.
+have an integer column `example_id`, `key` is a copy of it, so that a stream of the data finds its rows too. `digest`
+has 64 bits of a hash of the image and of the captions of each row, by which a run notices other rows.
 
-Opening a cache reads its manifest alone, and the processes of a host share the mapped pages. Each shard is compared
-with its sha256 before its first row is used ([`~reference.verified.ShardChecks`]).
+Opening a cache reads its manifest alone, and the processes of a host share the mapped pages. Each shard is checked
+before its first row is used: its sha256 ([`~reference.verified.ShardChecks`]), then shapes, dtypes and norms
+([`~reference.shards.fault_of`]).
 """
 
 from __future__ import annotations
 
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from jest_hf.data.files import read_json, to_json, write_atomically
-from jest_hf.reference.fingerprint import difference
+from jest_hf.reference.fingerprint import difference, lacking
+from jest_hf.reference.shards import DIGESTS, DTYPES, fault_of, is_sealed, shard_name
 from jest_hf.reference.verified import ShardChecks, sha256_of
 from jest_hf.selection import ContrastiveEmbeddings
 
@@ -33,12 +38,7 @@ from jest_hf.selection import ContrastiveEmbeddings
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"  # the manifest while its shards are being written
 FORMAT = 1
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
-
-
-def shard_name(number: int) -> str:
-    """Return the file name of a shard."""
-    return f"shard-{number:05d}.safetensors"
+_FIELDS = ("reference", "reading", "data", "storage", "keyed", "loss", "width", "logit_scale", "logit_bias", "flops")
 
 
 def is_whole(path: Path, n_rows: int, width: int) -> bool:
@@ -50,8 +50,14 @@ def is_whole(path: Path, n_rows: int, width: int) -> bool:
         return False
 
 
-def about_shard(path: Path) -> dict[str, Any]:
-    """Return the entry of a finished shard in the manifest."""
+def about_shard(path: Path, number: int, plan: dict[str, Any]) -> dict[str, Any]:
+    """Return the entry of a finished shard in the manifest.
+
+    Raises:
+        ValueError: for a shard that was damaged after it was written.
+    """
+    if (fault := fault_of(path, number, plan)) is not None:
+        raise ValueError(f"{path} is damaged: {fault}; run `jest-hf cache-reference` again, which makes it anew.")
     tensors = load_file(path)
     return {
         "name": path.name,
@@ -90,7 +96,7 @@ class ReferenceCache:
         self._shard_rows: int = manifest["storage"]["shard_rows"]
         shards = manifest["shards"]
         files = [folder / shard_name(number) for number in range(len(shards))]
-        self._checks = ShardChecks(files, [about["sha256"] for about in shards])
+        self._checks = ShardChecks(files, [about["sha256"] for about in shards], self._fault)
         self._shards: dict[int, dict[str, Tensor]] = {}
 
     def check(self, **present: dict[str, Any]) -> None:
@@ -103,7 +109,7 @@ class ReferenceCache:
         Raises:
             ValueError: if the cache differs; the message names the first difference.
         """
-        found = difference(self.manifest, present)
+        found = lacking(self.manifest, present) or difference(self.manifest, present)
         if found is not None:
             raise ValueError(
                 f"the reference cache in {self.folder} does not match this run: {found}; make a new one with `jest-hf "
@@ -154,14 +160,28 @@ class ReferenceCache:
             counts[places] = shard["offsets"][local + 1] - shard["offsets"][local]
         return counts
 
+    @property
+    def has_digests(self) -> bool:
+        """Whether the cache can tell other rows; caches of earlier versions cannot."""
+        return DIGESTS in self.manifest
+
+    def digests(self, rows: Tensor) -> Tensor:
+        """Return the digests of rows (int64 `[n]`, on the CPU) as in [`~data.row_digest.content_digests`], int64
+        `[n, 2]`; 0 for a row that could not be read, and in a cache without digests.
+        """
+        found = rows.new_zeros(len(rows), 2)
+        for shard, places, local in self._by_shard(rows) if self.has_digests else ():
+            found[places] = shard["digest"][local]
+        return found
+
     def verify_ahead(self) -> None:
-        """Begin to compare every shard with its sha256, in the background. A damaged shard raises where one of its
+        """Begin to check every shard, in the background. A damaged shard raises where one of its
         rows is used for the first time, also in a process of a loader.
         """
         self._checks.start()
 
     def verify(self) -> None:
-        """Compare every shard with its sha256 now; raise a `ValueError` for a damaged one."""
+        """Check every shard now; raise a `ValueError` for a damaged one."""
         for number in range(self._n_shards):
             self._shard(number)
 
@@ -240,11 +260,14 @@ class ReferenceCache:
             )
 
     def _shard(self, number: int) -> dict[str, Tensor]:
-        """Return a shard, memory-mapped, once it has been compared with its sha256."""
+        """Return a shard, memory-mapped, once it has been checked."""
         if number not in self._shards:
             self._checks.wait_for(number)
             self._shards[number] = load_file(self.folder / shard_name(number))
         return self._shards[number]
+
+    def _fault(self, path: Path, number: int) -> str | None:
+        return fault_of(path, number, self.manifest)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_shards": {}}  # another process maps the files itself
@@ -261,14 +284,16 @@ def open_folder(folder: str | Path) -> ReferenceCache:
 
     Raises:
         FileNotFoundError: if the folder has no cache, or an unfinished one.
-        ValueError: if the format of the cache is unknown, or a shard is missing or of the wrong size.
+        ValueError: if the manifest is damaged or of an unknown format, or a shard is missing or of the wrong size.
     """
     folder = Path(folder)
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_manifest(folder / MANIFEST)
     if manifest is None:
         what = "an unfinished reference cache" if (folder / UNFINISHED).exists() else "no reference cache"
         raise FileNotFoundError(f"{folder} has {what}; run `jest-hf cache-reference --output_dir {folder}` first.")
     check_format(manifest, folder)
+    if not _is_complete(manifest):
+        raise _damaged(folder / MANIFEST, "it lacks fields or shards")
     for number, about in enumerate(manifest["shards"]):
         path = folder / shard_name(number)
         size = path.stat().st_size if path.exists() else None
@@ -281,6 +306,33 @@ def open_folder(folder: str | Path) -> ReferenceCache:
     return ReferenceCache(folder, manifest)
 
 
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """Return a manifest, finished or not; `None` if there is no such file.
+
+    Raises:
+        ValueError: if it is damaged, or was changed after it was written.
+    """
+    manifest = read_json(path)
+    if manifest is not None and manifest.get("format") == FORMAT and not is_sealed(manifest):
+        raise _damaged(path, "its fields are not those that were written")
+    return manifest
+
+
+def _is_complete(manifest: dict[str, Any]) -> bool:
+    try:
+        n_shards = ceil(manifest["data"]["n_rows"] / manifest["storage"]["shard_rows"])
+        return all(name in manifest for name in _FIELDS) and len(manifest["shards"]) == n_shards
+    except (KeyError, TypeError, ZeroDivisionError):
+        return False
+
+
+def _damaged(path: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"{path} is damaged ({reason}); delete its folder, and make a new cache with `jest-hf cache-reference`, or "
+        "download it from the Hub again."
+    )
+
+
 def check_format(manifest: dict[str, Any], folder: Path) -> None:
     """Refuse a cache that another version of jest_hf wrote in another format."""
     if manifest.get("format") != FORMAT:
@@ -290,4 +342,4 @@ def check_format(manifest: dict[str, Any], folder: Path) -> None:
         )
 
 
-__all__ = ["ReferenceCache", "open_folder", "read_json", "to_json", "write_atomically"]
+__all__ = ["ReferenceCache", "open_folder", "read_manifest", "to_json", "write_atomically"]

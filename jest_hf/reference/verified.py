@@ -1,8 +1,8 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which shards of a reference cache have been compared with their sha256, ahead of their use.
+"""Which shards of a reference cache have been checked, ahead of their use: their sha256, and what they hold.
 
-No row of a shard is used before the whole shard was compared. Reading and hashing 12 million rows (37 GB) takes the
+No row of a shard is used before the whole shard was checked. Reading and hashing 12 million rows (37 GB) takes the
 best part of a minute, so a run starts it when the cache is opened, in threads of the training process
 ([`ShardChecks.start`]). The states of the shards are in memory that the loader's workers share, so each shard is
 compared once for all of them: a worker that needs a shard waits for the threads. Where no thread is at work, as in a
@@ -35,11 +35,19 @@ class ShardChecks:
     Args:
         files (sequence of `Path`): The shards.
         hashes (sequence of `str`): The sha256 of each, as in the manifest.
+        inspect (`Callable`, *optional*): `inspect(file, number)` returns what is wrong with the tensors of a shard
+            that has its sha256, or `None`. It is pickled with this object.
     """
 
-    def __init__(self, files: Sequence[Path], hashes: Sequence[str]) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        hashes: Sequence[str],
+        inspect: Callable[[Path, int], str | None] | None = None,
+    ) -> None:
         self.files = list(files)
         self.hashes = list(hashes)
+        self.inspect = inspect
         self._states = torch.zeros(len(self.files), dtype=torch.uint8)
         self._blocks = torch.zeros((), dtype=torch.int64)  # hashed by the threads: shows that they are at work
         for shared in (self._states, self._blocks):
@@ -47,7 +55,7 @@ class ShardChecks:
         self._is_alone = False  # whether this process has waited for threads in vain
 
     def start(self) -> None:
-        """Compare all shards in the background, once; a damaged one raises where it is used."""
+        """Check all shards in the background, once; a damaged one raises where it is used."""
         if int(self._blocks) or not self.files:
             return
         self._blocks += 1
@@ -59,7 +67,7 @@ class ShardChecks:
         while (number := next(numbers)) < len(self.files):
             if self._states[number] == UNKNOWN:
                 try:
-                    whole = self._is_whole(number)
+                    whole = self._fault(number) is None
                 except OSError:  # it raises again, with its reason, in the process that needs the shard
                     whole = False
                 self._states[number] = WHOLE if whole else DAMAGED
@@ -79,15 +87,18 @@ class ShardChecks:
             self._is_alone = time.monotonic() - since > PATIENCE
         if self._states[number] == WHOLE:
             return
-        if not self._is_whole(number):
+        fault = self._fault(number)
+        if fault is not None:
             raise ValueError(
-                f"{self.files[number]} is damaged: its sha256 is not that of the manifest; delete this file, and run "
-                "`jest-hf cache-reference` again or download it from the Hub again."
+                f"{self.files[number]} is damaged: {fault}; delete this file, and run `jest-hf cache-reference` again "
+                "or download it from the Hub again."
             )
         self._states[number] = WHOLE
 
-    def _is_whole(self, number: int) -> bool:
-        return sha256_of(self.files[number], self._show) == self.hashes[number]
+    def _fault(self, number: int) -> str | None:
+        if sha256_of(self.files[number], self._show) != self.hashes[number]:
+            return "its sha256 is not that of the manifest"
+        return None if self.inspect is None else self.inspect(self.files[number], number)
 
     def _show(self) -> None:
         if int(self._blocks):

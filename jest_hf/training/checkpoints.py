@@ -22,18 +22,19 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 from transformers.utils import logging
 
 from jest_hf.config import JESTConfig
 from jest_hf.distributed import Ranks, ask_first_rank
-from jest_hf.files import TEMPORARY, replacing
+from jest_hf.files import TEMPORARY, lock, replacing, unlock
 from jest_hf.report.ledger import SelectionLedger
 
 
 logger = logging.get_logger(__name__)
 
 MANIFEST = "jest_manifest.json"
+LOCK = ".checkpoints.lock"
 ASIDE = "incomplete-"  # before the name of a checkpoint that cannot be resumed from
 NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 _BLOCK = 1 << 22
@@ -59,29 +60,45 @@ class Checkpoints:
         self.ledger = ledger
 
     @contextmanager
-    def running(self, resume: str | bool | None) -> Iterator[str | bool | None]:
+    def running(self, resume: str | bool | None, alone: bool = True) -> Iterator[str | bool | None]:
         """
-        Keep the ledger for this run alone, and yield the checkpoint to resume from. A collective.
+        Keep folder and ledger for this run alone, and yield the checkpoint to resume from. A collective.
 
         The ledger is flushed at the end, also after an error or Ctrl-C.
 
         Args:
             resume (`str` or `bool`, *optional*): As in [`~transformers.Trainer.train`]; `True` is the newest whole
                 checkpoint in `output_dir`. Newer ones that are not whole are renamed, with a warning.
+            alone (`bool`, *optional*, defaults to `True`): Whether checkpoints lie in `output_dir` itself. The trials
+                of a search have folders of their own there.
 
         Raises:
-            ValueError: if another run writes to the ledger, and if the checkpoint is half-written or damaged.
+            ValueError: if another run saves checkpoints in the folder or writes to the ledger, and if the checkpoint
+                is half-written or damaged.
         """
         try:
-            yield ask_first_rank(self.ranks, lambda: self._open(resume), self.args.device)
+            yield ask_first_rank(self.ranks, lambda: self._open(resume, alone), self.args.device)
         finally:
             if self.ledger is not None:
                 self.ledger.close()
+            if self.ranks.rank == 0:
+                unlock(self._lock)
 
-    def _open(self, resume: str | bool | None) -> str | bool | None:
+    @property
+    def _lock(self) -> Path:
+        return Path(str(self.args.output_dir)) / LOCK
+
+    def _open(self, resume: str | bool | None, alone: bool) -> str | bool | None:
+        folder = Path(str(self.args.output_dir))
+        if alone and self.args.save_strategy != SaveStrategy.NO:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not lock(self._lock):
+                raise ValueError(
+                    f"another run is saving checkpoints in {folder}; wait for its end, or set output_dir to another "
+                    "folder."
+                )
         if self.ledger is not None:
             self.ledger.acquire()
-        folder = Path(str(self.args.output_dir))
         found = [(int(match[1]), path) for path in folder.glob("*") if (match := NAME.fullmatch(path.name))]
         newest_first = [path for _, path in sorted(found, reverse=True)]
         reasons: dict[Path, str] = {}
@@ -192,17 +209,21 @@ def check_checkpoint(folder: str | os.PathLike[str]) -> None:
     elif not manifest.get("complete"):
         raise _half_written(folder)
     else:
-        for name, about in manifest["files"].items():
-            _check_file(folder / name, about)
+        try:
+            files = {folder / name: (about["bytes"], about["xxh3_128"]) for name, about in manifest["files"].items()}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _damaged(folder / MANIFEST, "it does not have a size and a hash for each file") from error
+        for path, (n_bytes, digest) in files.items():
+            _check_file(path, n_bytes, digest)
 
 
-def _check_file(path: Path, about: dict[str, Any]) -> None:
+def _check_file(path: Path, n_bytes: int, digest: str) -> None:
     if not path.is_file():
         raise Unusable(f"{path} is missing: its checkpoint was saved with it.")
-    if (size := path.stat().st_size) != about["bytes"]:
-        raise _damaged(path, f"it has {size} bytes, and had {about['bytes']} when it was saved")
+    if (size := path.stat().st_size) != n_bytes:
+        raise _damaged(path, f"it has {size} bytes, and had {n_bytes} when it was saved")
     with open(path, "rb") as file:
-        if _hash(file) != about["xxh3_128"]:
+        if _hash(file) != digest:
             raise _damaged(path, "its contents are not those that were saved")
 
 

@@ -45,6 +45,7 @@ class Companions:
         self.proxy: OnlineModel | None = None
         self.reference: OnlineReference | None = None
         self.resumed_from: str | None = None
+        self._proxy_is_fresh = self._reference_is_fresh = False
 
     @property
     def models(self) -> list[OnlineModel]:
@@ -62,6 +63,7 @@ class Companions:
         args = self.args
         if args.scoring != "proxy" or not args.selects:
             return
+        self._proxy_is_fresh = proxy_model is None
         if proxy_model is None:
             if ref_model is None:
                 raise ValueError(
@@ -69,12 +71,7 @@ class Companions:
                     "here; pass proxy_model."
                 )
             proxy_model = fresh_like(ref_model, args.seed)
-        self.proxy = self._online(
-            proxy_model,
-            "proxy",
-            args.learning_rate if args.proxy_learning_rate is None else args.proxy_learning_rate,
-            chunk_size=args.gradient_cache_chunk_size,
-        )
+        self.proxy = self._online(proxy_model, "proxy", chunk_size=args.gradient_cache_chunk_size)
 
     def make_reference(self, ref_model: PreTrainedModel | None, learner: nn.Module) -> None:
         """
@@ -84,19 +81,21 @@ class Companions:
         args = self.args
         if args.reference != "online" or not args.uses_reference:
             return
-        rate = args.online_reference_learning_rate
+        self._reference_is_fresh = ref_model is None
+        model = fresh_like(learner, args.seed + 1) if ref_model is None else ref_model
         self.reference = OnlineReference(
-            self._online(
-                fresh_like(learner, args.seed + 1) if ref_model is None else ref_model,
-                "online_reference",
-                2 * args.learning_rate if rate is None else rate,
-                chunk_size=args.per_device_train_batch_size,
-            )
+            self._online(model, "online_reference", chunk_size=args.per_device_train_batch_size)
         )
 
-    def _online(
-        self, model: PreTrainedModel | str, name: str, learning_rate: float, chunk_size: int | None
-    ) -> OnlineModel:
+    def _rate(self, name: str) -> float:
+        """The peak learning rate of one of the models."""
+        args = self.args
+        if name == "proxy":
+            return args.learning_rate if args.proxy_learning_rate is None else args.proxy_learning_rate
+        rate = args.online_reference_learning_rate
+        return 2 * args.learning_rate if rate is None else rate
+
+    def _online(self, model: PreTrainedModel | str, name: str, chunk_size: int | None) -> OnlineModel:
         args = self.args
         if isinstance(model, str):
             model, _ = load_reference(model, ranks=self.ranks, device=args.device)
@@ -105,7 +104,7 @@ class Companions:
             self.objective.reader(model, self.processor, name.replace("_", " "), prefix="ref_"),
             self.objective,
             name=name,
-            learning_rate=learning_rate,
+            learning_rate=self._rate(name),
             args=args,
             ranks=self.ranks,
             device=args.device,
@@ -126,14 +125,18 @@ class Companions:
         return losses
 
     def start_over(self) -> None:
-        """Give the models the weights that they came with, where the learner starts anew (`model_init`)."""
-        for model in self.models:
-            model.start_over()
+        """Give the models the weights that they came with, or fresh ones of `args.seed`, where the learner starts anew
+        (`model_init`)."""
+        if self.proxy is not None:
+            self.proxy.start_over(self.args.seed if self._proxy_is_fresh else None)
+        if self.reference is not None:
+            self.reference.online.start_over(self.args.seed + 1 if self._reference_is_fresh else None)
 
     def start(self, num_training_steps: int) -> None:
         """Make optimizers and schedules for so many steps, and load the state of the checkpoint to resume from."""
         checkpoint, self.resumed_from = self.resumed_from, None
         for model in self.models:
+            model.learning_rate = self._rate(model.name)
             model.start(num_training_steps)
             if checkpoint is not None:
                 model.load(checkpoint)

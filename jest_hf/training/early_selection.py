@@ -50,7 +50,6 @@ from jest_hf.selection import (
     DrawKey,
     Graded,
     Pool,
-    SelectionSchedule,
     own_scores,
     sample_of_pool,
     scores_of,
@@ -134,9 +133,7 @@ class EarlySelection:
         self.draws: dict[int, EarlyDraw] = {}
         settings = args.settings
         self.is_final = settings.prefilter_ratio == 0
-        self.schedule = SelectionSchedule(
-            settings.filter_ratio, args.selection_warmup_steps, args.filter_ratio_ramp_steps
-        )
+        self.schedule = args.schedule
 
     @classmethod
     def where_it_serves(

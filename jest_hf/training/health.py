@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers.utils import logging
 from jest_hf.data.reasons import mostly_broken
 from jest_hf.data.rows import Rows
 from jest_hf.data.stream import is_stream
+from jest_hf.reference import CachedReference, ReferenceSource
 from jest_hf.report import RunStatistics
 
 
@@ -51,16 +53,20 @@ class LossWatch:
 
 class BrokenRows(TrainerCallback):
     """
-    Says so at the end of a run, in one line with reasons, if more than half of the rows could not be used.
+    Says so at the end of a run, in one line with reasons, if more than half of the rows could not be used, and if rows
+    were skipped that differ from a reference cache.
 
     Args:
         statistics ([`~jest_hf.report.RunStatistics`]): Counts of the run.
         collator: The data collator of the run.
         dataset: The training data. Some rows are read again, for the reasons; of a stream there are none.
+        reference (`Callable`): Returns the reference in use, or `None`.
     """
 
-    def __init__(self, statistics: RunStatistics, collator: Any, dataset: Any) -> None:
-        self.statistics, self.collator, self.dataset = statistics, collator, dataset
+    def __init__(
+        self, statistics: RunStatistics, collator: Any, dataset: Any, reference: Callable[[], ReferenceSource | None]
+    ) -> None:
+        self.statistics, self.collator, self.dataset, self.reference = statistics, collator, dataset, reference
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
@@ -69,6 +75,13 @@ class BrokenRows(TrainerCallback):
         said = mostly_broken(self.statistics.skipped, self.statistics.seen, self.collator, rows)
         if said is not None:
             logger.error(f"Of the rows that this run has read, {said}.")
+        source = self.reference()
+        if isinstance(source, CachedReference) and (n_different := int(source.different)):
+            logger.error(
+                f"{n_different:,} rows that this process has read were skipped: their images or captions are not "
+                f"those that the reference cache in {source.cache.folder} was made of. Make a new cache with `jest-hf "
+                "cache-reference`."
+            )
 
 
 __all__ = ["BrokenRows", "LossWatch"]

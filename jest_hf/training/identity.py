@@ -1,6 +1,7 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a run selects with, and from: compared at a resume, where another reference or other rows would go unnoticed.
+"""What a run selects with, and from: compared at a resume, where another reference or other rows would go unnoticed,
+and between the ranks at the start, where other rows of the same number would.
 
 Samples, since a run starts often: of each tensor of the reference, and of the rows. [`jest_hf.reference`] identifies a
 reference and a data set for a cache, byte for byte.
@@ -14,13 +15,19 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
-from jest_hf.data.row_digest import digest_row, digest_rows
+from jest_hf.data.captions import CAPTION_COLUMNS
+from jest_hf.data.row_digest import SAMPLED_ROWS, digest_row, digest_rows
 from jest_hf.data.stream import is_stream
+from jest_hf.distributed import Ranks, gather_objects
 from jest_hf.models import has_adapter
 from jest_hf.objectives import Objective
 from jest_hf.reference import ReferenceCache
+from jest_hf.training.loaders import first_row
 
+
+logger = logging.get_logger(__name__)
 
 SAMPLED_VALUES = 64  # of each tensor, at its beginning and at its end
 
@@ -64,6 +71,68 @@ def identify_run(
     }
 
 
+def check_same_rows(
+    ranks: Ranks, dataset: Any, collator: Any, row: Mapping[str, Any] | None, device: torch.device | str = "cpu"
+) -> None:
+    """
+    Check that all ranks hold the same training data, by the columns that the collator reads. A collective.
+
+    Compared are the number of rows and 16 of them, and the first row of a stream. No image is decoded here: an image
+    file is compared by its bytes, or by its name. An image in memory is not compared, and neither are rows that a rank
+    reads in another form each time.
+
+    Args:
+        ranks ([`~jest_hf.distributed.Ranks`]): All processes of the run.
+        dataset (*optional*): This rank's training data.
+        collator: The data collator of the run.
+        row (mapping, *optional*): The first row of `dataset`.
+        device (`torch.device`, *optional*, defaults to `"cpu"`): Device on which the backend sends tensors.
+
+    Raises:
+        ValueError: on all ranks, if two hold different data.
+    """
+    if ranks.size == 1:
+        return
+    stream = is_stream(dataset)
+
+    def describe(of_row: Mapping[str, Any]) -> str | None:
+        names = _columns_read(collator, of_row)
+        if not stream:
+            return digest_rows(dataset, collator.image_column, names)
+        return digest_row({name: of_row[name] for name in names if name in of_row}, collator.image_column)
+
+    digest = None if row is None else describe(row)
+    n_rows = None if stream or dataset is None else len(dataset)
+    found = gather_objects(ranks, (n_rows, digest), device)
+    if len({n for n, _ in found}) > 1:
+        raise ValueError(
+            f"the ranks hold different training data: {[n for n, _ in found]} rows, in the order of ranks; pass the "
+            "same data set as train_dataset on every rank."
+        )
+    digests = [one for _, one in found]
+    if len(set(digests)) == 1 or None in digests:
+        return
+    if stream and row is not None:
+        again = describe(first_row(dataset, collator.image_column, stream))
+        if any(gather_objects(ranks, again != digest, device)):
+            logger.warning("The stream gives another first row each time, so it is not compared between the ranks.")
+            return
+    sample = "the first row of the stream" if stream else f"a sample of {SAMPLED_ROWS} rows"
+    raise ValueError(
+        f"the ranks hold different training data: {sample} has the digests {', '.join(map(str, digests))}, in the "
+        "order of ranks; pass the same train_dataset in the same order on every rank, and a seed to each shuffle."
+    )
+
+
+def _columns_read(collator: Any, row: Mapping[str, Any]) -> list[str]:
+    """The columns that a collator reads, and `example_id`."""
+    columns = getattr(collator, "columns", None)
+    if columns is None:
+        captions = (collator.caption_column, *CAPTION_COLUMNS) if collator.caption_column else CAPTION_COLUMNS
+        columns = {"image": collator.image_column, "caption": next((one for one in captions if one in row), None)}
+    return sorted({"example_id", *(name for name in columns.values() if name is not None)})
+
+
 def _of_weights(model: nn.Module) -> str:
     digest = hashlib.sha256()
     frozen_alone = has_adapter(model)
@@ -76,4 +145,4 @@ def _of_weights(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-__all__ = ["identify_run"]
+__all__ = ["check_same_rows", "identify_run"]

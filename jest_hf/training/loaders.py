@@ -178,8 +178,10 @@ class Loaders:
 
     def training_collator(self, collator: Any) -> Any:
         """The collator of super-batches: with images at the scoring view too, or with these alone; and with the
-        reference's cached scores."""
+        reference's cached scores, of rows that are those of the cache."""
         collator = self._at_view(collator) if self.late_images is None else self.late_images.collator
+        if (source := self.reference()) is not None:
+            collator = source.comparing(collator)
         if self.early is not None and self.early.is_final and not self.args.settings.distillation_weight:
             return self._keyed(collator)  # the scores have been used
         return self._keyed(self._fetching(collator))

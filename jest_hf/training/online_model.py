@@ -93,11 +93,6 @@ class OnlineModel:
                 f"fp16=True would lose small gradients of the {title}, which is trained without a gradient scaler; "
                 "set bf16=True in place of it, or fp16=False."
             )
-        if args.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
-            raise ValueError(
-                f"lr_scheduler_type={SchedulerType(args.lr_scheduler_type).value!r} depends on evaluations, and the "
-                f"{title} is not evaluated; choose a schedule that depends on steps, such as 'cosine'."
-            )
         if any(parameter.numel() == 0 for parameter in model.parameters()):
             raise ValueError(
                 f"the {title} was loaded after the training arguments, when ZeRO-3 partitions every model; pass its "
@@ -108,11 +103,25 @@ class OnlineModel:
         self._initial = {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}
         self.reader, self.objective = reader, objective
         self.name, self.learning_rate = name, learning_rate
+        self.check_schedule(args)
         self.args, self.ranks, self.chunk_size = args, ranks, chunk_size
 
-    def start_over(self) -> None:
-        """Restore the weights and statistics that the model came with."""
-        self.model.load_state_dict(self._initial)
+    def check_schedule(self, args: JESTConfig) -> None:
+        """Refuse a learning rate schedule that this model cannot follow.
+
+        Raises:
+            ValueError: for a schedule that depends on evaluations.
+        """
+        if args.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
+            raise ValueError(
+                f"lr_scheduler_type={SchedulerType(args.lr_scheduler_type).value!r} depends on evaluations, and the "
+                f"{self.name.replace('_', ' ')} is not evaluated; choose a schedule that depends on steps, such as "
+                "'cosine'."
+            )
+
+    def start_over(self, seed: int | None = None) -> None:
+        """Restore the weights and statistics that the model came with; with a seed, draw fresh ones."""
+        self.model.load_state_dict(self._initial if seed is None else fresh_like(self.model, seed).state_dict())
 
     def start(self, num_training_steps: int) -> None:
         """Make optimizer and schedule of so many steps; all ranks take the first rank's weights. A collective."""
@@ -306,6 +315,10 @@ class OnlineReference:
     def config(self) -> PretrainedConfig:
         """Configuration of the model."""
         return self.online.model.config
+
+    def comparing(self, collator: Any) -> Any:
+        """Return `collator`: nothing is cached."""
+        return collator
 
     def fetch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return an empty dict: the model scores on the device."""

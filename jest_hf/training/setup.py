@@ -28,7 +28,8 @@ Until (15) the Trainer may call `call_model_init`, `init_hf_repo` and callbacks:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -53,7 +54,6 @@ from jest_hf.report.report import Report
 from jest_hf.report.sources import Sources
 from jest_hf.report.statistics import RunStatistics
 from jest_hf.scoring import Scorer
-from jest_hf.selection import SelectionSchedule
 from jest_hf.training.advice import Overtaken, SlowLoading, loading_remedies
 from jest_hf.training.callbacks import CompanionsCallback, LedgerCallback
 from jest_hf.training.card import RunFacts
@@ -75,7 +75,7 @@ from jest_hf.training.doubtful import warn_of_settings
 from jest_hf.training.engine import Engine
 from jest_hf.training.evaluator import Evaluator
 from jest_hf.training.health import BrokenRows, LossWatch
-from jest_hf.training.identity import identify_run
+from jest_hf.training.identity import check_same_rows, identify_run
 from jest_hf.training.images import RunImages
 from jest_hf.training.loaders import Loaders, first_row
 from jest_hf.training.objective import objective_of
@@ -83,6 +83,7 @@ from jest_hf.training.price import price_run
 from jest_hf.training.recorder import RunRecorder
 from jest_hf.training.reference import ReferencePlan
 from jest_hf.training.step import SelectionStep
+from jest_hf.training.trials import trying
 from jest_hf.training.update import Update
 
 
@@ -94,6 +95,7 @@ class RunPlan:
     model: PreTrainedModel | None
     processor: Any
     collator: Any
+    seeds_collator: bool
     train_dataset: Any
     objective: Objective
     view: View | None
@@ -111,8 +113,16 @@ class RunPlan:
     def callbacks(self) -> list[TrainerCallback]:
         """The callbacks that come before the user's."""
         recorder = self.recorder
-        broken = BrokenRows(recorder.statistics, self.collator, self.train_dataset)
+        broken = BrokenRows(recorder.statistics, self.collator, self.train_dataset, lambda: self.reference.source)
         return [recorder.statistics, broken, *([] if recorder.ledger is None else [LedgerCallback(recorder.ledger)])]
+
+    @contextmanager
+    def running(self, trainer: Any, resume: str | bool | None, trial: Any) -> Iterator[str | bool | None]:
+        """Train within, with the options of a trial and alone in the folder; yields the checkpoint to resume from."""
+        in_folder = trial is None or trainer.hp_search_backend is None
+        with trying(self, trainer, trial), self.checkpoints.running(resume, in_folder) as checkpoint:
+            self.make_caches(trainer.train_dataset, trainer.data_collator)
+            yield checkpoint
 
     def make_caches(self, dataset: Any, collator: Any) -> None:
         """Make the image cache, with `args.image_cache`, and then the cache of the reference. A collective."""
@@ -243,6 +253,7 @@ def plan_run(
         model=model,
         processor=processing_class,
         collator=collator,
+        seeds_collator=data_collator is None,
         train_dataset=train_dataset,
         objective=objective,
         view=view,
@@ -312,6 +323,7 @@ def build_parts(
     companions.make_reference(reference.ref_model, learner)  # 13
     dataset = plan.train_dataset
     row = None if dataset is None else first_row(dataset, collator.image_column, is_stream(dataset))
+    check_same_rows(ranks, dataset, collator, row, args.device)
     recorder.statistics.settings |= identify_run(
         objective, reference.frozen(learner), plan.train_dataset, collator.image_column, row
     )
@@ -331,9 +343,6 @@ def build_parts(
     step = SelectionStep(
         args,
         objective.loss_kind,
-        schedule=SelectionSchedule(
-            args.settings.filter_ratio, args.selection_warmup_steps, args.filter_ratio_ramp_steps
-        ),
         ranks=ranks,
         group=plan.group,
         scorer=scorer,

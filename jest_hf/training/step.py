@@ -26,7 +26,6 @@ from jest_hf.selection import (
     Graded,
     Pool,
     Selection,
-    SelectionSchedule,
     Selector,
     own_scores,
     sample_of_pool,
@@ -103,7 +102,6 @@ class SelectionStep:
     Args:
         args ([`JESTConfig`]): Options of the run.
         loss (`str`, *optional*): `"sigmoid"` or `"softmax"`, for pairs.
-        schedule ([`~jest_hf.selection.SelectionSchedule`]): How much is filtered at which step.
         ranks ([`~jest_hf.distributed.Ranks`]): All processes of the run.
         group ([`~jest_hf.distributed.Ranks`]): The processes that select together.
         scorer ([`~jest_hf.scoring.Scorer`]): Computes scores.
@@ -118,7 +116,6 @@ class SelectionStep:
         args: JESTConfig,
         loss: str | None,
         *,
-        schedule: SelectionSchedule,
         ranks: Ranks,
         group: Ranks,
         scorer: Scorer,
@@ -130,7 +127,6 @@ class SelectionStep:
     ) -> None:
         self.args = args
         self.loss = loss
-        self.schedule = schedule
         self.ranks = ranks
         self.group = group
         self.scorer = scorer
@@ -226,7 +222,7 @@ class SelectionStep:
 
     def selects(self, step: int) -> bool:
         """Whether a step scores and selects."""
-        return self.args.selects and self.schedule.selects(step)
+        return self.args.selects and self.args.schedule.selects(step)
 
     def pool(self, super_batch: Mapping[str, Tensor], step: int) -> Pool:
         """
@@ -281,7 +277,7 @@ class SelectionStep:
         args, n_rows = self.args, len(rows["valid"])
         if not args.selects:
             return rows
-        n_scored = self.schedule.scored(step, n_rows, args.per_device_train_batch_size)
+        n_scored = args.schedule.scored(step, n_rows, args.per_device_train_batch_size)
         if n_scored == n_rows:
             return rows
         n_needed = 1 + int((rows["valid"].cumsum(0) < args.per_device_train_batch_size).sum())

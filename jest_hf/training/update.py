@@ -136,8 +136,12 @@ class Update:
         self.reference = reference
         self.late_images = late_images
         self.record = record
-        self.fraction = 0.0 if view is None else args.settings.low_resolution_fraction
         self._learned: LearnerBatch | None = None
+
+    @property
+    def fraction(self) -> float:
+        """The part of a batch that is trained on at the scoring view."""
+        return 0.0 if self.view is None else self.args.settings.low_resolution_fraction
 
     def prepare(self, model: nn.Module, sub_batch: SubBatch, step: int) -> LearnerBatch:
         """Add the teacher's embeddings, shuffle, and bring the full images that are needed. A collective."""

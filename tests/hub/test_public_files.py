@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 from transformers.trainer import PushInProgress
 
-from jest_hf.hub import publisher
-from jest_hf.hub.publisher import Publisher, public_files
+from jest_hf.hub import uploads
+from jest_hf.hub.public_files import public_files
+from jest_hf.hub.publisher import Publisher
 from tests.helpers import tiny_siglip_processor
 from tests.trainers import arguments, make_trainer
 
@@ -106,8 +107,8 @@ def test_a_file_of_an_unusual_processor_is_pushed(tmp_path):
 @pytest.mark.parametrize("silent", [True, False])
 def test_the_end_of_training_waits_as_long_as_the_hub_answers(tmp_path, monkeypatch, caplog, silent):
     monkeypatch.setattr(logging.getLogger("jest_hf"), "propagate", True)
-    monkeypatch.setattr(publisher, "PROBE", 0.05)
-    monkeypatch.setattr(publisher, "SILENCE", 0.3)
+    monkeypatch.setattr(uploads, "PROBE", 0.05)
+    monkeypatch.setattr(uploads, "SILENCE", 0.3)
     running, waiting = Future(), Future()
     running.set_running_or_notify_cancel()
     answers = iter(range(20))
@@ -120,9 +121,12 @@ def test_the_end_of_training_waits_as_long_as_the_hub_answers(tmp_path, monkeypa
             waiting.set_result(None)
         return True
 
-    monkeypatch.setattr(publisher, "_answers", answer)
+    monkeypatch.setattr(uploads, "answers", answer)
     trainer = SimpleNamespace(
-        push_in_progress=PushInProgress([running, waiting]), is_in_train=True, hub_model_id="alice/run"
+        push_in_progress=PushInProgress([running, waiting]),
+        is_in_train=True,
+        hub_model_id="alice/run",
+        processing_class=None,
     )
     start = time.monotonic()
     Publisher(arguments(tmp_path)).finish(trainer, lambda folder: pytest.fail("nothing was pushed in this run"))
@@ -136,5 +140,5 @@ def test_the_end_of_training_waits_as_long_as_the_hub_answers(tmp_path, monkeypa
 
 
 def test_a_hub_that_cannot_be_reached_does_not_answer(monkeypatch):
-    monkeypatch.setattr(publisher, "hf_api", lambda: SimpleNamespace(endpoint="http://127.0.0.1:9"))
-    assert not publisher._answers()
+    monkeypatch.setattr(uploads, "hf_api", lambda: SimpleNamespace(endpoint="http://127.0.0.1:9"))
+    assert not uploads.answers()

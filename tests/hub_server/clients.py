@@ -17,11 +17,13 @@ import gc
 import importlib.util
 import os
 import pickle
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -43,6 +45,7 @@ class Setting:
     token: str | None
     offline: bool
     xet: bool
+    ends: bool
 
 
 @dataclass
@@ -56,6 +59,8 @@ class Outcome:
     log: str = ""
     waits: list[float] = field(default_factory=list)
     strangers: list[str] = field(default_factory=list)
+    status: int = 0
+    ended: float = 0.0  # seconds from the end of the call to the end of its process
 
 
 class Failed(Exception):
@@ -71,8 +76,8 @@ class Clients:
     Calls functions in fresh processes whose Hub is at `endpoint`. Use it as a context manager.
 
     Calling it takes a module-level function, its arguments, and by keyword: `home`, the folder of all caches;
-    `token`, or `None` for nobody; `offline`; and `xet`, for the other transport. It returns an [`Outcome`] and raises
-    [`Failed`].
+    `token`, or `None` for nobody; `offline`; `xet`, for the other transport; and `ends`, to end the process as Python
+    ends one, and not at once. It returns an [`Outcome`] and raises [`Failed`].
     """
 
     def __init__(self, endpoint: str, home: Path) -> None:
@@ -111,9 +116,10 @@ class Clients:
         token: str | None = "hf_alice_writes",
         offline: bool = False,
         xet: bool = False,
+        ends: bool = False,
         **kwargs: Any,
     ) -> Outcome:
-        _write(self._process.stdin, (Setting(home, token, offline, xet), pickle.dumps((function, args, kwargs))))
+        _write(self._process.stdin, (Setting(home, token, offline, xet, ends), pickle.dumps((function, args, kwargs))))
         outcome = _read(self._process.stdout)
         assert not outcome.strangers, f"asked for other machines: {outcome.strangers}"
         if outcome.error is not None:
@@ -150,16 +156,18 @@ def serve() -> None:
             call = _read(calls)
         except EOFError:
             return
-        with tempfile.TemporaryDirectory() as folder:
-            child = os.fork()
-            if child == 0:
-                _work(Path(folder), *call)
-            os.waitpid(child, 0)
-            try:
-                outcome = pickle.loads((Path(folder) / "outcome").read_bytes())
-            except FileNotFoundError:
-                outcome = Outcome(error="Died", message="the process died without a word")
-            outcome.log = (Path(folder) / "log").read_text(errors="replace")
+        folder = Path(tempfile.mkdtemp())  # no block, which a child that ends would leave
+        child = os.fork()
+        if child == 0:
+            _work(folder, *call)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        try:
+            outcome = pickle.loads((folder / "outcome").read_bytes())
+            outcome.ended = time.time() - (folder / "outcome").stat().st_mtime
+        except FileNotFoundError:
+            outcome = Outcome(error="Died", message="the process died without a word")
+        outcome.status, outcome.log = status, (folder / "log").read_text(errors="replace")
+        shutil.rmtree(folder)
         _write(answers, outcome)
 
 
@@ -179,12 +187,12 @@ def _work(folder: Path, setting: Setting, call: bytes) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     (folder / "outcome").write_bytes(pickle.dumps(outcome))
+    if setting.ends:
+        sys.exit()
     os._exit(0)
 
 
 def _set_up(outcome: Outcome, setting: Setting) -> None:
-    import time
-
     import datasets.config
     from huggingface_hub import constants
 

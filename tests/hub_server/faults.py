@@ -5,7 +5,10 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -26,6 +29,9 @@ class Fault:
         deaf (`bool`): Do what was asked for, and hang up without an answer.
         corrupt (`bool`): Change one byte in the middle of the answer's body.
         shorten_to (`int`, *optional*): Answer with so many bytes, and a Content-Length that says so.
+        body (`bytes`, *optional*): Answer 200 with this body.
+        redirects (`bool`): Answer with a redirect to the same address.
+        until (`Callable`, *optional*): Do nothing until it returns True; see `NEVER`.
     """
 
     method: str
@@ -40,16 +46,32 @@ class Fault:
     deaf: bool = False
     corrupt: bool = False
     shorten_to: int | None = None
+    body: bytes | None = None
+    redirects: bool = False
+    until: Callable[[], bool] | None = None
 
     def matches(self, method: str, path: str) -> bool:
         return self.times > 0 and method == self.method and re.search(self.path, path) is not None
 
     def spoil(self, body: bytes) -> bytes:
         """The body that is sent in place of the right one."""
-        if self.corrupt:
+        if self.corrupt and body:
             middle = len(body) // 2
             body = body[:middle] + bytes([body[middle] ^ 0xFF]) + body[middle + 1 :]
         return body if self.shorten_to is None else body[: self.shorten_to]
+
+
+def NEVER() -> bool:
+    """The condition of a request that gets no answer before its [`Hub`] is reset."""
+    return False
+
+
+def fault_of(body: str | None = None, seconds: float | None = None, **fault: Any) -> dict[str, Any]:
+    """The arguments of a [`Fault`] that came as JSON: its body is text, and it waits for some seconds, or for ever."""
+    if seconds is not None:
+        until = time.monotonic() + seconds
+        fault["until"] = lambda: time.monotonic() > until
+    return fault if body is None else {**fault, "body": body.encode()}
 
 
 GATED = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this model is restricted."}

@@ -9,10 +9,14 @@ its CDN: a token that is sent there is a token given away.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import socket
 import struct
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +24,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.hub_server.api import Answer, Api, Refusal
-from tests.hub_server.faults import Fault
+from tests.hub_server.faults import Fault, fault_of
 from tests.hub_server.repos import Blob, Commit, Repo, stored_as_lfs
 
 
@@ -91,6 +95,7 @@ class Hub:
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        self.reset()
         self._server.shutdown()
         self._server.server_close()
 
@@ -98,6 +103,36 @@ class Hub:
         """Let matching requests fail; the arguments are those of [`Fault`]."""
         self.faults.append(Fault(method, path, **fault))
         return self.faults[-1]
+
+    def control(self, order: dict[str, Any]) -> dict[str, Any]:
+        """
+        Follow an order that a client sends to `/_control`: a process that tries many faults can do it without the
+        test's. `forget` names repositories that are gone, with all uploads; `faults` are those from now on.
+
+        Returns:
+            `dict`: `left`, how often each of the last faults would still have come; and `files`, by repository the
+            sha256 of each file.
+        """
+        with self.lock:
+            left = [fault.times for fault in self.faults]
+            files = {
+                name: {path: hashlib.sha256(blob.data).hexdigest() for path, blob in repo.head.files.items()}
+                for (_, name), repo in self.repos.items()
+            }
+            for name in order.get("forget", ()):
+                self.repos = {key: repo for key, repo in self.repos.items() if key[1] != name}
+                self.lfs.clear()
+            self.requests = []
+            self.faults = []
+            for fault in order.get("faults", ()):
+                self.fail(**fault_of(**fault))
+        return {"left": left, "files": files}
+
+    def hold(self, until: Callable[[], bool]) -> None:
+        """Wait until a condition holds, or the Hub is reset."""
+        requests = self.requests
+        while not until() and self.requests is requests:
+            time.sleep(0.01)
 
     def take_fault(self, method: str, path: str) -> Fault | None:
         with self.lock:
@@ -142,6 +177,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         hub: Hub = self.server.hub
+        if self.path == "/_control":
+            return self._send(Answer(200, hub.control(json.loads(self._read_body()))), None)
         request = Request(self.command, self.path, {name.lower(): value for name, value in self.headers.items()})
         with hub.lock:
             hub.requests.append(request)
@@ -150,8 +187,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.read(min(fault.hang_up_after, int(self.headers.get("content-length", 0))))
             return self._hang_up(reset=True)
         request.body = self._read_body()
+        if fault is not None and fault.until is not None:
+            hub.hold(fault.until)
         if fault is not None and fault.status is not None:
             answer = Refusal(fault.status, fault.error, fault.headers).answer
+        elif fault is not None and fault.body is not None:
+            answer = Answer(200, fault.body, {"Content-Type": "application/json"})
+        elif fault is not None and fault.redirects:
+            answer = Answer(307, b"", {"Location": request.target})
         else:
             answer = hub.api(request)
         if fault is not None and fault.deaf:

@@ -7,7 +7,8 @@ from __future__ import annotations
 import datasets
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from jest_hf.data.rows import Rows
 from jest_hf.reference import identify_reference
@@ -118,7 +119,20 @@ def test_the_same_pixels_in_other_colours_are_something_else(path):
         )
 
 
+def flipped(place):
+    """Flip a bit at a share of the file's length."""
+
+    def damage(data):
+        data = bytearray(data)
+        data[min(int(place * len(data)), len(data) - 1)] ^= 2
+        return bytes(data)
+
+    return damage
+
+
 DAMAGES = {
+    "one byte less": lambda data: data[:-1],
+    **{f"a bit at {place}": flipped(place) for place in (0.0, 0.01, 0.96, 0.97, 0.98, 0.99, 1.0)},
     "cut off": lambda data: data[:40],
     "empty": lambda data: b"",
     "no fingerprint": lambda data: data.replace(b"about", b"whose"),
@@ -127,16 +141,49 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_file_is_refused(path, damage):
-    computed(path)
+    first, _ = computed(path)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match="it is damaged .*; delete the file"):
         computed(path)
-    assert computed(path, replace=True)[1] == 6
+    again, forwards = computed(path, replace=True)
+    assert forwards == 6 and torch.equal(again.losses, first.losses)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"losses": torch.full((N_ROWS,), torch.nan)},
+        {"losses": torch.zeros(N_ROWS, dtype=torch.float64)},
+        {"losses": torch.zeros(N_ROWS - 1)},
+        {"losses": torch.zeros(N_ROWS, 1)},
+        {"valid": torch.ones(N_ROWS, dtype=torch.uint8)},
+        {"valid": torch.ones(N_ROWS + 1, dtype=torch.bool)},
+    ],
+    ids=["NaN", "float64", "fewer", "two dimensions", "uint8", "more valid"],
+)
+def test_a_file_that_was_computed_wrong_is_refused(path, changes):
+    """With the right hash, as a program would write it."""
+    losses, _ = computed(path)
+    for name, value in changes.items():
+        setattr(losses, name, value)
+    losses._write(path)
+    with pytest.raises(ValueError, match="it is damaged .its losses are|it has losses that are NaN or infinite"):
+        computed(path)
+
+
+def test_edited_losses_are_refused(path):
+    """Their size stays the same, and so does all that describes them."""
+    computed(path)
+    with safe_open(path, "pt") as file:
+        tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file({**tensors, "losses": tensors["losses"] * 2}, path, metadata=about)
+    with pytest.raises(ValueError, match="it is damaged .its losses do not have the hash in it"):
+        computed(path)
 
 
 def test_another_format_is_refused(path, monkeypatch):
     computed(path)
-    monkeypatch.setattr("jest_hf.reference.losses.FORMAT", 2)
+    monkeypatch.setattr("jest_hf.reference.losses.FORMAT", 3)
     with pytest.raises(ValueError, match="its format is unknown"):
         computed(path)
 

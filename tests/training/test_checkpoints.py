@@ -8,12 +8,16 @@ import json
 import logging
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
+from transformers import Trainer
 
 from jest_hf.report import read_selections
-from jest_hf.training.checkpoints import MANIFEST, check_checkpoint, complete_checkpoint
+from jest_hf.report.ledger import ledger_steps
+from jest_hf.training.checkpoints import LOCK, MANIFEST, check_checkpoint, complete_checkpoint
 from tests.helpers import random_rows
 from tests.trainers import make_trainer
 
@@ -183,6 +187,18 @@ def test_the_manifest_is_there_before_older_checkpoints_are_removed_and_before_t
     ]  # fmt: skip
 
 
+def test_the_selections_of_a_checkpoint_are_on_the_disk_before_the_checkpoint(tmp_path, monkeypatch):
+    save, steps_on_the_disk = Trainer._save_checkpoint, []
+
+    def observed(trainer, model, trial):
+        steps_on_the_disk.append(ledger_steps(tmp_path / "selections.parquet"))
+        save(trainer, model, trial)
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", observed)
+    make_trainer(tmp_path, record_selection=True, max_steps=4, save_strategy="steps", save_steps=2).train()
+    assert steps_on_the_disk == [(1, 2), (1, 4)]
+
+
 def test_a_damaged_best_model_is_an_error(tmp_path):
     options = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, **SAVING}
     trainer = make_trainer(tmp_path, options={"eval_dataset": random_rows(16)}, **options)
@@ -265,3 +281,44 @@ def test_resuming_with_another_loss_reference_or_order_is_said(run, warnings):
         said = [record.getMessage() for record in warnings.records if "other settings" in record.getMessage()]
         assert len(said) == (expected is not None), (changes, said)
         assert expected is None or expected in said[0], said
+
+
+LOCKED = """
+import sys
+from jest_hf.files import lock
+
+assert lock(sys.argv[1])
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks, and SIGKILL is a POSIX signal")
+def test_two_runs_that_save_in_one_folder_are_refused_until_the_first_has_died(run):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", LOCKED, run / LOCK], **pipes) as other:
+        assert other.stdout.readline() == b"locked\n"
+        half_written(run / "checkpoint-3")
+        with pytest.raises(ValueError, match=f"another run is saving checkpoints in {run}; wait for its end, or set"):
+            resumed_from(run)
+        assert (run / "checkpoint-3").exists(), "the checkpoint that the other run is saving was set aside"
+        make_trainer(run, save_strategy="no").train()  # saves nothing there
+        other.kill()
+    assert resumed_from(run) == 2
+    assert not (run / LOCK).exists()
+
+
+def test_a_run_that_fails_gives_its_folder_back(run):
+    trainer = make_trainer(run, **SAVING)
+    trainer.training_step = None
+    with pytest.raises(TypeError):
+        trainer.train()
+    assert not (run / LOCK).exists()
+
+
+def test_the_trials_of_a_search_have_folders_of_their_own(tmp_path):
+    trainer = make_trainer(tmp_path, **SAVING)
+    with trainer.plan.checkpoints.running(None, alone=False):
+        assert not (tmp_path / LOCK).exists()
+    with trainer.plan.checkpoints.running(None):
+        assert (tmp_path / LOCK).exists()

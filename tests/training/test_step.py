@@ -13,7 +13,6 @@ from jest_hf import JESTConfig
 from jest_hf.batch import PointwiseLosses
 from jest_hf.distributed import Ranks
 from jest_hf.scoring import Scorer
-from jest_hf.selection import SelectionSchedule
 from jest_hf.training.step import MOST_EMPTY, SelectionStep, compared_selectors
 
 
@@ -64,11 +63,9 @@ def make_step(folder, reference=None, **options):
     options = {"criterion": "hard_learner", "selection": "top_k", "filter_ratio": 0.75, **options}
     args = JESTConfig(output_dir=folder, per_device_train_batch_size=4, use_cpu=True, report_to=[], **options)
     reader, metrics = Reader(), Metrics()
-    schedule = SelectionSchedule(args.filter_ratio, args.selection_warmup_steps, args.filter_ratio_ramp_steps)
     step = SelectionStep(
         args,
         None,
-        schedule=schedule,
         ranks=Ranks(),
         group=Ranks(),
         scorer=Scorer(reader, lambda: reference, batch_size=8),

@@ -14,6 +14,7 @@ from jest_hf import JESTConfig
 from jest_hf.batch import ContrastiveEmbeddings
 from jest_hf.distributed import Ranks
 from jest_hf.models import View
+from jest_hf.selection import noise_at
 from jest_hf.training.step import SubBatch
 from jest_hf.training.update import Update
 
@@ -85,6 +86,16 @@ def test_with_a_view_rows_and_teacher_are_shuffled_alike(tmp_path):
     assert torch.equal(batch.teacher.image, embeddings(ids).image)
     assert (batch.n_at_view, batch.fewest_rows) == (4, 8)
     assert update.prepare(None, sub_batch(), 2).rows["example_id"].tolist() != ids.tolist()
+
+
+@pytest.mark.parametrize("step, rank", [(1, 0), (2, 0), (7, 1)])
+def test_the_shuffle_has_noise_of_its_own_by_step_and_rank(tmp_path, monkeypatch, step, rank):
+    update = make_update(tmp_path, "image:8", scoring_view="image:8", n_chunks=4, seed=5)
+    monkeypatch.setattr(JESTConfig, "sub_batch_size", 16)  # 8 rows on each of two ranks
+    update.ranks = SimpleNamespace(rank=rank, gather_counts=lambda n, device: [n, n])
+    order = update.prepare(None, sub_batch(), step).rows["example_id"]
+    noise = noise_at(5, step, 1, torch.arange(8 * rank, 8 * rank + 8), first_chunk=4)[0]
+    assert order.tolist() == noise.argsort().tolist()
 
 
 def test_a_teacher_that_has_scored_the_super_batch_is_not_run_again(tmp_path):
