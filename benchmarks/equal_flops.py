@@ -8,7 +8,7 @@ constant after a warm-up, so that every run is the beginning of a longer one. It
 and for learnability, from the same candidates, with a seed of its own and half of the FLOPs, on the validation part;
 the table is measured on the test part. There is one reference for all seeds and arms.
 
-    python benchmarks/equal_flops.py --data cross_style    # and cifar10; what was measured before stays
+    python benchmarks/equal_flops.py --data cross_style    # and cifar10, scenes; what was measured before stays
     python benchmarks/equal_flops.py --data cross_style --report
 
 Seconds are those of training, with the reference's pass over the pool and without evaluations.
@@ -23,6 +23,7 @@ import platform
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "reference_steps": 300,
         "reference_learning_rate": 1e-3,
     },
+    "scenes": {"metric": "R@5", "max_length": 20, "reference_steps": 600, "reference_learning_rate": 1e-3},
 }
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 TUNING_SEED = 100  # none of the seeds of the table
@@ -150,14 +152,15 @@ def reference_of(options: argparse.Namespace, parts: dict[str, Any]) -> SiglipMo
 def tuned(options: argparse.Namespace) -> dict[str, float]:
     """By arm, the learning rate that is best on the validation part."""
     parts = None
-    for arm in sorted(set(ARMS.values())):
+    owners = {arm: options.tuned_as[arm] for arm in options.arms}
+    for arm in sorted(set(owners.values())):
         for rate in options.rates:
             tried = read(options).get("tuning", {})
             if str(rate) in tried.get(arm, {}):
                 continue
             parts = parts or parts_of(options, TUNING_SEED)
             reference = reference_of(options, parts)
-            run, _ = train(
+            run, _ = options.train(
                 *(options, parts | {"test": parts["validation"]}, TUNING_SEED, arm, rate, options.steps // 2),
                 reference=None if arm == "iid" else reference,
             )
@@ -165,7 +168,7 @@ def tuned(options: argparse.Namespace) -> dict[str, float]:
             print(f"{arm} {rate}: {run['evaluations'][-1]['quality']:.4f} on validation", flush=True)
     runs = read(options)["tuning"]
     quality = {arm: {rate: run["evaluations"][-1]["quality"] for rate, run in runs[arm].items()} for arm in runs}
-    return {arm: float(max(quality[own], key=quality[own].__getitem__)) for arm, own in ARMS.items()}
+    return {arm: float(max(quality[own], key=quality[own].__getitem__)) for arm, own in owners.items()}
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -179,7 +182,7 @@ def measure(options: argparse.Namespace) -> None:
                 continue
             parts = parts or parts_of(options, seed)
             reference = None if arm == "iid" else reference_of(options, parts)
-            run, _ = train(options, parts, seed, arm, rates[arm], options.steps, reference)
+            run, _ = options.train(options, parts, seed, arm, rates[arm], options.steps, reference)
             write(options, {"runs": runs | {f"{arm}/{seed}": run}})
             print(f"seed {seed} {arm}: {run['evaluations'][-1]}", flush=True)
 
@@ -237,10 +240,17 @@ def write(options: argparse.Namespace, more: dict[str, Any]) -> None:
     path_of(options).write_text(json.dumps(read(options) | about | more, indent=1) + "\n")
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(
+    argv: list[str] | None = None,
+    tuned_as: dict[str, str] = ARMS,
+    run: Callable[..., tuple[dict[str, Any], SiglipModel]] | None = None,
+    about: str | None = __doc__,
+) -> None:
+    """Measure the arms of `tuned_as`, which has for each arm the one whose learning rate it takes, with `run` in place
+    of [`train`]."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=SETTINGS, default="cross_style")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=tuned_as, default=list(tuned_as))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=600, help="of IID training, whose FLOPs every arm may spend")
@@ -250,7 +260,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, help="where references are kept; default: in the temporary folder")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(argv)
-    vars(options).update(SETTINGS[options.data])
+    vars(options).update(SETTINGS[options.data], tuned_as=tuned_as, train=run or train)
     options.work = options.work or Path(tempfile.gettempdir()) / "jest_hf_equal_flops"
     logging.set_verbosity_error()
     if not options.report:

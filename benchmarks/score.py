@@ -1,18 +1,19 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""How well the scores of `jest-hf score` find the right captions of the built-in noisy data, and what scoring costs.
+"""How well the scores of `jest-hf score` find the right captions of noisy data, and what scoring costs.
 
-A small reference is trained IID on `scenes:curated`, and a learner, from random weights, for a few steps IID on
-`scenes:web`, of which 70 % of the rows are noise. Both score `scenes:web`. The answer key is the column `noise`, which
-no model reads. A ROC-AUC of 1 puts all rows of the first kind before all of the second; 0.5 is chance.
+A small reference is trained IID on the curated part of the data, and a learner, from random weights, for a few steps
+IID on the pool. Both score the pool: the built-in `scenes:web`, of which 70 % of the rows are noise, or the emoji of
+`datasets_shared.py` in several drawing styles, of which 60 % are. The answer key is the column `noise`, which no model
+reads. A ROC-AUC of 1 puts all rows of the first kind before all of the second; 0.5 is chance.
 
 - `aligned`: rows whose caption is right and whose scene is no near duplicate, against all others;
-- `right caption`: aligned rows and near duplicates, whose captions are right too, against the rest.
+- `right caption`: aligned rows and near duplicates, whose captions are right too, against the rest (scenes alone).
 
 The cost is the CPU time of scoring a part of the rows with both models, against a plain forward pass over the rows
 with each model (loading, decoding and forward, no files). Rounds alternate; the table has the median.
 
-    python benchmarks/score.py            # about 10 minutes of one core
+    python benchmarks/score.py            # about 10 minutes of one core; also --data cross_style
     python benchmarks/score.py --quick    # a minute: does it run?
     python benchmarks/score.py --report   # only the table
 """
@@ -24,6 +25,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -49,8 +51,13 @@ from jest_hf.report import format_table  # noqa: E402
 from jest_hf.selection import CRITERIA  # noqa: E402
 
 
-RESULTS = Path(__file__).parent / "results" / "score.json"
+sys.path.insert(0, str(Path(__file__).parent))
+from datasets_shared import cross_style  # noqa: E402
+
+
+RESULTS = Path(__file__).parent / "results"
 KEYS = {"aligned": ("aligned",), "right caption": ("aligned", "near-duplicate")}
+MAX_LENGTH = {"scenes": 20, "cross_style": 10}  # tokens
 SCORES = {
     "learnability": "learnability",
     "easy_reference": "minus the reference's loss",
@@ -121,8 +128,12 @@ def scored(folder: str, learner: Any, reference: Any, processor: Any, rows: Any,
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    curated, web = (load_scenes(split, n=min(options.rows, SPLIT_SIZES[split])) for split in ("curated", "web"))
-    processor = build_processor([*curated["caption"], *web["caption"]], 32, 2048, 20)
+    if options.data == "scenes":
+        curated, web = (load_scenes(split, n=min(options.rows, SPLIT_SIZES[split])) for split in ("curated", "web"))
+    else:
+        curated, web = (cross_style(options.seed)[part] for part in ("curated", "pool"))
+        web = web.select(range(min(options.rows, len(web))))
+    processor = build_processor([*curated["caption"], *web["caption"]], 32, 2048, MAX_LENGTH[options.data])
     with tempfile.TemporaryDirectory() as folder:
         reference = train(curated, processor, options.reference_steps, options.seed, f"{folder}/reference")
         learner = train(web, processor, options.learner_steps, options.seed + 1, f"{folder}/learner")
@@ -131,7 +142,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         losses, stability = scores.scores(), scores.stability
     noise = np.array(web["noise"][:])
     auc = {
-        name: {key: roc_auc(scores_by(name, losses), np.isin(noise, kinds)) for key, kinds in KEYS.items()}
+        name: {
+            key: roc_auc(scores_by(name, losses), np.isin(noise, kinds))
+            for key, kinds in KEYS.items()
+            if set(kinds) <= set(noise)
+        }
         for name in SCORES
     }
     timed = web.select(range(min(options.timed_rows, len(web))))
@@ -139,7 +154,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "settings": {name: value for name, value in vars(options).items() if name not in ("output", "report")},
         "auc": auc,
         "stability": stability,
-        "rows_a_second": cost(learner, reference, processor, timed, options.rounds),
+        "rows_a_second": cost(learner, reference, processor, timed, options.rounds) if options.rounds else {},
         "machine": {"cpu": platform.processor(), "torch": torch.__version__, "threads": torch.get_num_threads()},
     }
 
@@ -149,34 +164,39 @@ def table(results: dict[str, Any]) -> str:
     rows = [
         (
             f"{about} ({CRITERIA[name].name})",
-            *(f"{results['auc'][name][key]:.3f}" for key in KEYS),
+            *(f"{value:.3f}" for value in results["auc"][name].values()),
             f"{results['stability'][shown[name]]:.4f}",
         )
         for name, about in SCORES.items()
     ]
-    found = results["rows_a_second"]
-    return (
-        format_table(["score", *(f"ROC-AUC, {key}" for key in KEYS), "rank correlation of halves"], rows)
-        + f"\n\nRows a second of CPU time: {found['score']:.0f} scored by both models, {found['plain']:.0f} in plain "
-        f"forward passes of both: {found['ratio']:.2f}."
-    )
+    keys = [f"ROC-AUC, {key}" for key in results["auc"]["learnability"]]
+    text, found = format_table(["score", *keys, "rank correlation of halves"], rows), results["rows_a_second"]
+    if found:
+        text += (
+            f"\n\nRows a second of CPU time: {found['score']:.0f} scored by both models, {found['plain']:.0f} in "
+            f"plain forward passes of both: {found['ratio']:.2f}."
+        )
+    return text
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
+    add("--data", choices=MAX_LENGTH, default="scenes", help="data to score; default: scenes")
     add("--reference_steps", type=int, default=300, help="steps of 192 rows of the reference; default: 300")
     add("--learner_steps", type=int, default=40, help="steps of 192 rows of the learner; default: 40")
-    add("--rows", type=int, default=24_000, help="rows of scenes:web to score; default: 24000, all")
+    add("--rows", type=int, default=24_000, help="rows of the pool to score; default: 24000, all")
     add("--batch_size", type=int, default=256, help="pairs in a random batch; default: 256")
     add("--draws", type=int, default=8, help="random batches for each row; default: 8")
     add("--timed_rows", type=int, default=4096, help="rows on which the cost is measured; default: 4096")
-    add("--rounds", type=int, default=3, help="rounds of the cost; default: 3")
+    add("--rounds", type=int, default=3, help="rounds of the cost; 0: it is not measured; default: 3")
     add("--seed", type=int, default=0, help="seed of weights and order; default: 0")
-    add("--output", type=Path, default=RESULTS, help="JSON file of the results")
+    add("--output", type=Path, help="JSON file of the results; default: by the data, in benchmarks/results")
     add("--quick", action="store_true", help="tiny sizes, to see whether it runs")
     add("--report", action="store_true", help="print the table of earlier results")
     options = parser.parse_args(argv)
+    if options.output is None:
+        options.output = RESULTS / ("score.json" if options.data == "scenes" else f"score_{options.data}.json")
     if options.quick:
         vars(options).update(QUICK)
     return options

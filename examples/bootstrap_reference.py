@@ -282,7 +282,7 @@ class Chain:
                 "processes": PartialState().num_processes,
             },
         )
-        about = {"dataset": _data_name(recipe, name), "role": "learner" if "learner" in name else "reference"}
+        about = _about(recipe, name) | {"role": "learner" if "learner" in name else "reference"}
         trainer = None
         if not stage.done:
             trainer = self.trainer(stage, settings, rows, reference, warm)
@@ -382,12 +382,12 @@ class Chain:
             stage.note_published(repo, getattr(commit, "oid", commit))
 
 
-def _data_name(recipe: Recipe, stage: str) -> str:
-    """Return the name of a model's training data for its card."""
-    if stage == "reference" and recipe.curated_dataset is None:
-        return f"{recipe.hub_name}-curated" if recipe.hub_name else "curated"
+def _about(recipe: Recipe, stage: str) -> dict[str, Any]:
+    """Return what a model's card tells about the data that it was trained and measured on."""
     source = {"aligner": recipe.seed_dataset, "reference": recipe.curated_dataset}.get(stage, recipe.pool)
-    return source["spec"]
+    name = source["spec"] if source else f"{recipe.hub_name}-curated" if recipe.hub_name else "curated"
+    measured = recipe.validation or {}
+    return {"dataset": name, "eval_dataset": measured.get("spec"), "eval_split": measured.get("split")}
 
 
 def main(argv: list[str]) -> Chain:

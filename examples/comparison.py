@@ -48,7 +48,10 @@ class Comparison(ABC):
         self.curated = self.source("train_reference_on")
         if self.eval is None:
             args.eval_strategy = "no"
-        self.reference_cost: dict[str, float] | None = None  # of training it here
+        # Of training the reference here: its cost, its row in the results, and its metrics on the evaluation data.
+        self.reference_cost: dict[str, float] | None = None
+        self.reference_row: list[str] | None = None
+        self.reference_metrics: dict[str, float] = {}
         if script.compare_learnability_steps and args.criterion == "learnability":
             raise ValueError(
                 f"compare_learnability_steps={script.compare_learnability_steps} compares a run by another criterion "
@@ -144,8 +147,10 @@ class Comparison(ABC):
         trainer.train()
         wall, cpu = history.spent.tolist()
         self.reference_cost = {"flops": trainer.run_flops.total, "seconds": wall, "cpu_seconds": cpu}
+        self.reference_row = self.row("reference", trainer, f"{wall:.0f}", self.evaluate(trainer))
+        self.reference_metrics = next((one for one in trainer.state.log_history[::-1] if "eval_loss" in one), {})
         trainer.save_model(folder)
-        trainer.create_model_card(role="reference", dataset=script.train_reference_on)
+        trainer.create_model_card(role="reference", **self.about(script.train_reference_on))
         return trainer.model
 
     def run(self, name: str, rows: Dataset, reference: PreTrainedModel | str | None, **changes: Any) -> JESTTrainer:
@@ -200,39 +205,51 @@ class Comparison(ABC):
                     )  # fmt: skip
         trainers[name] = learner = self.run(name, self.train, reference)
 
-        data = self.test if self.test is not None else self.eval
-        final = {
-            run: trainer.evaluate(data, metric_key_prefix="test") if data is not None else {}
-            for run, trainer in trainers.items()
-        }
+        final = {run: self.evaluate(trainer) for run, trainer in trainers.items()}
         learner.save_model(str(out))
         self.processor.save_pretrained(out)
-        learner.create_model_card(dataset=script.dataset)
+        about = self.about(script.dataset) | {"reference_metrics": self.reference_metrics}
+        learner.create_model_card(**about)
         summary = self.report(trainers, final, out)
         (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
         print(f"\nLearner, processor, model card, selections and summary.json are in {out}/")
         if self.args.push_to_hub:
-            learner.push_to_hub(dataset=script.dataset)
+            learner.push_to_hub(**about)
+
+    def evaluate(self, trainer: JESTTrainer) -> dict[str, float]:
+        """Return the metrics of a trained model on the test data, or else on the evaluation data."""
+        data = self.test if self.test is not None else self.eval
+        return trainer.evaluate(data, metric_key_prefix="test") if data is not None else {}
+
+    def about(self, dataset: str) -> dict[str, Any]:
+        """Return what a model card tells about the data of a run."""
+        return {"dataset": dataset, "eval_dataset": self.script.eval_dataset, "eval_split": self.script.eval_split}
+
+    def row(self, name: str, trainer: JESTTrainer, seconds: str, metrics: dict[str, float]) -> list[str]:
+        """Return the row of a run in the table of results."""
+        counts, shown = trainer.statistics, self.measures()[1]
+        values = [f"{metrics[f'test_{one}']:.3f}" if f"test_{one}" in metrics else "" for one in shown]
+        return [name, f"{counts.trained:,}", f"{counts.seen:,}", f"{trainer.run_flops.total:.2e}", seconds, *values]
 
     def report(
         self, trainers: dict[str, JESTTrainer], final: dict[str, dict[str, float]], out: Path
     ) -> dict[str, Any]:
         """Print the table, draw the plot, and return the data of both."""
         quality, shown = self.measures()
-        rows, summary = [], {"reference": self.reference_cost, "runs": {}}
+        rows = [] if self.reference_row is None else [self.reference_row]
+        summary: dict[str, Any] = {"reference": self.reference_cost, "runs": {}}
         for name, trainer in trainers.items():
-            counts, metrics, flops = trainer.statistics, final[name], trainer.run_flops.total
+            counts = trainer.statistics
             summary["runs"][name] = {
                 **counts.totals(),
-                "flops": flops,
+                "flops": trainer.run_flops.total,
                 "learning_rate": trainer.args.learning_rate,
                 "sources": counts.sources,
-                "test": metrics,
+                "test": final[name],
                 "evaluations": trainer.costs,
             }
-            values = [f"{metrics[f'test_{one}']:.3f}" if f"test_{one}" in metrics else "" for one in shown]
             seconds = f"{trainer.history[-1].seconds:.0f}" if trainer.history else ""
-            rows.append([name, f"{counts.trained:,}", f"{counts.seen:,}", f"{flops:.2e}", seconds, *values])
+            rows.append(self.row(name, trainer, seconds, final[name]))
         print("\n" + format_table(["run", "examples trained", "examples seen", "FLOPs", "seconds", *shown], rows))
         print("FLOPs and seconds include the reference's pass over the data; no evaluation is in the seconds.")
         histories = {name: trainer.history for name, trainer in trainers.items() if trainer.history}

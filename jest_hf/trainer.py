@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from jest_hf.config import JESTConfig
+from jest_hf.curation.tracked import TrackedSelection
 from jest_hf.data.collator import JESTDataCollator
 from jest_hf.data.streamed_rows import is_stream
 from jest_hf.distributed import Ranks
@@ -128,7 +129,8 @@ class JESTTrainer(Trainer):
         check_learner(self.model, plan.view, deepspeed=self.is_deepspeed_enabled)
         adopt_callbacks(self.callback_handler)
         self.parts: Parts = build_parts(plan, self.model, proxy_model)
-        for callback in self.parts.callbacks:
+        tracked = TrackedSelection(lambda: self.ledger, self.callback_handler, train_dataset, plan.collator)
+        for callback in (*self.parts.callbacks, tracked):
             self.add_callback(callback)
         if reports:
             self.add_callback(ReportsCallback(lambda: plan.recorder.finish(summarise_run(self.facts))))
@@ -248,10 +250,8 @@ class JESTTrainer(Trainer):
     # ---- Data and evaluation ----
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """
-        This rank's share of super-batches, whose order depends on (data_seed, epoch) alone: they are the same for any
-        number of ranks. The last, incomplete one is dropped. Of a stream each rank reads its own part, as it comes.
-        """
+        """This rank's share of super-batches, whose order depends on (data_seed, epoch) alone: the same for any number
+        of ranks. The last, incomplete one is dropped. Of a stream each rank reads its own part, as it comes."""
         if is_stream(self.train_dataset):
             return self.parts.loaders.stream(self.train_dataset, self.data_collator)
         rows, sampler = self.parts.loaders.rows(self.train_dataset, self.data_collator, self.reference)

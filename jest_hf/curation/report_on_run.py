@@ -195,7 +195,7 @@ def _check_data(
     return None
 
 
-def _spread(ids: np.ndarray, scores: np.ndarray, size: int) -> list[tuple[int, float]]:
+def spread(ids: np.ndarray, scores: np.ndarray, size: int) -> list[tuple[int, float]]:
     """A sample of different rows by a fixed seed, by falling score."""
     order = np.random.default_rng(0).permutation(len(ids))
     _, first = np.unique(ids[order], return_index=True)
@@ -205,7 +205,7 @@ def _spread(ids: np.ndarray, scores: np.ndarray, size: int) -> list[tuple[int, f
 
 
 def _samples(tally: Tally) -> dict[tuple[str, str], list[tuple[int, float]]]:
-    return {name: _spread(one.ids, one.scores, N_PICTURES) for name, one in tally.samples.items()}
+    return {name: spread(one.ids, one.scores, N_PICTURES) for name, one in tally.samples.items()}
 
 
 def _shown_ids(tally: Tally) -> np.ndarray:

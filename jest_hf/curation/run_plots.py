@@ -4,13 +4,17 @@
 
 from __future__ import annotations
 
+import io
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
+from jest_hf.curation.pictures import Picture
 from jest_hf.curation.run_tally import PERIODS, Tally
 from jest_hf.report.plots import COLOURS, MARKERS
 
@@ -143,15 +147,31 @@ def plot_times(tally: Tally) -> Figure:
     return figure
 
 
+def plot_gallery(pictures: Sequence[Picture]) -> Figure:
+    """Draw pictures with their notes and captions, six in a row."""
+    n_columns = min(6, len(pictures))
+    n_rows = -(-len(pictures) // n_columns)
+    figure = _figure(1.8 * n_columns, 2.4 * n_rows)
+    for axes, picture in zip_longest(figure.subplots(n_rows, n_columns, squeeze=False).flat, pictures):
+        axes.axis("off")
+        if picture is None:
+            continue
+        if picture.jpeg is not None:
+            axes.imshow(Image.open(io.BytesIO(picture.jpeg)))
+        lines = [picture.note or picture.title, *textwrap.wrap(_text(picture.caption, 80), 26)]
+        axes.set_title("\n".join(lines), fontsize=7)
+    return figure
+
+
 def _middles(tally: Tally) -> np.ndarray:
     middles: np.ndarray = (tally.edges[:-1] + tally.edges[1:] - 1) / 2
     return middles
 
 
-def _text(name: str) -> str:
+def _text(name: str, most: int = 40) -> str:
     """A name for a legend: no mathematics between dollars, no underscore that would hide the line, and short."""
     name = "".join(one if one.isprintable() else " " for one in name).replace("$", r"\$")
-    return " " + (name if len(name) <= 40 else f"{name[:39]}…")
+    return " " + (name if len(name) <= most else f"{name[: most - 1]}…")
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -170,4 +190,4 @@ def _clean(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-__all__ = ["plot_curves", "plot_scores", "plot_sources", "plot_times"]
+__all__ = ["plot_curves", "plot_gallery", "plot_scores", "plot_sources", "plot_times"]

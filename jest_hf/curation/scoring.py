@@ -27,6 +27,7 @@ from jest_hf.curation.score_writer import Source, write_scores
 from jest_hf.data.collator import JESTDataCollator
 from jest_hf.data.reasons import first_reasons
 from jest_hf.data.rows import Rows
+from jest_hf.data.stream import is_stream
 from jest_hf.distributed import Ranks
 from jest_hf.hub.card_parts import public_name
 from jest_hf.objectives import ObjectiveOptions, find_objective
@@ -98,6 +99,7 @@ def score_dataset(
     Raises:
         ValueError: if there is nothing to score with, if an option is out of range, or if `output_dir` has scores of
             other models, other data or other options.
+        TypeError: for a stream.
         OSError: if a model cannot be loaded, or a file cannot be written; finished shards are kept.
     """
     reading = {name: value for name, value in reading.items() if value not in (None, False)}
@@ -155,6 +157,12 @@ def _check(dataset: Any, learner: Any, ref_model: Any, reference_cache: Any) -> 
         raise ValueError("ref_model and reference_cache are both a reference; pass one of them.")
     if dataset is None and (learner is not None or ref_model is not None):
         raise ValueError("a model needs data to score; pass dataset, or reference_cache alone.")
+    if dataset is not None and is_stream(dataset):
+        raise TypeError(
+            f"dataset is a stream ({type(dataset).__name__}), and rows are scored by their numbers, in random batches "
+            "of the whole data set; name its files with load_source (scores of a webdataset have the __key__ too), or "
+            "keep its rows with datasets.Dataset.from_generator."
+        )
 
 
 class _Embedder:

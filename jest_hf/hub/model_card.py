@@ -106,8 +106,9 @@ def run_card(summary: RunSummary) -> ModelCard:
         sources=_sources(summary.sources, selects),
         plot=summary.plot,
         compute=about_table(_compute(summary)),
-        evaluation=card_table(["metric", "value"], list(metrics.items())) if metrics else "",
+        evaluation=_evaluation(metrics, _quality(summary.reference_metrics)),
         evaluated_on=public_name(summary.eval_dataset),
+        evaluated_split=summary.eval_split,
         evaluated_at=summary.evaluated_at if summary.evaluated_at != summary.steps else None,
         versions=summary.versions,
     )
@@ -151,6 +152,7 @@ def _metadata(summary: RunSummary, metrics: Mapping[str, float]) -> ModelCardDat
             task_type=_measured_task(task, sample, name),
             dataset_type=measured_on,
             dataset_name=measured_on,
+            dataset_split=summary.eval_split,
             metric_type=name,
             metric_value=value,
         )
@@ -246,6 +248,15 @@ def _compute(summary: RunSummary) -> list[tuple[str, object]]:
     rows.append(("training time", None if summary.wall_time is None else f"{summary.wall_time:,.0f} s"))
     rows.append(("hardware", summary.hardware))
     return rows
+
+
+def _evaluation(metrics: Mapping[str, float], of_reference: Mapping[str, float]) -> str:
+    if not metrics:
+        return ""
+    if not of_reference:
+        return card_table(["metric", "value"], list(metrics.items()))
+    rows = [(name, value, of_reference.get(name, "")) for name, value in metrics.items()]
+    return card_table(["metric", "this model", "its reference"], rows)
 
 
 def _quality(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -14,9 +14,10 @@ import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from huggingface_hub import constants, hf_hub_download, is_offline_mode, snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_download, is_offline_mode, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -142,6 +143,17 @@ def pull(
         if not is_intact(path):
             _mend(path, snapshot, setting, repo_type, token)
     return snapshot
+
+
+@cache
+def license_of(repo_id: str) -> str | None:
+    """Return the licence that the card of a model on the Hub names; `None` if it names none, or cannot be read now."""
+    try:
+        card = HfApi().model_info(repo_id, timeout=10).card_data  # one request, which is not repeated
+    except Exception as error:  # as in `pull`
+        logger.info(f"The licence of {repo_id} is not known: {error}")
+        return None
+    return card.license if card is not None and isinstance(card.license, str) else None
 
 
 def is_intact(path: Path) -> bool:

@@ -60,7 +60,7 @@ def load_reference(
             processor = load_processor(snapshot.folder, f"{option}={ref_model!r}")
         with built_whole():
             model = _read(snapshot, ranks, device, option)
-        model.config._name_or_path, model.config._commit_hash = snapshot.name, snapshot.commit
+        _name(model, snapshot)
         return model.eval().requires_grad_(False), processor
     if revision is not None:
         raise ValueError(
@@ -95,7 +95,7 @@ def load_learner(
     snapshot = locate_reference(name, ranks=ranks, device=device, option=option)
     # float32: in fewer bits, small steps round away.
     model = load_model(snapshot.folder, f"{option}={name!r}", dtype=torch.float32)
-    model.config._name_or_path, model.config._commit_hash = snapshot.name, snapshot.commit
+    _name(model, snapshot)
     return model, load_processor(snapshot.folder, f"{option}={name!r}") if processor is None else processor
 
 
@@ -171,6 +171,13 @@ def locate_adapter(
         )
     check_safetensors(snapshot.folder, [ADAPTER_WEIGHTS], f"ref_model={adapter!r}")
     return snapshot
+
+
+def _name(model: PreTrainedModel, snapshot: Snapshot) -> None:
+    """Let a model have the name and the commit that it was pulled by, not the folder of this machine's cache: model
+    cards, and the configuration of an adapter on it, name it."""
+    model.config._name_or_path, model.config._commit_hash = snapshot.name, snapshot.commit
+    model.name_or_path = snapshot.name
 
 
 def _read(

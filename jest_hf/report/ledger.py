@@ -211,6 +211,13 @@ class SelectionLedger:
                 self._write(self.path / f"{kind}{last + 1:06d}.parquet", table)
         self._forget()
 
+    def unwritten(self, *, rejected: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return step, id and score of the examples that were recorded since the last flush: int64, int64 and float32
+        `[k]` each, NaN for an example without a score."""
+        table = pa.Table.from_batches(self._pending[REJECTED if rejected else SELECTED], SCHEMA)
+        steps, ids, scores = (table[name].to_numpy() for name in ("step", "example_id", "score"))
+        return steps, ids, scores.astype(np.float32)
+
     def truncate(self, step: int) -> None:
         """Drop the rows of all later steps, in memory and on the disk, and flush.
 

@@ -65,8 +65,8 @@ class RunSummary:
             Hub id or path of the model that training started from; `None` for a model trained from scratch.
         datasets (sequence of `str`, *optional*):
             Training data: Hub ids, paths or built-in names.
-        eval_dataset (`str`, *optional*):
-            The data set that the metrics were measured on.
+        eval_dataset, eval_split (`str`, *optional*):
+            The data set that the metrics were measured on, and its split.
         reference (`str`, *optional*):
             Hub id or path of the reference.
         reference_revision (`str`, *optional*):
@@ -103,6 +103,8 @@ class RunSummary:
             For instance `"1 x NVIDIA H200"`.
         metrics (`dict[str, float]`, *optional*):
             Metrics from `evaluate()`; the card leaves out times.
+        reference_metrics (`dict[str, float]`, *optional*):
+            The same of the reference, for a column beside those of the model.
         evaluated_at (`int`, *optional*):
             The step after which the metrics were measured, if it is not the last step.
         versions (`dict[str, str]`, *optional*):
@@ -141,6 +143,7 @@ class RunSummary:
     base_model: str | None = None
     datasets: Sequence[str] = ()
     eval_dataset: str | None = None
+    eval_split: str | None = None
     reference: str | None = None
     reference_revision: str | None = None
     reference_weights: str | None = None
@@ -159,6 +162,7 @@ class RunSummary:
     wall_time: float | None = None
     hardware: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    reference_metrics: Mapping[str, float] = field(default_factory=dict)
     evaluated_at: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     license: str | None = None

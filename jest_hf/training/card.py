@@ -19,7 +19,9 @@ from transformers.utils import logging
 
 from jest_hf.config import JESTConfig
 from jest_hf.hub.card_file import write_card
+from jest_hf.hub.card_parts import is_hub_id
 from jest_hf.hub.model_card import run_card
+from jest_hf.hub.pull import license_of
 from jest_hf.models import base_model, has_adapter
 from jest_hf.objectives import Objective
 from jest_hf.report.flops import StepFlops
@@ -66,7 +68,8 @@ class RunFacts:
 def write_run_card(facts: RunFacts, **about: Any) -> None:
     """
     Write the card of a run, and the plot in it, to `output_dir`; what a user has written into the `README.md` there
-    stays ([`~jest_hf.hub.write_card`]). On the main process alone.
+    stays ([`~jest_hf.hub.write_card`]). On the main process alone. Without a licence in `about`, the card has the
+    licence of the model that training started from, if that is on the Hub and its card names one.
 
     Args:
         facts ([`RunFacts`]):
@@ -79,6 +82,8 @@ def write_run_card(facts: RunFacts, **about: Any) -> None:
     """
     folder = Path(str(facts.args.output_dir))
     summary = summarise_run(facts, **about)
+    if summary.license is None and is_hub_id(summary.base_model):
+        summary = replace(summary, license=license_of(summary.base_model))
     points = _selected_and_rejected(facts)
     if any(len(line) > 1 for line in points.values()):
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,6 +103,8 @@ def summarise_run(
     finetuned_from: str | None = None,
     dataset: str | list[str] | None = None,
     eval_dataset: str | None = None,
+    eval_split: str | None = None,
+    reference_metrics: Mapping[str, float] | None = None,
     sources: Mapping[str, tuple[int, int]] | None = None,
     **unused: Any,
 ) -> RunSummary:
@@ -109,8 +116,10 @@ def summarise_run(
             The run.
         role (`str`, *optional*, defaults to `"learner"`):
             `"reference"` for a model that was trained to be one.
-        eval_dataset (`str`, *optional*):
-            What the metrics were measured on.
+        eval_dataset, eval_split (`str`, *optional*):
+            What the metrics were measured on: data set and split.
+        reference_metrics (`dict[str, float]`, *optional*):
+            The same metrics of the reference.
         sources (`dict[str, tuple[int, int]]`, *optional*):
             By where examples came from, how many of them were selected and how many were seen.
     """
@@ -145,6 +154,7 @@ def summarise_run(
         base_model=finetuned_from or learner.config._name_or_path or None,
         datasets=_listed(dataset),
         eval_dataset=eval_dataset,
+        eval_split=eval_split,
         **facts.reference,
         steps=state.global_step,
         examples_trained=statistics.trained,
@@ -156,6 +166,7 @@ def summarise_run(
         wall_time=times[-1] if times else None,
         hardware=hardware(args.device, args.world_size),
         metrics=metrics,
+        reference_metrics=reference_metrics or {},
         evaluated_at=evaluated_at,
         versions=versions((*LIBRARIES, "peft") if adapter else LIBRARIES),
         license=license,

@@ -17,12 +17,10 @@ from typing import Any
 
 import datasets
 import pytest
-import torch
 import transformers
-from transformers import AutoModel, Trainer
+from transformers import Trainer
 
 from jest_hf import JESTConfig, JESTDataCollator, JESTTrainer
-from jest_hf.selection import ContrastiveEmbeddings
 from tests.docs.pages import Block, blocks, docstring_blocks
 from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
 
@@ -30,10 +28,10 @@ from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
 ON_PAGES = blocks("python")
 IN_DOCSTRINGS = docstring_blocks("python")
 
-# How many blocks of a page are run below. Of the pages that are named last, docs/extending.md has tests of its own
-# (tests/extensions), and the others show no more than the form of internal code.
-RUN = {"README.md": 2, "docs/curate.md": 1, "docs/distributed.md": 1, "docs/family.md": 2}
-NOT_RUN = {"docs/extending.md", "docs/architecture.md", "CONTRIBUTING.md"}
+# How many blocks of a page are run below. Of the pages that are named last, README.md and docs/extending.md have tests
+# of their own (test_readme_runs.py, tests/extensions), and the others show no more than the form of internal code.
+RUN = {"docs/curate.md": 1, "docs/distributed.md": 1, "docs/family.md": 2}
+NOT_RUN = {"README.md", "docs/extending.md", "docs/architecture.md", "CONTRIBUTING.md"}
 
 FACES = ("", ".selection", ".losses", ".objectives", ".models", ".data", ".reference", ".evaluation", ".report")
 FACES += (".hub", ".distributed", ".curation", ".config")
@@ -172,44 +170,6 @@ def saved(tmp_path):
         tiny_siglip(seed).save_pretrained(tmp_path / name)
         tiny_siglip_processor().save_pretrained(tmp_path / name)
     return str(tmp_path / "learner"), str(tmp_path / "reference")
-
-
-def test_readme_trains(tmp_path, saved, monkeypatch):
-    learner, reference = saved
-    stand_ins = {"my/noisy-pairs": random_rows(64, seed=0), "my/clean-pairs": random_rows(16, seed=1)}
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: datasets.Dataset.from_list(stand_ins[name]))
-    block = block_of("README.md", 0)
-    assert "the super-batch has 1,280" in block.text
-    assert JESTConfig(output_dir="out", per_device_train_batch_size=256, filter_ratio=0.8).super_batch_size == 1280
-
-    output = str(tmp_path / "out")
-    smaller = {"output_dir": output, "per_device_train_batch_size": 4, "bf16": False, "max_steps": 2}
-    after = run(
-        block,
-        {},
-        {**smaller, "dataloader_num_workers": 0},
-        {"google/siglip2-base-patch16-224": learner, "google/siglip2-so400m-patch14-224": reference},
-    )
-    assert after["trainer"].state.global_step == 2
-    assert after["trainer"].args.super_batch_size == 20
-    weights = AutoModel.from_pretrained(output).state_dict()
-    assert not torch.equal(weights["logit_scale"], AutoModel.from_pretrained(learner).logit_scale)
-    assert {f"eval_{direction}_R@{k}" for direction in ("image_to_text", "text_to_image") for k in (1, 5, 10)} <= set(
-        after["trainer"].evaluate()
-    )
-
-
-def test_readme_selects():
-    def embeddings(seed: int) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(seed)
-        image, text = torch.nn.functional.normalize(torch.randn(2, 1280, 8, generator=generator), dim=-1)
-        return {"image": image, "text": text}
-
-    learner = embeddings(0)
-    reference = ContrastiveEmbeddings(**embeddings(1), logit_scale=10.0, logit_bias=-10.0)
-    after = run(block_of("README.md", 1), {**learner, "reference": reference, "s": 10.0, "b": -10.0})
-    assert after["indices"].shape == (256,)
-    assert after["indices"].unique().numel() == 256
 
 
 def test_lora_block_trains(tmp_path, saved):

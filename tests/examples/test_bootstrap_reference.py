@@ -355,6 +355,7 @@ def test_every_stage_is_published(hub, client, tmp_path):  # noqa: F811
     reference, commit = done["published"]["reference"]
     card = hub.repo("alice/boot-learner").head.files["README.md"].data.decode()
     assert f"{reference}@{commit}" in card
+    assert "Measured on validation.parquet" in card
     curated = hub.repo("alice/boot-curated", "datasets").head.files["README.md"].data.decode()
     assert "top_alignment" in curated and "alice/boot-aligner" in curated and "dataset_info" in curated
     assert str(tmp_path) not in card + curated

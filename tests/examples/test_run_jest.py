@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,11 +115,14 @@ def test_flags_on_the_built_in_data_with_both_comparisons(tmp_path):
         assert f"{name} {'reached' if reached else 'did not reach'} IID's final validation R@5" in done.stdout
     assert list(summary["to_baseline"]) == ["JEST", "JEST by easy_reference"]
     assert "| FLOPs " in done.stdout and "| seconds " in done.stdout
+    assert re.search(r"^\| reference +\| +16 \| +16 \|.* \| +\d\.\d{3} \| +\d\.\d{3} \|$", done.stdout, re.MULTILINE)
 
     with Image.open(tmp_path / "quality.png") as plot:
         assert min(plot.size) > 300
     card = (tmp_path / "README.md").read_text()
     assert "library_name: transformers" in card and "scenes:web" in card and "easy reference" in card
+    assert "Measured on scenes:validation." in card
+    assert re.search(r"^\| R@5 +\| +\d\S* \| +\d\S* \|$", card, re.MULTILINE) and "| its reference |" in card
     assert len(read_selections(tmp_path / "selections.parquet")) == 16
     model, processor = AutoModel.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
     assert isinstance(model, SiglipModel) and isinstance(processor, SiglipProcessor)

@@ -104,6 +104,20 @@ def test_metadata_survives_the_round_trip(tmp_path):
     assert {result.dataset_name for result in data.eval_results} == {"scenes:test"}
 
 
+def test_the_reference_has_a_column_beside_the_model():
+    of_reference = {"eval_image_to_text_R@1": 0.6, "eval_runtime": 3.0, "eval_other": 1.0}
+    text = learner_card(replace(JOINT, reference_metrics=of_reference)).content
+    assert re.search(r"^\| metric +\| +this model +\| its reference \|$", text, re.MULTILINE)
+    assert re.search(r"^\| image_to_text_R@1 +\| +0\.41 +\| +0\.6 +\|$", text, re.MULTILINE)
+    assert re.search(r"^\| zero_shot_accuracy +\| +0\.7 +\| +\|$", text, re.MULTILINE) and "| other" not in text
+
+
+def test_the_split_of_the_evaluation_set():
+    card = learner_card(replace(JOINT, eval_dataset="someone/pairs", eval_split="test"))
+    assert "Measured on someone/pairs (split test).\n" in card.content
+    assert {(one.dataset_type, one.dataset_split) for one in card.data.eval_results} == {("someone/pairs", "test")}
+
+
 def test_iid_run_says_so_and_claims_no_selection():
     card = learner_card(UNIFORM)
     assert re.search(r"^## Curation\n\nNone: this is IID training\.", card.content, re.MULTILINE)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import SiglipModel
 
+from jest_hf.hub.pull import license_of
 from jest_hf.reference import load_reference
 from tests.helpers import tiny_siglip, tiny_siglip_processor
 from tests.hub_server import Failed
@@ -237,3 +238,24 @@ def test_an_adapter_brings_its_base(hub, client, reference, tmp_path):
     lora = [name for name in pulled["state"] if "lora_B" in name]
     assert lora and any(pulled["state"][name].any() for name in lora)
     assert pulled["frozen"]
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        (b"---\nlicense: apache-2.0\n---\n", "apache-2.0"),
+        (b"---\nlicense: [mit, apache-2.0]\n---\n", None),  # a card of ours has one
+        (b"---\ntags: [jest]\n---\n", None),
+        (b"# No metadata\n", None),
+    ],
+)
+def test_the_licence_of_a_card(hub, client, card, licence):
+    hub.put("alice/model", {"README.md": card})
+    assert client(license_of, "alice/model").value == licence
+
+
+def test_a_licence_that_cannot_be_read_is_not_known(hub, client):
+    hub.fail("GET", "/api/models/alice/model", status=503, times=100)
+    assert client(license_of, "alice/model").value is None and len(hub.asked("GET", "alice/model")) == 1
+    assert client(license_of, "alice/gone").value is None
+    assert client(license_of, "alice/model", offline=True).value is None and len(hub.asked("GET", "alice/model")) == 1

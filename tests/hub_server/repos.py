@@ -7,11 +7,14 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import re
 import struct
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 
 # What the Hub stores as LFS whatever its size; everything else only when it is large.
@@ -145,6 +148,7 @@ class Repo:
             "downloads": 0,
             "likes": 0,
             "siblings": siblings,
+            "cardData": _metadata(commit),
         }
 
     def tree(self, commit: Commit, folder: str, recursive: bool) -> list[dict[str, Any]] | None:
@@ -162,6 +166,17 @@ class Repo:
             if recursive or len(parts) == 1:
                 entries[path] = blob.describe(path)
         return list(entries.values()) if entries or not folder else None
+
+
+def _metadata(commit: Commit) -> dict[str, Any]:
+    """The metadata at the top of the card."""
+    card = commit.files.get("README.md", Blob(b"")).data.decode(errors="replace")
+    found = re.match(r"---\r?\n(.*?)\r?\n---(\r?\n|$)", card, re.DOTALL)
+    try:
+        about = yaml.safe_load(found[1]) if found else None
+    except yaml.YAMLError:
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
 def stored_as_lfs(path: str, size: int) -> bool:
