@@ -27,7 +27,7 @@ from jest_hf.curation.score_writer import Source, write_scores
 from jest_hf.data.collator import JESTDataCollator
 from jest_hf.data.reasons import first_reasons
 from jest_hf.data.rows import Rows
-from jest_hf.data.stream import is_stream
+from jest_hf.data.streamed_rows import is_stream
 from jest_hf.distributed import Ranks
 from jest_hf.hub.card_parts import public_name
 from jest_hf.objectives import ObjectiveOptions, find_objective

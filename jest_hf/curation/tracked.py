@@ -16,9 +16,9 @@ from transformers.integrations.integration_utils import TensorBoardCallback, Wan
 from transformers.trainer_callback import CallbackHandler
 
 from jest_hf.curation.pictures import Picture, Pictures
+from jest_hf.curation.report_on_run import N_PICTURES, spread
 from jest_hf.curation.run_plots import plot_gallery
-from jest_hf.curation.run_report import N_PICTURES, spread
-from jest_hf.data.stream import is_stream
+from jest_hf.data.streamed_rows import is_stream
 from jest_hf.report import SelectionLedger
 
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Streams: data sets without a length, of which each process reads a part.
 
-[`WorkerRows`] is the work of a loader worker, on its share of the rows of its rank. [`StreamedBatches`] ends a pass over
-the stream on all ranks as soon as one rank has no rows left. [`load_stream`] makes a loader from these.
+[`WorkerRows`] is the work of a loader worker, on its share of the rows of its rank. [`StreamedBatches`] ends a pass
+over the stream on all ranks as soon as one rank has no rows left. [`load_stream`] makes a loader from these.
 
 For a `Trainer` all passes are ONE endless epoch, since the length of a stream is unknown. A resumed run goes on at the
 [`~jest_hf.data.position.Position`] in its checkpoint. Without one, as in a checkpoint of an earlier version and for a
