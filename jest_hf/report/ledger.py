@@ -29,23 +29,11 @@ import torch
 from transformers.utils import logging
 
 from jest_hf.files import lock, remove_unfinished, replacing, unlock
+from jest_hf.report.part import SCHEMA, as_array, damage_of, read_part, steps_of
 
 
 logger = logging.get_logger(__name__)
 
-NAMES = pa.dictionary(pa.int32(), pa.string())
-SCHEMA = pa.schema(
-    [
-        ("step", pa.int32()),
-        ("rank", pa.int16()),
-        ("order", pa.int32()),
-        ("example_id", pa.int64()),
-        ("stage", NAMES),
-        ("score", pa.float32()),
-        ("source", NAMES),
-        ("key", pa.string()),
-    ]
-)
 ROWS_PER_GROUP, STEPS_KEPT = 1 << 18, 1000  # about 30 bytes a row: under 8 MB in memory
 SELECTED, REJECTED = "part-", "_rejected-"  # what the names of parts begin with
 DAMAGED = "_damaged-"  # readers of a folder pass over names that begin with an underscore
@@ -188,7 +176,7 @@ class SelectionLedger:
             sources,
             keys,
         )
-        arrays = [_array(column, size, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+        arrays = [as_array(column, size, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
         self._pending[kind].append(pa.record_batch(arrays, schema=SCHEMA))
 
     def _is_full(self) -> bool:
@@ -233,11 +221,11 @@ class SelectionLedger:
         # From the last to the first: if the process is killed here, the ledger is still without a gap.
         for part in reversed([*self._parts(REJECTED), *self._parts()]):
             try:
-                first, last = _steps(part)
+                first, last = steps_of(part)
                 if first > step:
                     part.unlink()
                 elif last > step:
-                    self._write(part, _read(part).filter(keep))
+                    self._write(part, read_part(part).filter(keep))
             except ValueError as error:
                 aside = self._free(part.with_name(DAMAGED + part.name))
                 os.replace(part, aside)
@@ -282,7 +270,7 @@ class SelectionLedger:
 
     def _missing(self, step: int) -> int:
         """Return how many of the first `step` steps no part has. The steps of a part follow each other."""
-        return step - sum(last - first + 1 for first, last in map(_steps, self._parts()))
+        return step - sum(last - first + 1 for first, last in map(steps_of, self._parts()))
 
     def _write(self, path: Path, table: pa.Table) -> None:
         try:
@@ -293,31 +281,6 @@ class SelectionLedger:
                 f"{path} could not be written ({error}); make room if the disk is full, and go on from the last "
                 "checkpoint with resume_from_checkpoint=True."
             ) from error
-
-
-def coded(codes: torch.Tensor, names: Sequence[str]) -> pa.DictionaryArray:
-    """Return names by their numbers (`codes`, int64 [b], on the CPU), as a ledger takes stages and sources."""
-    return pa.DictionaryArray.from_arrays(pa.array(codes.numpy(), pa.int32()), pa.array(names, pa.string()))
-
-
-def _array(column: Any, size: int, kind: pa.DataType) -> pa.Array:
-    if column is None:
-        return pa.nulls(size, kind)
-    return column if isinstance(column, pa.Array) else pa.array(column, type=kind, from_pandas=True)
-
-
-def _steps(part: Path) -> tuple[int, int]:
-    """Return the first and the last step of a part, from its footer; (1, 0) for a part without rows."""
-    try:
-        with pq.ParquetFile(part) as file:
-            column = file.schema_arrow.get_field_index("step")
-            if column < 0:
-                raise pa.ArrowInvalid(f"no column 'step' among {', '.join(file.schema_arrow.names)}")
-            groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-            known = [group.column(column).statistics for group in groups if group.num_rows]
-            return min((one.min for one in known), default=1), max((one.max for one in known), default=0)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(_damage(part, error)) from error
 
 
 def read_selections(path: str | os.PathLike[str]) -> pa.Table:
@@ -375,7 +338,7 @@ def read_parts(
                 for group in range(file.num_row_groups):
                     yield file.read_row_group(group, columns=known)
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(_damage(part, error)) from error
+            raise ValueError(damage_of(part, error)) from error
 
 
 def ledger_steps(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -387,21 +350,9 @@ def ledger_steps(path: str | os.PathLike[str]) -> tuple[int, int]:
     ledger = SelectionLedger(path)
     if not ledger.path.exists():
         raise FileNotFoundError(f"{path} does not exist; a run writes it with record_selection=True.")
-    found = [_steps(part) for part in (ledger._parts() if ledger.path.is_dir() else [ledger.path])]
+    found = [steps_of(part) for part in (ledger._parts() if ledger.path.is_dir() else [ledger.path])]
     known = [one for one in found if one[1] > 0]
     return min((first for first, _ in known), default=1), max((last for _, last in known), default=0)
 
 
-def _read(part: Path) -> pa.Table:
-    try:
-        with pq.ParquetFile(part) as file:
-            return file.read()
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(_damage(part, error)) from error
-
-
-def _damage(part: Path, error: Exception) -> str:
-    return f"{part} is damaged ({str(error).splitlines()[0]}); move it elsewhere to read the other selections."
-
-
-__all__ = ["SelectionLedger", "coded", "ledger_steps", "read_parts", "read_rejected", "read_selections"]
+__all__ = ["SelectionLedger", "ledger_steps", "read_parts", "read_rejected", "read_selections"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jest_hf.batch import as_bits, from_bits
 from jest_hf.data.keys import ROW_KEY, read_keys
-from jest_hf.report.ledger import coded
+from jest_hf.report.part import coded
 from jest_hf.selection import STAGES, Pool
 from jest_hf.training.step import SubBatch
 

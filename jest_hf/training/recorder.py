@@ -15,7 +15,8 @@ from jest_hf.config import JESTConfig
 from jest_hf.distributed import Ranks
 from jest_hf.report.figures import Elapsed, Figure, HostCopy, Reading
 from jest_hf.report.flops import StepFlops
-from jest_hf.report.ledger import SelectionLedger, coded
+from jest_hf.report.ledger import SelectionLedger
+from jest_hf.report.part import coded
 from jest_hf.report.report import Report, StepRecord
 from jest_hf.report.sources import Sources
 from jest_hf.report.statistics import RunStatistics
