@@ -61,7 +61,7 @@ def test_every_arm_spends_as_much_and_is_measured_once(tmp_path, monkeypatch, ca
         assert run["learning_rate"] == float(best)
         assert tried[best]["evaluations"][-1]["flops"] <= budget / 2
 
-    with pytest.raises(ValueError, match="--steps=4 does not pay for one step of joint/easy_reference/0.8"):
+    with pytest.raises(ValueError, match="--steps=4 does not pay for one step of joint/learnability/0.8"):
         equal_flops.main([*words[:6], "--steps", "4", "--seeds", "1", "--arms", "two_stage"])
 
     monkeypatch.setattr(equal_flops, "train", lambda *_, **__: pytest.fail("trains again"))
