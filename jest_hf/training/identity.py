@@ -125,8 +125,10 @@ def check_same_rows(
 
 
 def _columns_read(collator: Any, row: Mapping[str, Any]) -> list[str]:
-    """The columns that a collator reads, and `example_id`."""
+    """The columns that a collator reads, and `example_id`; all columns for a collator that does not name them."""
     columns = getattr(collator, "columns", None)
+    if columns is None and not hasattr(collator, "caption_column"):
+        return sorted(row)
     if columns is None:
         captions = (collator.caption_column, *CAPTION_COLUMNS) if collator.caption_column else CAPTION_COLUMNS
         columns = {"image": collator.image_column, "caption": next((one for one in captions if one in row), None)}

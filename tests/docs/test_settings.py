@@ -21,7 +21,7 @@ OPTIONS = {field.name for field in fields(JESTConfig)}
 ARGUMENTS = {name for kind in (JESTTrainer, Trainer, JESTDataCollator) for name in inspect.signature(kind).parameters}
 
 # Of other libraries, of the environment, and of `Criterion`.
-OTHERS = {"DS_ACCELERATOR", "joint", "trust_remote_code", "weights_only"}
+OTHERS = {"DS_ACCELERATOR", "blocking", "joint", "trust_remote_code", "weights_only"}
 
 # What README's table says in words.
 IN_WORDS = {"the model's own": None, "off": False, "-": None, "full": None, "the sub-batch": None}

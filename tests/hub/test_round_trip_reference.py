@@ -150,12 +150,13 @@ def test_an_adapter_is_identified_with_its_base(hub, client, tmp_path, adapter):
 def cache(hub, client, tmp_path):
     """A cache of `alice/reference` and its commit, which reads 24 px where the learner reads 16."""
     commit = hub.put("alice/reference", files_of(tmp_path / "reference", image_size=24))
-    model = reference_model(build=lambda seed: tiny_siglip(seed, 24))
-    made = make_cache(tmp_path / "cache", random_rows(ROWS), model=model, processor=tiny_siglip_processor(24))
-    manifest = made.manifest | {
-        "reference": {**made.manifest["reference"], "repo": "alice/reference", "commit": commit}
-    }
-    (made.folder / "manifest.json").write_text(json.dumps(manifest))
+    made = make_cache(
+        tmp_path / "cache",
+        random_rows(ROWS),
+        model=reference_model(build=lambda seed: tiny_siglip(seed, 24)),
+        processor=tiny_siglip_processor(24),
+        reference={"repo": "alice/reference", "commit": commit},
+    )
     open_cache(made.folder).verify()
     return str(made.folder)
 

@@ -32,9 +32,11 @@ def make_cache(
     processor: Any = None,
     collator: JESTDataCollator | None = None,
     wrapped: nn.Module | None = None,
+    reference: dict[str, Any] | None = None,
     **options: Any,
 ) -> ReferenceCache:
-    """A cache of 23 random rows in shards of 5 and batches of 2; `wrapped` is called in place of `model`."""
+    """A cache of 23 random rows in shards of 5 and batches of 2; `wrapped` is called in place of `model`, and the
+    fields of `reference` are added to its identity."""
     model = reference_model() if model is None else model
     processor = processor or tiny_siglip_processor()
     settings = {"batch_size": 2, "shard_rows": 5, "dtype": "float32", "disable_tqdm": True, **options}
@@ -45,7 +47,7 @@ def make_cache(
         model.config,
         Rows(random_rows(23) if rows is None else rows),
         collator or JESTDataCollator(processor),
-        reference=identify_reference(model),
+        reference=identify_reference(model) | (reference or {}),
         **settings,
     )
 

@@ -60,6 +60,10 @@ def sound_data() -> datasets.Dataset:
     return keyed(several_captions())
 
 
+def decoding_stream() -> datasets.IterableDataset:
+    return sound_data().cast_column("image", datasets.Image()).to_iterable_dataset()
+
+
 @dataclass
 class Variant:
     """A damage of a folder, or what its cache is used with in place of what it was made for; and the outcome."""
@@ -304,9 +308,10 @@ def variants() -> dict[str, Variant]:
             "does not match this run", data=lambda: stream(same_captions())
         ),
         "a stream of images of other rows": Variant("has another image", data=lambda: stream(images_swapped(), 6)),
+        "a stream with a map": Variant("same", data=lambda: decoding_stream().map(dict)),
         "a stream that decodes": Variant(
-            "the stream may decode its images",
-            data=lambda: sound_data().cast_column("image", datasets.Image()).to_iterable_dataset().map(dict),
+            "a function of map or filter may have decoded the images",
+            data=lambda: decoding_stream().map(lambda row: {**row, "image": row["image"].convert("RGB")}),
         ),
         "with a cache without digests a stream": Variant(
             "is of an earlier version", as_of_an_earlier_version, lambda: stream(several_captions())

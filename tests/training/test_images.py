@@ -271,4 +271,4 @@ def test_streams_transforms_and_texts_are_refused_at_construction(tmp_path):
 
 def test_help_says_what_is_kept():
     about = next(one for one in JESTConfig.__dataclass_fields__.values() if one.name == "image_cache")
-    assert about.default is None and "decoded images of the training data" in about.metadata["help"]
+    assert about.default is None and "decoded training images" in about.metadata["help"]
