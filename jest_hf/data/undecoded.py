@@ -34,7 +34,7 @@ from jest_hf.images.reading import BrokenImage, encoded_of
 
 # Earlier versions of `datasets` make tables of all rows, where neither lazy images nor reasons can be.
 GUARDS = "force_convert_to_arrow" in inspect.signature(chains.RebatchedArrowExamplesIterable).parameters
-KEPT = "__kept__"  # the column of what a filter says of a row
+KEPT = "__kept__"  # the column of what the function of a filter returns
 _OWN = (BROKEN, KEPT)
 
 
@@ -94,7 +94,7 @@ def each_row(dataset: Iterable[Any]) -> Iterator[Any]:
 
 
 class UndecodedImage(datasets.Image):  # type: ignore[misc]  # datasets has no types
-    """The feature of images that are decoded when somebody looks at them."""
+    """The feature of images that are decoded when a function reads them."""
 
     def encode_example(self, value: Any) -> Any:
         """As in the base class, or the reason why `value` is no image."""
@@ -111,7 +111,7 @@ class UndecodedImage(datasets.Image):  # type: ignore[misc]  # datasets has no t
 
 
 class UndecodedFeatures(datasets.Features):  # type: ignore[misc]
-    """Features whose images stay encoded, and which let broken rows pass.
+    """Features whose images stay encoded, and in which a row may be broken.
 
     Args:
         features (mapping): Features by column.
@@ -167,7 +167,7 @@ class UndecodedFeatures(datasets.Features):  # type: ignore[misc]
 
 
 def _plain(value: Any) -> Any:
-    """A value in which images that nobody has looked at are `{"bytes", "path"}`."""
+    """A value in which images that no function has read are `{"bytes", "path"}`."""
     if isinstance(value, list):
         return [_plain(one) for one in value]
     found = encoded_of(value)
@@ -178,7 +178,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass
 class Guarded:
-    """A function of `map` or `filter` that lets broken rows pass, and makes a row for which it raises a broken one.
+    """A function of `map` or `filter` that is not called for broken rows, and makes a row for which it raises a broken one.
 
     Args:
         function (`Callable`): The function of the user, or of `datasets` itself.
@@ -216,7 +216,11 @@ class Guarded:
         found = self.function(*arguments, *indices, **options)
         if self.filters:
             return {KEPT: found}
-        return row if found is seen else found  # `datasets` sees by identity that columns are to be removed
+        if found is not seen:
+            return found
+        if seen is not row:
+            _replace(row, {**seen, **{name: row[name] for name in _OWN if name in row}})
+        return row  # `datasets` sees by identity that columns are to be removed
 
     def _broken(self, reason: str | None) -> dict[str, Any]:
         new: dict[str, Any] = {} if reason is None else {BROKEN: reason}
@@ -233,19 +237,33 @@ class Guarded:
             except Exception:
                 if _is_of_datasets(self.function):
                     raise
-        found = []
+        found, in_place = [], False
         for place, reason in enumerate(reasons):
             one = {name: values[place : place + 1] for name, values in batch.items()}
             if reason is None:
                 new = self._tried(one, [[numbers[place]] for numbers in indices], options)
-                new = {} if new is one else dict(new)
-                if BROKEN not in new:
-                    found.append((new, len(next(iter(new.values()), [None]))))
+                if new is one or BROKEN not in new:
+                    in_place |= new is one
+                    found.append((dict(new), one, len(next(iter(new.values()), [None]))))
                     continue
                 reason = new[BROKEN]
-            found.append(({BROKEN: [reason], **({KEPT: [True]} if self.filters else {})}, 1))
-        names = list(dict.fromkeys(name for new, _ in found for name in new))
-        return {name: [one for new, size in found for one in new.get(name, [None] * size)] for name in names}
+            found.append(({BROKEN: [reason], **({KEPT: [True]} if self.filters else {})}, one, 1))
+        names = list(dict.fromkeys(name for new, _, _ in found for name in new))
+        merged = {
+            name: [value for new, one, size in found for value in new.get(name, one.get(name) or [None] * size)]
+            for name in names
+        }
+        if not in_place:
+            return merged
+        _replace(batch, merged)
+        return batch
+
+
+def _replace(row: dict[str, Any], new: dict[str, Any]) -> None:
+    """Give a dict the contents of another one, which may be itself."""
+    contents = dict(new)
+    row.clear()
+    row.update(contents)
 
 
 class Selected(chains.SelectColumnsIterable):  # type: ignore[misc]
@@ -320,7 +338,7 @@ def _guarded(part: Any) -> Any:
 
 
 def _guarded_filter(part: Any) -> Any:
-    """Return a filter in two parts: one asks the function, and the other drops rows."""
+    """Return a filter in two parts: one calls the function, and the other drops rows."""
     before = part.ex_iterable
     asked = chains.MappedExamplesIterable(
         before,
@@ -357,7 +375,7 @@ def _undecoded_image(feature: Any) -> Any:
 
 
 def _without_other_media(features: datasets.Features) -> datasets.Features:
-    """Features without the decoding of sounds and videos, which nobody looks at any more."""
+    """Features without the decoding of sounds and videos, which no function reads."""
     return datasets.Features(
         {
             name: _visit(one, lambda feature: feature if isinstance(feature, datasets.Image) else _silent(feature))
