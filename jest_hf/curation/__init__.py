@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from jest_hf.curation.score_set import ScoreSet, open_scores
     from jest_hf.curation.scoring import score_dataset
 
-# The names load on first use, so that `jest-hf <command> --help` imports no torch. None is that of a file here: the
-# import of the file would hide it.
+# The names load on first use, so that `jest-hf <command> --help` imports no torch. No name is also that of a
+# file here: the import of the file would hide it.
 _HOMES = {
     **dict.fromkeys(("Curated", "curate_dataset"), "jest_hf.curation.by_scores"),
     **dict.fromkeys(("Rule",), "jest_hf.curation.choose"),

@@ -112,7 +112,7 @@ class StreamedBatches(IterableDataset[dict[str, Tensor]]):
 
     Attributes:
         positions (`dict[int, Position]`): By step, where the stream is after it, for the last steps; empty for a
-            stream that cannot say it.
+            stream whose position is not known.
 
     Raises:
         ValueError: While iterating, on all ranks, if a pass holds not even one super-batch for every rank.
@@ -221,8 +221,8 @@ def load_stream(
 def rows_of(
     dataset: Any, image_column: str | None, ranks: Ranks | None, n_skipped: int, start: Position | None
 ) -> Any:
-    """The rows of a loader: in the order of `datasets` itself where the rows of a run are read again that
-    began without positions, and with positions everywhere else."""
+    """The rows of a loader. A resumed run without a position reads rows again, in the order of `datasets` itself; all
+    other runs keep positions."""
     return StreamedRows(dataset, image_column, ranks, keeps_place=start is not None or n_skipped == 0, start=start)
 
 

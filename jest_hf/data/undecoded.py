@@ -178,7 +178,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass
 class Guarded:
-    """A function of `map` or `filter` that is not called for broken rows, and makes a row for which it raises a broken one.
+    """A function of `map` or `filter` that leaves broken rows out, and makes a row for which it raises a broken one.
 
     Args:
         function (`Callable`): The function of the user, or of `datasets` itself.

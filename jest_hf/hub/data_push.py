@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -63,9 +64,11 @@ def push_data(
         commit: str = try_repeatedly(push_card, card(made.repo_id), made.repo_id, token=token)
         return commit
     except Exception as error:
+        included = [word for pattern in files for word in ("--include", pattern)]
+        command = ["hf", "upload", repo_id, str(folder), "--repo-type", "dataset", *included]
         raise OSError(
             f"the push of the {name} to {repo_id!r} failed ({reason(error)}); {folder} is kept, so push it later with "
-            f"`hf upload {repo_id} {folder} --repo-type dataset`."
+            f"`{shlex.join(command)}`."
         ) from error
 
 

@@ -198,7 +198,8 @@ def reason(error: BaseException) -> str:
     if isinstance(error, HfHubHTTPError):
         message = (error.server_message or "").split("\n")[0]
         return f"{error.response.status_code} {message or error.response.reason_phrase}"
-    return f"{type(error).__name__}: {textwrap.shorten(str(error), 200)}"
+    message = textwrap.shorten(str(error), 200)
+    return message if isinstance(error, TimeoutError) else f"{type(error).__name__}: {message}"
 
 
 def _is_final(error: BaseException) -> bool:

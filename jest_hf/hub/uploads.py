@@ -34,7 +34,7 @@ SILENCE = 60.0  # seconds without an answer after which they are not
 _RUNNING: dict[Future[Any], str] = {}  # the uploads of this process that are not over, and the repository of each
 
 
-class Silent(OSError):
+class Silent(TimeoutError):
     """The Hub has not answered for `SILENCE` seconds, during an upload."""
 
 
@@ -42,7 +42,7 @@ class Uploads:
     """Runs uploads one after the other in a thread that does not keep the process from its end."""
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def __reduce__(self) -> tuple[type[Uploads], tuple[()]]:
@@ -67,9 +67,13 @@ class Uploads:
             self._thread.start()
         return job
 
+    def end(self) -> None:
+        """End the thread after the uploads that were started."""
+        self._queue.put(None)
+
     def _work(self) -> None:
-        while True:
-            job, upload = self._queue.get()
+        while (item := self._queue.get()) is not None:
+            job, upload = item
             if job.set_running_or_notify_cancel():
                 try:
                     limit_waits()
@@ -94,7 +98,9 @@ def wait_to_upload(action: Callable[[], Any], repository: str) -> Any:
         Silent: if the Hub does not answer.
         Exception: what `action` raises.
     """
-    job = Uploads().start(action, repository)
+    uploads = Uploads()
+    job = uploads.start(action, repository)
+    uploads.end()
     try:
         if not wait_for(lambda: [job]):
             raise Silent(f"the Hub has not answered for {SILENCE:.0f} s")

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import ExifTags, Image, ImageOps
 
 from jest_hf.images.decoding import open_image
-from jest_hf.images.reading import LAZY, encoded_of, read_encoded, with_mode
+from jest_hf.images.reading import LAZY, read_encoded
 
 
 ORIENTATION = ExifTags.Base.Orientation
@@ -37,7 +37,8 @@ class LazyImage(Image.Image):
     ```python
     >>> import io
     >>> from PIL import Image
-    >>> from jest_hf.images.lazy import LazyImage, encoded_of
+    >>> from jest_hf.images.lazy import LazyImage
+    >>> from jest_hf.images.reading import encoded_of
     >>> file = io.BytesIO()
     >>> Image.new("RGB", (4, 3)).save(file, "PNG")
     >>> image = LazyImage({"bytes": file.getvalue(), "path": None})
@@ -83,4 +84,4 @@ class LazyImage(Image.Image):
         return getattr(self.decode(), name)
 
 
-__all__ = ["LazyImage", "encoded_of", "with_mode"]
+__all__ = ["LazyImage"]

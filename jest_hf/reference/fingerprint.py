@@ -257,7 +257,7 @@ def difference(cached: Mapping[str, Any], present: Mapping[str, Mapping[str, Any
 
 
 def lacking(cached: Mapping[str, Any], present: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return what a cache does not say about itself, as a part of a sentence; `None` if it says all that is needed.
+    """Return which of the needed fields a cache lacks, as a part of a sentence; `None` if it has all of them.
 
     [`difference`] compares the fields that both have, so a field that is missing would pass there. A cache has to say
     how its reference reads, which columns were read, and what is in one of the sampled rows at least.

@@ -23,7 +23,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -38,6 +37,7 @@ from jest_hf.distributed import Ranks, ask_first_rank, gather_to_cpu
 from jest_hf.evaluation.labelled import EvaluationCollator
 from jest_hf.models.labelled import PointwiseReader
 from jest_hf.reference.fingerprint import difference
+from jest_hf.reference.shards import hash_tensors
 from jest_hf.reference.store import write_atomically
 from jest_hf.selection import PointwiseLosses
 
@@ -282,7 +282,7 @@ class IrreducibleLosses:
     def _write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {"losses": self.losses, "valid": self.valid}
-        about = {**self.origin, "contents": _contents(tensors)}
+        about = {**self.origin, "contents": hash_tensors(tensors)}
         write_atomically(path, save(tensors, metadata={"about": json.dumps(about)}))
 
     def __repr__(self) -> str:
@@ -293,7 +293,7 @@ def _fault(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str | Non
     """Return what is wrong with a file, as a part of a sentence; `None` if nothing is."""
     if about.get("format") != FORMAT:
         return "its format is unknown"
-    if about.get("contents") != _contents(tensors):
+    if about.get("contents") != hash_tensors(tensors):
         return "it is damaged (its losses do not have the hash in it)"
     losses, valid = tensors["losses"], tensors["valid"]
     if (losses.dtype, valid.dtype) != (torch.float32, torch.bool) or not losses.shape == valid.shape == (
@@ -301,14 +301,6 @@ def _fault(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str | Non
     ):
         return f"it is damaged (its losses are {losses.dtype} {list(losses.shape)})"
     return None if losses.isfinite().all() else "it has losses that are NaN or infinite"
-
-
-def _contents(tensors: Mapping[str, Tensor]) -> str:
-    digest = xxhash.xxh3_128()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _describe(rows: Rows, collator: LabelledCollator, reader: PointwiseReader) -> dict[str, Any]:

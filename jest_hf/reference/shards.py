@@ -140,7 +140,12 @@ def _fault_of_values(name: str, embeddings: Tensor, row_of: Tensor, valid: Tenso
 
 
 def _contents(tensors: Mapping[str, Tensor], number: int, plan: Mapping[str, Any]) -> str:
-    digest = xxhash.xxh3_128(f"{_hash_of(plan)} {number}".encode())
+    return hash_tensors(tensors, f"{_hash_of(plan)} {number}")
+
+
+def hash_tensors(tensors: Mapping[str, Tensor], before: str = "") -> str:
+    """Return a hash (xxh3_128) of a text, and of the names, dtypes, shapes and contents of tensors."""
+    digest = xxhash.xxh3_128(before.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f" {name} {_named(tensor)} ".encode())
         if tensor.numel():
@@ -161,6 +166,7 @@ __all__ = [
     "DTYPES",
     "fault_of",
     "fault_of_tensors",
+    "hash_tensors",
     "is_sealed",
     "pack",
     "plan_of",

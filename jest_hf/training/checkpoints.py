@@ -103,7 +103,7 @@ class Checkpoints:
             if not lock(self._lock):
                 raise ValueError(
                     f"another run is saving checkpoints in {folder}; wait for its end, or set output_dir to another "
-                    "folder."
+                    f"folder. If no run is alive, its host has kept the lock: delete {self._lock}."
                 )
         if self.ledger is not None:
             self.ledger.acquire()
@@ -186,7 +186,7 @@ class Checkpoints:
         position = load_position(self.resumed_from, self.ranks, self.args.dataloader_num_workers, self.args.device)
         if position is None and self.ranks.rank == 0:
             logger.warning(
-                f"{self.resumed_from} does not say where its run was in the stream, as checkpoints of earlier "
+                f"{self.resumed_from} has no position of its run in the stream, as checkpoints of earlier "
                 f"versions and of a torch IterableDataset: the rows of its first {step} super-batches are read again, "
                 "undecoded."
             )

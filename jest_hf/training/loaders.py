@@ -40,7 +40,7 @@ class Loaders:
         images ([`~training.images.RunImages`]): The image cache of the run, where there is one.
         reference (`Callable`, *optional*): Returns the reference in use, or `None`. Default: there is none.
         resumed_at (`Callable`, *optional*): Returns the step that the run goes on after, and the position in its
-            stream; asked for streams alone. Default: the run starts anew.
+            stream; called for streams alone. Default: the run starts anew.
 
     Attributes:
         late_images ([`~data.late.LateImages`], *optional*): Brings the full images of a sub-batch, where the loader
@@ -107,7 +107,7 @@ class Loaders:
         return loader
 
     def position(self, step: int) -> Position | None:
-        """Where this rank is in its stream after a step, for a checkpoint; `None` if the data cannot say it."""
+        """Where this rank is in its stream after a step, for a checkpoint; `None` if that is not known."""
         positions = {} if self._batches is None else self._batches.positions
         return positions[step] if positions else None
 

@@ -108,6 +108,7 @@ class RunPlan:
     publisher: Publisher
     checkpoints: Checkpoints
     engine: Engine
+    before_trials: dict[str, Any] = field(default_factory=dict)  # values of options that a trial has set
 
     @property
     def callbacks(self) -> list[TrainerCallback]:
@@ -298,11 +299,7 @@ def _recorder(
     return RunRecorder(args, ranks, group, statistics, sources, ledger, reports)
 
 
-def build_parts(
-    plan: RunPlan,
-    learner: PreTrainedModel,
-    proxy_model: PreTrainedModel | str | None,
-) -> Parts:
+def build_parts(plan: RunPlan, learner: PreTrainedModel, proxy_model: PreTrainedModel | str | None) -> Parts:
     """
     Make the parts of a run once the Trainer is there: lines 11 to 15 of this module.
 

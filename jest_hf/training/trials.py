@@ -55,6 +55,8 @@ class Tried(Protocol):
     def companions(self) -> Companions: ...
     @property
     def recorder(self) -> RunRecorder: ...
+    @property
+    def before_trials(self) -> dict[str, Any]: ...
 
 
 @contextmanager
@@ -86,8 +88,9 @@ def trying(plan: Tried, trainer: Any, trial: Any) -> Iterator[None]:
 
 
 def _take(plan: Tried, values: Mapping[str, Any], reads_trial: bool) -> None:
-    """Check the options of a trial, as those of a new trainer are, and set them."""
-    args, chosen = plan.args, {}
+    """Check the options of a trial, as those of a new trainer are, and set them; what only an earlier trial has set
+    gets its first value again."""
+    args, chosen = plan.args, dict(plan.before_trials)
     for name, value in values.items():
         if name in PER_TRIAL:
             chosen[name] = value.item() if hasattr(value, "item") else value  # a scalar of numpy
@@ -107,11 +110,16 @@ def _take(plan: Tried, values: Mapping[str, Any], reads_trial: bool) -> None:
     if plan.train_dataset is not None:
         check_train_size(plan.recorder.statistics.n_examples, new)
     _check_models(plan, new)
-    if "seed" in chosen and "data_seed" not in chosen and args.data_seed == args.seed:
+    if (
+        "seed" in values
+        and "data_seed" not in values
+        and plan.before_trials.get("data_seed", args.data_seed) == (plan.before_trials.get("seed", args.seed))
+    ):
         chosen["data_seed"] = new.data_seed = new.seed
     if plan.seeds_collator:
         plan.collator.seed = new.seed
     for name in chosen:
+        plan.before_trials.setdefault(name, getattr(args, name))
         setattr(args, name, getattr(new, name))
     if isinstance(plan.objective, ContrastiveObjective):
         plan.objective.distillation_weight = args.settings.distillation_weight

@@ -154,6 +154,24 @@ def test_a_trial_is_as_a_new_trainer(tmp_path, plain, group, trial):
     assert trainer.state.total_flos == fresh.state.total_flos or group == "cached"
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        [{"filter_ratio": 0.5, "uniform_fraction": 0.25, "seed": 7}],
+        [{"learning_rate": 1e-1, "seed": 3}, {"n_chunks": 1, "data_seed": 5}],
+    ],
+    ids=str,
+)
+def test_a_trial_keeps_nothing_of_those_before(tmp_path, before):
+    trainer = search(make(tmp_path / "tried"))
+    for trial in before:
+        trainer.train(trial=Trial(**trial))
+    tried = trained(trainer, trial=Trial(weight_decay=0.5))
+    fresh = make(tmp_path / "fresh", weight_decay=0.5)
+    assert torch.equal(tried, trained(fresh))
+    assert trainer.statistics.settings == fresh.statistics.settings
+
+
 def test_every_option_is_tried_or_refused():
     assert {name for _, trial in TRIALS for name in trial} == PER_TRIAL
     assert PER_TRIAL <= {one.name for one in fields(JESTConfig)}
