@@ -153,3 +153,20 @@ def test_ring_holds_no_more_than_a_share() -> None:
         for kind in KINDS:
             assert results[kind, "ring"] == n // 4 * dim
             assert results[kind, "gather"] == n * dim  # the instrument does see the whole batch
+
+
+def _traffic_of_a_ring(n: int, width: int) -> dict[str, int]:
+    ranks = Ranks.world()
+    own, bytes_received = F.normalize(torch.randn(n, width)), {}
+    for kind in KINDS:
+        before = ranks.bytes_received
+        LOSSES[kind](own, own, 10.0, -10.0, ranks=ranks, exchange="ring")
+        bytes_received[kind] = ranks.bytes_received - before
+    return bytes_received
+
+
+def test_a_ring_sends_the_texts_to_every_other_rank_and_no_further():
+    n, width, size = 64, 32, 3
+    once = (size - 1) * n * width * 4
+    for of_rank in run(size, _traffic_of_a_ring, n, width):
+        assert all(once <= received < 1.1 * once for received in of_rank.values()), "counts and sums besides"

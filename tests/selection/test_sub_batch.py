@@ -23,6 +23,7 @@ from jest_hf.selection import (
     select_jointly,
     take_sub_batch,
 )
+from jest_hf.selection.sub_batch import take_drawn
 from tests.selection import literal
 from tests.selection.models import learner_and_reference
 
@@ -200,3 +201,11 @@ def test_what_is_known_of_single_examples_is_taken_with_them():
     assert parts["rejected"]["learner"].losses.tolist() == [2 / 8, 4 / 8, 5 / 8]
     taken, parts = take_sub_batch(shares, super_batch, {}, torch.tensor([7, 0, 3]))
     assert taken.batch["example_id"].tolist() == [107, 100, 103] and parts["selected"] == {}
+
+
+def test_rows_that_are_all_taken_are_not_copied_and_others_come_in_order_of_drawing():
+    rows, order = {"example_id": torch.tensor([7, 8, 9])}, torch.tensor([2, 0, 1])
+    whole = take_drawn(rows, Shares(Ranks(), [3], [3]), order, torch.ones(3, dtype=torch.bool))
+    assert whole.batch is rows and torch.equal(whole.order, order)
+    part = take_drawn(rows, Shares(Ranks(), [3], [2]), order, torch.tensor([True, False, True]))
+    assert part.batch["example_id"].tolist() == [9, 7] and part.order.tolist() == [1, 2]
