@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from jest_hf.distributed import Ranks
+from jest_hf.distributed import Ranks, Shares
 from tests.distributed.processes import run
 
 
@@ -58,3 +60,9 @@ def test_alone_nothing_is_copied_or_sent() -> None:
         assert result is rows
     assert ranks.gather_numbers([3, 4], "no device") == [[3, 4]]
     assert ranks.bytes_received == 0
+
+
+def test_positions_count_from_the_first_row_of_a_share():
+    second = SimpleNamespace(rank=1, gather_rows=lambda rows: rows)
+    chosen = torch.tensor([True, False, True, True])
+    assert Shares(second, [3, 4], [3, 3]).positions(chosen).tolist() == [3, 5, 6]
