@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from jest_hf.curation.near_duplicates import perceptual_hash
+from jest_hf.data.broken import BrokenRow
 from jest_hf.data.captions import CAPTION_COLUMNS
 from jest_hf.data.rows import Rows
 from jest_hf.images.decoding import BrokenImage, decode_image
@@ -66,11 +67,6 @@ class Pictures:
         self.keys, self.find = keys, find
         self._rows = None if dataset is None else Rows(dataset)
         self._row = lru_cache(maxsize=256)(self._read)
-        if caption_column is not None and len(dataset) and caption_column not in self._row(0)[0]:
-            raise ValueError(
-                f"--caption_column {caption_column} is not a column of --dataset (there are: "
-                f"{', '.join(map(str, self._row(0)[0]))}); name one of these."
-            )
 
     def of(self, example_id: int, note: str) -> Picture:
         """Return the picture of a row."""
@@ -90,6 +86,8 @@ class Pictures:
         if self._rows is None or place is None or not place < len(self._rows):
             return {}, None
         row = self._rows[place]
+        if isinstance(row, BrokenRow):
+            return row, None
         try:
             image = decode_image(row[self.image_column]) if row.get(self.image_column) is not None else None
         except (BrokenImage, OSError):

@@ -17,8 +17,10 @@ from jest_hf.curation import run_plots
 from jest_hf.curation.page import Gallery, RunReport, Table
 from jest_hf.curation.pictures import Picture, Pictures
 from jest_hf.curation.run_tally import PERIODS, Tally, keys_of, tally_ledger
+from jest_hf.data.fingerprint import first_readable
 from jest_hf.data.keys import KEY_COLUMN
 from jest_hf.data.row_digest import digest_rows
+from jest_hf.data.rows import Rows
 
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ def run_report(
         report.notes.append("No pictures and captions: name the run's data with --dataset to have them.")
         find: Mapping[int, int] | None = None
     else:
+        _check_column(dataset, caption_column)
         find = _check_data(dataset, image_column, tally, statistics, keys)
         n_rows = len(dataset)
     pictures = Pictures(dataset, image_column, caption_column, keys, find)
@@ -193,6 +196,14 @@ def _check_data(
             f"{was}); {OTHER_DATA}"
         )
     return None
+
+
+def _check_column(dataset: Any, caption_column: str | None) -> None:
+    if caption_column is not None and len(dataset) and caption_column not in (row := first_readable(Rows(dataset))):
+        raise ValueError(
+            f"--caption_column {caption_column} is not a column of --dataset (there are: "
+            f"{', '.join(map(str, row))}); name one of these."
+        )
 
 
 def spread(ids: np.ndarray, scores: np.ndarray, size: int) -> list[tuple[int, float]]:

@@ -83,7 +83,7 @@ def tally_ledger(path: Path) -> Tally:
     counts = _Counts()
     sums = {part: np.zeros((2, len(edges) - 1)) for part in ("selected", "rejected")}
     sources: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(edges) - 1, np.int64))
-    samples = {(part, period): _Reservoir() for part in sums for period in PERIODS}
+    samples = {(part, period): Reservoir() for part in sums for period in PERIODS}
     has_keys = False
     for part in sums:
         for table in read_parts(path, rejected=part == "rejected", columns=COLUMNS):
@@ -179,7 +179,7 @@ class _Counts:
         return self._ids[order], self._times[order]
 
 
-class _Reservoir:
+class Reservoir:
     """A uniform sample of rows: those with the smallest of random numbers, so that it takes one pass."""
 
     def __init__(self) -> None:
@@ -200,4 +200,4 @@ class _Reservoir:
         return self._sample
 
 
-__all__ = ["PERIODS", "Sample", "Tally", "keys_of", "tally_ledger"]
+__all__ = ["PERIODS", "Reservoir", "Sample", "Tally", "keys_of", "tally_ledger"]

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -14,18 +15,24 @@ from PIL import Image
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import TensorBoardCallback, WandbCallback
 from transformers.trainer_callback import CallbackHandler
+from transformers.utils import logging
 
 from jest_hf.curation.pictures import Picture, Pictures
 from jest_hf.curation.report_on_run import N_PICTURES, spread
 from jest_hf.curation.run_plots import plot_gallery
+from jest_hf.curation.run_tally import Reservoir
 from jest_hf.data.streamed_rows import is_stream
 from jest_hf.report import SelectionLedger
+
+
+logger = logging.get_logger(__name__)
 
 
 class TrackedSelection(TrainerCallback):
     """
     Sends, at each evaluation, the scores of the rows that were selected and rejected since the last one to the run's
-    trackers as histograms, and a uniform sample of these rows as pictures with captions and scores.
+    trackers as histograms, and a uniform sample of these rows as pictures with captions and scores. Of more than
+    100,000 rows the histogram is that of a uniform sample of 100,000. An error is logged once, and ends no run.
 
     Trackers are the `TensorBoardCallback` and `WandbCallback` of `report_to`. Of a stream there are no pictures, since
     its rows cannot be read again, and of data without images neither.
@@ -49,6 +56,7 @@ class TrackedSelection(TrainerCallback):
         self.dataset = dataset
         self.collator = collator
         self._shown = 0  # the last step of which rows were sent
+        self._warned = False
 
     @cached_property
     def pictures(self) -> Pictures | None:
@@ -67,19 +75,39 @@ class TrackedSelection(TrainerCallback):
         if not targets or ledger is None:
             return
         for part in ("selected", "rejected"):
-            steps, ids, scores = ledger.unwritten(rejected=part == "rejected")
-            recent = steps > self._shown  # none at the evaluation of a second data set
-            ids, scores = ids[recent], scores[recent]
-            if not len(ids):
-                continue
-            known = scores[np.isfinite(scores)]
+            with self._harmless():
+                self._send(part, ledger, targets)
+        self._shown = state.global_step
+
+    def _send(self, part: str, ledger: SelectionLedger, targets: list[Send]) -> None:
+        reservoir = Reservoir()
+        # After `_shown`: none at the evaluation of a second data set.
+        for table in ledger.since(self._shown, ["example_id", "score"], rejected=part == "rejected"):
+            reservoir.add(table["example_id"].to_numpy(), table["score"].to_numpy().astype(np.float32))
+        sample, shown = reservoir.sample(), []
+        if not len(sample.ids):
+            return
+        with self._harmless():  # the scores are sent without pictures then
             shown = [] if self.pictures is None else [
                 self.pictures.of(one, f"score {score:.3g}" if np.isfinite(score) else "")
-                for one, score in spread(ids, scores, N_PICTURES)
+                for one, score in spread(sample.ids, sample.scores, N_PICTURES)
             ]  # fmt: skip
-            for send in targets:
-                send(part, known, shown)
-        self._shown = state.global_step
+        for send in targets:
+            with self._harmless():
+                send(part, sample.scores[np.isfinite(sample.scores)], shown)
+
+    @contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """Warn once of an error: what a tracker shows must not end a run."""
+        try:
+            yield
+        except Exception as error:
+            if not self._warned:
+                logger.warning(
+                    f"Scores or pictures of selected rows were not sent to a tracker ({type(error).__name__}: "
+                    f"{error}); training goes on."
+                )
+            self._warned = True
 
 
 Send = Callable[[str, np.ndarray, list[Picture]], None]

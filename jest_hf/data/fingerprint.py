@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jest_hf.data.broken import BrokenRow
 from jest_hf.data.rows import Rows
 from jest_hf.images.pixels import decode_image
 from jest_hf.images.reading import BrokenImage, encoded_of, read_encoded
@@ -73,6 +74,12 @@ def sampled(n_rows: int) -> list[int]:
     return chosen
 
 
+def first_readable(rows: Rows) -> dict[str, Any]:
+    """Return the first of the [`sampled`] rows that can be read, which shows the columns; row 0 if none can."""
+    read = (rows[index] for index in sampled(len(rows)))
+    return next((row for row in read if not isinstance(row, BrokenRow)), None) or rows[0]
+
+
 def table_of(rows: Rows) -> datasets.Dataset | None:
     """Return the data set if one of its columns can be read without the others, else `None`."""
     dataset = rows.dataset
@@ -122,4 +129,4 @@ def _hash_files(dataset: datasets.Dataset, column: str) -> str | None:
     return digest.hexdigest()
 
 
-__all__ = ["content_of", "describe_images", "sampled", "table_of"]
+__all__ = ["content_of", "describe_images", "first_readable", "sampled", "table_of"]

@@ -15,7 +15,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from jest_hf.data.broken import BrokenRow, readable
+from jest_hf.data.broken import BrokenRow
 from jest_hf.data.captions import CAPTION_COLUMNS, BrokenCaption, usable_captions
 from jest_hf.data.fingerprint import content_of, table_of
 from jest_hf.data.rows import Rows
@@ -34,7 +34,8 @@ def digest_row(row: Mapping[str, Any], image_column: str | None) -> str:
 
 def digest_rows(dataset: Any, image_column: str | None, columns: Collection[str] | None = None) -> str | None:
     """Return the digest of 16 rows of map-style data, or of some of their columns; `None` for rows that are different
-    whenever they are read. No image is decoded here.
+    whenever they are read, and if none can be read. The digest has a mark for a single row that cannot be read. No
+    image is decoded here.
 
     Example:
 
@@ -45,18 +46,38 @@ def digest_rows(dataset: Any, image_column: str | None, columns: Collection[str]
 
     ```
     """
+    found = _sample(dataset, image_column, columns)
+    return None if found is None else _digest(found)
+
+
+def digests_of_rows(
+    dataset: Any, image_column: str | None, columns: Collection[str] | None = None
+) -> list[str] | None:
+    """Return the digest of each of the 16 rows of [`digest_rows`], `""` for a row that cannot be read."""
+    found = _sample(dataset, image_column, columns)
+    return None if found is None else ["" if row is None else _digest([row]) for row in found]
+
+
+def _sample(dataset: Any, image_column: str | None, columns: Collection[str] | None) -> list[Any] | None:
+    """Return 16 rows as JSON, `None` in the place of a row that cannot be read; `None` as [`digest_rows`] does."""
     rows = Rows(dataset, image_column)
     numbers = np.unique(np.linspace(0, len(rows) - 1, SAMPLED_ROWS).astype(np.int64)).tolist() if len(rows) else []
 
-    def read(number: int) -> list[Any]:
-        row = readable(rows[number], ())
+    def read(number: int) -> list[Any] | None:
+        row = rows[number]
+        if isinstance(row, BrokenRow):
+            return None
         return _of_row(row if columns is None else {name: row[name] for name in columns if name in row}, image_column)
 
     try:
         found, again = ([read(number) for number in numbers] for _ in range(2))
-    except Exception:  # of a row that cannot be read, or that has values of a kind of the user
+    except Exception:  # of a row that has values of a kind of the user
         return None
-    return _digest(found) if found == again else None  # a transform that draws gives other rows each time
+    # A row that could be read once only is one that cannot be read.
+    pairs = [(None, None) if None in pair else pair for pair in zip(found, again, strict=True)]
+    if any(first != second for first, second in pairs):  # a transform that draws gives other rows each time
+        return None
+    return None if pairs and all(first is None for first, _ in pairs) else [first for first, _ in pairs]
 
 
 def content_digests(rows: Sequence[Mapping[str, Any]], image_column: str, caption_column: str | None = None) -> Tensor:
@@ -144,4 +165,4 @@ def _digest(rows: Iterable[Any]) -> str:
     return hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()[:16]
 
 
-__all__ = ["content_digests", "digest_row", "digest_rows", "is_fixed", "with_encoded"]
+__all__ = ["content_digests", "digest_row", "digest_rows", "digests_of_rows", "is_fixed", "with_encoded"]

@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from jest_hf.data.broken import BrokenRow
 from jest_hf.data.continued import OTHER_STREAM, check_seeds, continued
+from jest_hf.data.fingerprint import SAMPLED_ROWS
 from jest_hf.data.position import Place, Position
 from jest_hf.data.undecoded import as_read, each_row, undecoded
 from jest_hf.distributed import Ranks
@@ -24,6 +25,27 @@ from jest_hf.distributed import Ranks
 def is_stream(dataset: Any) -> bool:
     """Return whether a data set is a stream, which can be read in order only."""
     return isinstance(dataset, datasets.IterableDataset | IterableDataset)
+
+
+def first_streamed(stream: Any, image_column: str) -> Mapping[str, Any]:
+    """Return the first row of a stream that can be read, undecoded and without keys of [`StreamedRows`]; an empty row
+    for a stream without rows.
+
+    Raises:
+        ValueError: if none of the first 256 rows can be read.
+    """
+    if isinstance(stream, datasets.IterableDataset):
+        stream = stream.with_format(None)
+    row: Mapping[str, Any] = {}
+    for row in islice(each_row(undecoded(stream)), SAMPLED_ROWS):
+        if not isinstance(row := as_read(row, image_column), BrokenRow):
+            return row
+    if isinstance(row, BrokenRow):
+        raise ValueError(
+            f"none of the first {SAMPLED_ROWS} rows of the stream train_dataset can be read ({row.reason}); check "
+            "what it reads."
+        )
+    return row
 
 
 class StreamedRows(IterableDataset[dict[str, Any]]):
@@ -178,4 +200,4 @@ def _with_ids(row: Any, epoch: int, number: int, image_column: str | None) -> di
     return BrokenRow(row.reason, **added) if isinstance(row, BrokenRow) else {**row, **added}
 
 
-__all__ = ["StreamedRows", "is_stream", "worker_numbers"]
+__all__ = ["StreamedRows", "first_streamed", "is_stream", "worker_numbers"]

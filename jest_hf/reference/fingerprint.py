@@ -33,7 +33,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from jest_hf.data.captions import CAPTION_COLUMNS, BrokenCaption, tokenizer_definition, usable_captions
 from jest_hf.data.collator import JESTDataCollator
 from jest_hf.data.files import changed, flat
-from jest_hf.data.fingerprint import content_of, sampled, table_of
+from jest_hf.data.fingerprint import content_of, first_readable, sampled, table_of
 from jest_hf.data.rows import Rows
 from jest_hf.hub.pull import Snapshot
 from jest_hf.images.resizing import resizer
@@ -181,7 +181,7 @@ def describe_data(rows: Rows, collator: JESTDataCollator) -> dict[str, Any]:
     """
     if len(rows) == 0:
         raise ValueError("the data set has no rows; pass a data set with at least one row.")
-    return describe_rows(rows, collator.image_column, _caption_column(rows[0], collator))
+    return describe_rows(rows, collator.image_column, _caption_column(first_readable(rows), collator))
 
 
 def describe_rows(rows: Rows, image_column: str, caption_column: str) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from transformers import PretrainedConfig
 from jest_hf.batch import CACHED_PREFIX, as_bits, from_bits
 from jest_hf.data.collator import JESTDataCollator
 from jest_hf.data.row_digest import content_digests, is_fixed
-from jest_hf.data.rows import Rows, undecoded
-from jest_hf.data.streamed_rows import is_stream
+from jest_hf.data.rows import Rows
+from jest_hf.data.streamed_rows import first_streamed, is_stream
 from jest_hf.hub.pull import Snapshot
 from jest_hf.models import as_reference, base_model
 from jest_hf.models.reader import Reader
@@ -226,7 +226,7 @@ class CachedReference:
     @classmethod
     def of(cls, cache: ReferenceCache, dataset: Any, collator: JESTDataCollator) -> CachedReference:
         """Return the reference for training on `dataset`, after checking that the cache was made of this data set (by
-        [`describe_data`]; of a stream, its first row is checked here, and every other row when it is read).
+        [`describe_data`]; of a stream, its first readable row is checked here, and every other row when it is read).
 
         Args:
             cache ([`ReferenceCache`]): The embeddings.
@@ -235,14 +235,13 @@ class CachedReference:
 
         Raises:
             ValueError: for other data, for a stream whose rows have no integer column `example_id`, and for a stream
-                with a cache of an earlier version, which has no digests of its rows.
+                with a cache of an earlier version, which has no digests of its rows, or whose first 256 rows cannot be
+                read.
         """
         if not is_stream(dataset):
             cache.check(data=describe_data(Rows(dataset, collator.image_column), collator))
             return cls(cache)
-        if isinstance(dataset, datasets.IterableDataset):
-            dataset = undecoded(dataset.with_format(None))
-        row: Mapping[str, Any] = next(iter(dataset), {})
+        row = first_streamed(dataset, collator.image_column)
         key = own_key(row)
         if key is None:
             raise ValueError(

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -199,12 +200,14 @@ class SelectionLedger:
                 self._write(self.path / f"{kind}{last + 1:06d}.parquet", table)
         self._forget()
 
-    def unwritten(self, *, rejected: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return step, id and score of the examples that were recorded since the last flush: int64, int64 and float32
-        `[k]` each, NaN for an example without a score."""
-        table = pa.Table.from_batches(self._pending[REJECTED if rejected else SELECTED], SCHEMA)
-        steps, ids, scores = (table[name].to_numpy() for name in ("step", "example_id", "score"))
-        return steps, ids, scores.astype(np.float32)
+    def since(self, step: int, columns: Sequence[str], *, rejected: bool = False) -> Iterator[pa.Table]:
+        """Yield some columns of the rows of all steps after `step`, in groups of rows: of the newest parts, which
+        alone are read, and of the steps in memory."""
+        kind, later = REJECTED if rejected else SELECTED, pc.field("step") > step
+        recent = list(takewhile(lambda part: steps_of(part)[1] > step, reversed(self._parts(kind))))
+        for part in reversed(recent):
+            yield from (group.filter(later).select(columns) for group in _groups(part, ["step", *columns]))
+        yield pa.Table.from_batches(self._pending[kind], SCHEMA).filter(later).select(columns)
 
     def truncate(self, step: int) -> None:
         """Drop the rows of all later steps, in memory and on the disk, and flush.
@@ -332,13 +335,17 @@ def read_parts(
     else:
         parts = [] if rejected else [ledger.path]
     for part in parts:
-        try:
-            with pq.ParquetFile(part) as file:
-                known = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
-                for group in range(file.num_row_groups):
-                    yield file.read_row_group(group, columns=known)
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(damage_of(part, error)) from error
+        yield from _groups(part, columns)
+
+
+def _groups(part: Path, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    try:
+        with pq.ParquetFile(part) as file:
+            known = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group, columns=known)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(damage_of(part, error)) from error
 
 
 def ledger_steps(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from transformers.trainer_utils import seed_worker
 
 from jest_hf.config import JESTConfig
 from jest_hf.data.chosen import load_chosen
+from jest_hf.data.fingerprint import first_readable
 from jest_hf.data.keys import KeyedCollator, has_keys
 from jest_hf.data.late import LateImages
 from jest_hf.data.position import Position
@@ -244,13 +245,13 @@ class Loaders:
 
 def first_row(dataset: Any, image_column: str | None, is_stream: bool) -> dict[str, Any]:
     """
-    The first row of a data set, to see what the rows are like.
+    The first row of a stream, or the first one of map-style data that can be read, to see what the rows are like.
 
     Raises:
         ValueError: for a stream without rows.
     """
     if not is_stream:
-        return Rows(dataset, image_column)[0]
+        return first_readable(Rows(dataset, image_column))
     row = next(iter(StreamedRows(dataset, image_column)), None)
     if row is None:
         raise ValueError("train_dataset is a stream without a single row; check what it reads.")

@@ -316,3 +316,16 @@ def test_broken_images_are_said(tmp_path):
     broken, whole = galleries(report)["Selected, early"].pictures
     assert broken.jpeg is None and "cannot be read" in broken.note and broken.caption == "one | two"
     assert whole.jpeg is not None
+
+
+def test_a_broken_first_row_and_a_named_caption_column(tmp_path):
+    ledger = SelectionLedger(tmp_path / "selections.parquet")
+    ledger.record(1, [0, 1], scores=[0.5, 0.25])
+    ledger.close()
+    broken, whole = galleries(run_report(tmp_path, [None, *random_rows(1)], caption_column="text"))[
+        "Selected, early"
+    ].pictures
+    assert broken.jpeg is None and "cannot be read" in broken.note and not broken.caption
+    assert whole.jpeg is not None and whole.caption == random_rows(1)[0]["text"]
+    with pytest.raises(ValueError, match="--caption_column nothing is not a column of --dataset"):
+        run_report(tmp_path, [None, *random_rows(1)], caption_column="nothing")

@@ -5,15 +5,18 @@ installed, and otherwise what its writer and W&B's module get."""
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, WandbCallback
 
+from jest_hf import JESTDataCollator
 from jest_hf.curation.pictures import Picture
 from jest_hf.curation.run_plots import plot_gallery
 from jest_hf.report import read_rejected, read_selections
-from tests.helpers import random_rows
+from tests.helpers import random_rows, tiny_siglip_processor
 from tests.trainers import make_trainer
 
 
@@ -71,10 +74,12 @@ class Biases(WandbCallback):
 
     def on_log(self, *args, **kwargs): ...
 
+    def on_save(self, *args, **kwargs): ...
 
-def trained(folder, callbacks, rows=None, **settings):
+
+def trained(folder, callbacks, rows=None, collator=None, **settings):
     settings = {"record_selection": True, "max_steps": 4, "eval_strategy": "steps", "eval_steps": 2} | settings
-    options = {"callbacks": callbacks, "eval_dataset": random_rows(8, seed=9)}
+    options = {"callbacks": callbacks, "eval_dataset": random_rows(8, seed=9), "data_collator": collator}
     trainer = make_trainer(folder, rows=rows or random_rows(64), options=options, **settings)
     trainer.train()
     return trainer
@@ -85,10 +90,11 @@ def scores_of(folder, reader, first, last):
     return sorted(row["score"] for row in rows), {row["example_id"] for row in rows}
 
 
-def test_each_evaluation_sends_what_came_since_the_last(tmp_path):
+@pytest.mark.parametrize("saves", [{}, {"save_strategy": "steps", "save_steps": 1}])  # a checkpoint flushes the ledger
+def test_each_evaluation_sends_what_came_since_the_last(tmp_path, saves):
     rows = random_rows(64)
     board, biases = Board(), Biases()
-    trained(tmp_path, [board, biases], rows)
+    trained(tmp_path, [board, biases], rows, **saves)
     for part, reader in (("selected", read_selections), ("rejected", read_rejected)):
         for step in (2, 4):
             scores, ids = scores_of(tmp_path, reader, step - 1, step)
@@ -148,6 +154,32 @@ def test_a_broken_image_has_a_caption_and_no_picture(tmp_path):
     picture = tracked.pictures.of(3, "score 1")
     assert picture.jpeg is None and "cannot be read" in picture.note
     assert plot_gallery([picture]).axes[0].get_title().startswith("score 1")
+
+
+def test_a_broken_first_row_and_a_named_caption_column(tmp_path):
+    board = Board()
+    collator = JESTDataCollator(tiny_siglip_processor(), caption_column="text")
+    trainer = trained(tmp_path, [board], [None, *random_rows(63)], max_steps=2, collator=collator)
+    assert ("selection/selected", 2) in board.writer.figures
+    tracked = next(one for one in trainer.callback_handler.callbacks if type(one).__name__ == "TrackedSelection")
+    picture = tracked.pictures.of(0, "score 1")
+    assert picture.jpeg is None and "cannot be read" in picture.note and not picture.caption
+
+
+def test_no_error_of_pictures_or_of_a_tracker_ends_a_run(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    caplog.set_level("WARNING", "jest_hf")
+    board, biases = Board(), Biases()
+
+    def fail(*what):
+        raise RuntimeError("no such picture")
+
+    monkeypatch.setattr("jest_hf.curation.tracked.Pictures.of", fail)
+    monkeypatch.setattr(biases.module, "log", fail)
+    trained(tmp_path, [biases, board])
+    assert len(board.writer.histograms) == 4 and not board.writer.figures
+    said = [record.getMessage() for record in caplog.records if "training goes on" in record.getMessage()]
+    assert len(said) == 1 and "RuntimeError: no such picture" in said[0]
 
 
 def test_a_hostile_caption_is_drawn_as_it_is():

@@ -14,7 +14,7 @@ from torch.utils.data import ChainDataset, ConcatDataset, Subset
 
 from jest_hf import JESTDataCollator
 from jest_hf.data.broken import BrokenRow
-from jest_hf.data.row_digest import content_digests, digest_rows, with_encoded
+from jest_hf.data.row_digest import content_digests, digest_rows, digests_of_rows, with_encoded
 from jest_hf.data.rows import Rows
 from jest_hf.data.streamed_rows import StreamedRows
 from jest_hf.evaluation.pairs import CaptionCollator
@@ -148,7 +148,24 @@ def test_digests_pass_over_rows_that_cannot_be_read():
     assert found[0].tolist() == [0, 0] and found[2, 0] != 0
     named = content_digests(list(read), "image", "caption")
     assert named[2, 1] == content_digests([read[2]], "image")[0, 1] != 0 == found[2, 1]  # `text` is in a row too
-    assert digest_rows(Fragile([GOOD, None]), "image") is None != digest_rows(Fragile([GOOD, GOOD]), "image")
+
+
+def test_a_broken_row_has_a_mark_in_a_digest():
+    kinds = ([GOOD, GOOD], [GOOD, None], [None, GOOD], [GOOD, OSError("gone")], [{**GOOD, "text": "other"}, None])
+    whole, second, first, raised, other = (digest_rows(Fragile(rows), "image") for rows in kinds)
+    assert second == raised and None not in (whole, second) and len({whole, second, first, other}) == 4
+    assert digest_rows(Fragile([None, None]), "image") is None
+    each, beside = (digests_of_rows(Fragile(rows), "image") for rows in kinds[:2])
+    assert each[0] == beside[0] != "" == beside[1] and each[1] != ""
+
+    class Failing(Fragile):  # the second row at its first reading alone
+        n = 0
+
+        def __getitem__(self, index: int) -> Any:
+            self.n += 1
+            return None if self.n == 2 else self.rows[index]
+
+    assert digest_rows(Failing([GOOD, GOOD]), "image") == second
 
 
 def test_the_bytes_of_a_file_keep_the_mode(tmp_path):

@@ -18,6 +18,7 @@ from jest_hf import JESTConfig, JESTDataCollator, JESTTrainer
 from jest_hf.distributed import Ranks
 from jest_hf.training.identity import check_same_rows
 from jest_hf.training.loaders import first_row
+from tests.data.test_torch_data import Fragile
 from tests.distributed.processes import run
 from tests.helpers import random_rows, tiny_siglip, tiny_siglip_processor
 
@@ -50,6 +51,14 @@ class DrawingStream(torch.utils.data.IterableDataset):
         return (self.drawing[index] for index in range(N_ROWS))
 
 
+class FragileStream(torch.utils.data.IterableDataset):
+    def __init__(self, rows: list[Any]) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.rows)
+
+
 def made(kind: str, rank: int) -> Any:
     """What a rank holds; ranks differ where `rank` is used."""
     rows = random_rows(N_ROWS)
@@ -74,6 +83,16 @@ def made(kind: str, rank: int) -> Any:
         "another number of rows": lambda: rows[rank:],
         "another stream": lambda: table(random_rows(N_ROWS, seed=rank)).to_iterable_dataset(4),
         "a stream in another order": lambda: table(rows).to_iterable_dataset(4).shuffle(seed=rank, buffer_size=20),
+        "a row that is broken everywhere": lambda: [None, *rows[1:]],
+        "a row that one rank cannot read": lambda: Fragile([*rows[:-1], [rows[-1], OSError("gone")][rank]]),
+        "a first row that one rank cannot read": lambda: Fragile([[rows[0], OSError("gone")][rank], *rows[1:]]),
+        "a stream whose first row one rank cannot read": lambda: FragileStream([[rows[0], None][rank], *rows[1:]]),
+        "other captions beside a broken row": lambda: [None, *({**row, "text": f"{rank}"} for row in rows[1:])],
+        "other captions of another column beside a broken row": lambda: [
+            None,
+            *({"image": row["image"], "caption": f"{rank}"} for row in rows[1:]),
+        ],
+        "one rank that can read nothing": lambda: [rows, [None] * N_ROWS][rank],
     }[kind]()
 
 
@@ -86,6 +105,10 @@ ACCEPTED = (
     "a random transform",
     "a stream",
     "a stream that draws",
+    "a row that is broken everywhere",
+    "a row that one rank cannot read",
+    "a first row that one rank cannot read",
+    "a stream whose first row one rank cannot read",
 )
 REFUSED = (
     "a random transform on one rank",
@@ -97,6 +120,9 @@ REFUSED = (
     "another number of rows",
     "another stream",
     "a stream in another order",
+    "other captions beside a broken row",
+    "other captions of another column beside a broken row",
+    "one rank that can read nothing",
 )
 
 

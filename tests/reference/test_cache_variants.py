@@ -298,6 +298,10 @@ def test_rows_of_a_random_transform_are_not_compared_with_the_cache_of_their_own
     fixed = make_trainer(tmp_path / "fixed", rows=several_captions(), cache_reference=True, filter_ratio=0.5)
     fixed.train()
     assert fixed.reference.compares and trainer.statistics.skipped == fixed.statistics.skipped
+    named = CachedReference.of(
+        fixed.reference.cache, torch.utils.data.Subset(several_captions(), range(N_ROWS)), fixed.data_collator
+    )
+    assert named.compares  # with `reference_cache`, the rows of a torch data set are compared
 
 
 def test_of_rows_with_cached_images_the_captions_are_compared(made: Any) -> None:

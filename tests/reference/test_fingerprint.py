@@ -20,6 +20,7 @@ from jest_hf.data.rows import Rows
 from jest_hf.models import base_model
 from jest_hf.reference import describe_data, describe_reading, identify_reference
 from jest_hf.reference.fingerprint import difference
+from tests.data.test_torch_data import Fragile
 from tests.helpers import (
     random_rows,
     tiny_clip,
@@ -311,3 +312,10 @@ def test_an_adapter_reference_does_not_change_while_the_learner_learns():
     with torch.no_grad():
         base_model(model).logit_bias += 1.0
     assert identify_reference(model) != identity
+
+
+@pytest.mark.parametrize("column", ["text", "caption"])
+def test_the_caption_column_is_that_of_the_rows_that_can_be_read(column):
+    good = [{"image": row["image"], column: row["text"]} for row in random_rows(4)]
+    described = describe_data(Rows(Fragile([OSError("gone"), None, *good])), JESTDataCollator(tiny_siglip_processor()))
+    assert described["caption_column"] == column and len(set(described["row"].values())) == 5

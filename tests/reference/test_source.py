@@ -102,6 +102,42 @@ def test_a_stream_without_keys_and_a_stream_of_other_rows_are_refused(tmp_path):
     assert reference.by_key
 
 
+class Fragile(torch.utils.data.IterableDataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return map(self._read, iter(self.rows))
+
+    def _read(self, row):
+        if isinstance(row, Exception):
+            raise row
+        return row
+
+
+def _raise_at_0(row):
+    if row["example_id"] == 0:
+        raise OSError("gone")
+    return row
+
+
+def test_the_first_row_of_a_stream_that_can_be_read_is_compared(tmp_path):
+    cache, collator = make_cache(tmp_path), JESTDataCollator(tiny_siglip_processor())
+    good, other = ([{**row, "example_id": k} for k, row in enumerate(random_rows(23, seed=s))] for s in (0, 1))
+
+    def streams(rows):
+        table = datasets.Dataset.from_list(rows)
+        return [Fragile([OSError("gone"), None, *rows[1:]]), table.to_iterable_dataset().map(_raise_at_0)]
+
+    for stream in streams(good):
+        assert CachedReference.of(cache, stream, collator).by_key
+    for stream in streams(other):
+        with pytest.raises(ValueError, match="does not match this run: data.row.1 was"):
+            CachedReference.of(cache, stream, collator)
+    with pytest.raises(ValueError, match=r"none of the first 256 rows of the stream .* \(.*OSError: gone\)"):
+        CachedReference.of(cache, Fragile([OSError("gone")] * 300), collator)
+
+
 def test_a_map_style_copy_with_other_rows_is_refused(tmp_path):
     cache = make_cache(tmp_path)
     with pytest.raises(ValueError, match="does not match this run: data.row.4 was"):

@@ -374,3 +374,22 @@ def test_parts_of_earlier_versions_and_of_this_one_are_one_table(tmp_path):
     assert len(read_rejected(path)) == 0 and ledger_module.ledger_steps(path) == (1, 3)
     tables = list(ledger_module.read_parts(path, columns=["step", "score"]))
     assert [table.column_names for table in tables] == [["step"], ["step", "score"]]
+
+
+def test_the_rows_since_a_step_are_read_from_the_newest_parts_and_from_memory(tmp_path, monkeypatch):
+    ledger = SelectionLedger(tmp_path / "selections.parquet")
+    for step in range(1, 8):
+        ledger.record(step, [step])
+        ledger.record_rejected(step, [100 + step])
+        if step in (2, 4, 6):
+            ledger.flush()
+    opened, groups = [], ledger_module._groups
+    monkeypatch.setattr(ledger_module, "_groups", lambda part, columns: opened.append(part) or groups(part, columns))
+
+    def since(step, **options):
+        return [row for table in ledger.since(step, ["example_id"], **options) for row in table.to_pylist()]
+
+    assert since(3) == [{"example_id": step} for step in (4, 5, 6, 7)]
+    assert [part.name for part in opened] == ["part-000002.parquet", "part-000003.parquet"]
+    assert since(0, rejected=True) == [{"example_id": 100 + step} for step in range(1, 8)]
+    assert since(7) == []
