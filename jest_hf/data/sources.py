@@ -203,8 +203,11 @@ def _stream(loaded: Any, where: Mapping[str, Any] | None, max_rows: int | None, 
     if where:
         _check_columns(where, stream.column_names or _head(stream, spec).column_names, spec)
         schema = None if stream.features is None else stream.features.arrow_schema
-        wanted = [_wanted(where, name, None if schema is None else schema.field(name).type) for name in where]
-        stream = stream.filter(_HasValues([one.to_pylist() for one in wanted]), input_columns=list(where))
+        wanted = [
+            _values(where, name) if schema is None else _wanted(where, name, schema.field(name).type).to_pylist()
+            for name in where
+        ]
+        stream = stream.filter(_HasValues(wanted), input_columns=list(where))
     return stream if max_rows is None else stream.take(max_rows)
 
 
@@ -233,9 +236,8 @@ def _load_files(spec: str, files: list[str], builder: str, streaming: bool) -> A
     another folder, are loaded apart."""
     options: dict[str, Any] = {"streaming": streaming}
     if builder == "webdataset":
-        loaded = _load(
-            spec, builder, data_files=files, features=features_of(files[:1] if streaming else files), **options
-        )
+        options["features"] = features_of(files[:1] if streaming else files)
+        loaded = _load(spec, builder, data_files=files, **options)
         return type(loaded)({split: with_caption(rows) for split, rows in loaded.items()})
     places = {
         file: _Place(Path(file).absolute().parent, separator_of(file) if builder == "csv" else None) for file in files
@@ -249,7 +251,8 @@ def _load_files(spec: str, files: list[str], builder: str, streaming: bool) -> A
         part = list(some)
         place = places[part[0]]
         rows = _load(spec, builder, data_files=part, **options, **place.options)["train"]
-        parts.append(with_files(rows, place.folder, columns.get(place)))
+        # Rows of several folders stay as they are: no file of theirs has paths that start at its folder.
+        parts.append(with_files(rows, place.folder, columns.get(place)) if has_paths or not columns else rows)
     with _named(spec):
         if not streaming:  # the columns and types of the first files, as in files that are loaded together
             kinds = parts[0].features
@@ -270,7 +273,7 @@ class _Place(NamedTuple):
 
 def _columns_of_paths(spec: str, builder: str, places: Mapping[str, _Place]) -> dict[_Place, list[str]]:
     """Return the columns whose paths of images start at the folder of their file, from the first file of a place."""
-    firsts = {places[file]: file for file in reversed(places)}
+    firsts = {places[file]: file for file in reversed(list(places))}
     columns = {}
     for separator in {place.separator for place in firsts}:
         some = [place for place in firsts if place.separator == separator]
@@ -319,11 +322,15 @@ def _check_columns(where: Mapping[str, Any], columns: Sequence[str], spec: str) 
         )
 
 
-def _wanted(where: Mapping[str, Any], column: str, kind: pa.DataType | None) -> pa.Array:
-    """The values of a column that a condition keeps, as the type of the column (`None`: not known)."""
-    values = where[column] if isinstance(where[column], (list, tuple)) else [where[column]]
+def _values(where: Mapping[str, Any], column: str) -> list[Any]:
+    """The values of a column that a condition keeps."""
+    return list(where[column]) if isinstance(where[column], (list, tuple)) else [where[column]]
+
+
+def _wanted(where: Mapping[str, Any], column: str, kind: pa.DataType) -> pa.Array:
+    """The values of a column that a condition keeps, as the type of the column."""
     try:
-        return pa.array(values, type=kind)
+        return pa.array(_values(where, column), type=kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise ValueError(
             f"where={dict(where)!r} does not fit the column {column!r}, which holds {kind}; pass values of this type."

@@ -142,6 +142,17 @@ def test_the_paths_of_each_file_start_at_its_folder(tmp_path, streaming, monkeyp
             load_source("*/rows.csv")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_path_is_never_looked_up_in_the_folder_of_another_file(tmp_path, streaming):
+    strings = datasets.Features({"image": datasets.Value("string")})
+    for folder, path in (("a", None), ("b", "0.png")):
+        (tmp_path / folder).mkdir()
+        datasets.Dataset.from_dict({"image": [path]}, strings).to_parquet(tmp_path / folder / "rows.parquet")
+    (tmp_path / "a" / "0.png").write_bytes(picture(1))
+    rows = load_source(str(tmp_path / "*" / "rows.parquet"), streaming=streaming)
+    assert [row["image"] for row in rows] == [None, "0.png"]
+
+
 def test_files_of_several_folders_without_paths_are_loaded_at_once(tmp_path, monkeypatch):
     calls = []
     load = datasets.load_dataset
@@ -198,6 +209,8 @@ def test_a_stream_has_the_rows_that_are_kept(tmp_path):
 def test_a_condition_of_a_stream_that_names_no_column(tmp_path, kind):
     path = str(tmp_path / f"a.{kind}")
     getattr(datasets.Dataset.from_dict({"text": ["a"], "part": [0]}), f"to_{kind}")(path)
+    if kind == "csv":  # nor are their types
+        assert len(list(load_source(path, where={"part": [0, "x"]}, streaming=True))) == 1
     for streaming in (False, True):
         with pytest.raises(ValueError, match="names the column 'prt', .*did you mean part.*; name one of text, part"):
             load_source(path, where={"prt": 1}, streaming=streaming)
