@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import argparse
 import glob
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jest_hf.data.formats import features_of, find_columns, separator_of, with_caption, with_files
+from jest_hf.data.formats import HEAD, features_of, file_columns, find_columns, separator_of, with_caption, with_files
 from jest_hf.data.scenes import SPLIT_SIZES, load_scenes
 from jest_hf.data.subset import select_subset
 from jest_hf.flags import proposal, source_of
@@ -67,7 +70,8 @@ def load_source(
         spec (`str`): One of
             - `"scenes:web"` (or another split of [`load_scenes`]);
             - a file or a glob of parquet, arrow, json(l), csv, tsv or webdataset (`.tar`) files. The separator of
-              a csv file is found in its first line, and relative paths of images start at its folder; a webdataset
+              a csv file is found in its first line, and relative paths of images start at its folder, also where the
+              files of a glob have several separators or folders; a webdataset
               with images of several formats has a column for each, of which `image_column` may name any one, and its
               captions may be in its `json`;
             - a folder: written by `save_to_disk`, of such files, or of images (with `metadata.csv`);
@@ -81,7 +85,8 @@ def load_source(
             `{"split": "train", "source": ["noto", "fxemoji"]}`.
         subset (`str` or `Path`, *optional*): Keep the rows of a list of rows, a Parquet file of `jest-hf curate
             --list`. The rows are numbered as they are after `where` and `max_rows`.
-        streaming (`bool`, *optional*, defaults to `False`): Whether to read rows as they come, and store none.
+        streaming (`bool`, *optional*, defaults to `False`): Whether to read rows as they come, and store none. The
+            rows are the same, except that a webdataset has the columns of its first tar.
 
     Returns:
         `datasets.Dataset`, map-style; with `streaming` a `datasets.IterableDataset`.
@@ -89,7 +94,7 @@ def load_source(
     Raises:
         FileNotFoundError: If `spec` looks like a path and does not exist.
         ValueError: For a split, column or kind of file that does not exist, for damaged files, for a `subset` of
-            other data or with `streaming`, or if no row is left.
+            other data or with `streaming`, or if no row is left (with `streaming` that is not known).
 
     Example:
 
@@ -117,7 +122,7 @@ def load_source(
             loaded = _load(spec, spec, **options, streaming=streaming)
         loaded = _choose_split(loaded, split, spec)
     if streaming:
-        return _stream(loaded, where, max_rows)
+        return _stream(loaded, where, max_rows, spec)
     if where:
         loaded = _keep(loaded, where, spec)
     if max_rows is not None:
@@ -145,10 +150,12 @@ def _looks_local(spec: str) -> bool:
     )
 
 
-def _load(spec: str, *arguments: Any, **options: Any) -> Any:
-    """As `datasets.load_dataset`; what is wrong with the data is a `ValueError` of one line."""
+@contextmanager
+def _named(spec: str) -> Iterator[None]:
+    """Make an error of `datasets` one of one line, which names the data. What is wrong with the data is a
+    `ValueError`."""
     try:
-        return datasets.load_dataset(*arguments, **options)
+        yield
     except datasets.exceptions.DatasetNotFoundError as error:
         raise FileNotFoundError(
             f"spec={spec!r} is neither here nor on the Hub, as far as you may see ({error})"
@@ -157,6 +164,18 @@ def _load(spec: str, *arguments: Any, **options: Any) -> Any:
         raise ValueError(f"spec={spec!r} cannot be loaded ({_cause(error)}); check the files.") from error
     except OSError as error:
         raise OSError(f"spec={spec!r} cannot be loaded ({_cause(error)}); check the name and the network.") from error
+
+
+def _load(spec: str, *arguments: Any, **options: Any) -> Any:
+    """As `datasets.load_dataset`, with the errors of [`_named`]."""
+    with _named(spec):
+        return datasets.load_dataset(*arguments, **options)
+
+
+def _head(stream: datasets.IterableDataset, spec: str) -> pa.Table:
+    """The first rows of a stream, undecoded; an empty table if it has none."""
+    with _named(spec):
+        return next(iter(stream.with_format("arrow").iter(batch_size=HEAD)), pa.table({}))
 
 
 def _cause(error: BaseException) -> str:
@@ -168,15 +187,27 @@ def _cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def _stream(loaded: Any, where: Mapping[str, Any] | None, max_rows: int | None) -> datasets.IterableDataset:
+@dataclass(frozen=True)
+class _HasValues:
+    """A function of `filter` that keeps the rows whose values are among those wanted; loader workers can get it."""
+
+    wanted: list[list[Any]]
+
+    def __call__(self, *values: Any) -> bool:
+        return all(value in those for value, those in zip(values, self.wanted, strict=True))
+
+
+def _stream(loaded: Any, where: Mapping[str, Any] | None, max_rows: int | None, spec: str) -> datasets.IterableDataset:
     """Return the rows as a stream, with the conditions applied as they come."""
     stream = loaded.to_iterable_dataset() if isinstance(loaded, datasets.Dataset) else loaded
     if where:
-        wanted = {name: one if isinstance(one, list | tuple) else [one] for name, one in where.items()}
-        stream = stream.filter(
-            lambda *values: all(value in those for value, those in zip(values, wanted.values(), strict=True)),
-            input_columns=list(wanted),
-        )
+        _check_columns(where, stream.column_names or _head(stream, spec).column_names, spec)
+        schema = None if stream.features is None else stream.features.arrow_schema
+        wanted = [
+            _values(where, name) if schema is None else _wanted(where, name, schema.field(name).type).to_pylist()
+            for name in where
+        ]
+        stream = stream.filter(_HasValues(wanted), input_columns=list(where))
     return stream if max_rows is None else stream.take(max_rows)
 
 
@@ -197,16 +228,61 @@ def _load_local(spec: str, name: str | None, data_files: Any, streaming: bool = 
             f"spec={spec!r} holds files of kind {', '.join(map(repr, suffixes))}; pass files of one kind of "
             f"{', '.join(BUILDERS)}."
         )
+    return _load_files(spec, files, BUILDERS[suffixes[0]], streaming)
+
+
+def _load_files(spec: str, files: list[str], builder: str, streaming: bool) -> Any:
+    """Load files of one kind, in their order. Those with another separator, or with paths of images that start at
+    another folder, are loaded apart."""
     options: dict[str, Any] = {"streaming": streaming}
-    if BUILDERS[suffixes[0]] == "csv":
-        options["sep"] = separator_of(files[0])
-    if BUILDERS[suffixes[0]] == "webdataset":
+    if builder == "webdataset":
         options["features"] = features_of(files[:1] if streaming else files)
-    loaded = _load(spec, BUILDERS[suffixes[0]], data_files=files, **options)
-    if streaming:
-        return loaded
-    folder = Path(files[0]).absolute().parent
-    return datasets.DatasetDict({split: with_caption(with_files(rows, folder)) for split, rows in loaded.items()})
+        loaded = _load(spec, builder, data_files=files, **options)
+        return type(loaded)({split: with_caption(rows) for split, rows in loaded.items()})
+    places = {
+        file: _Place(Path(file).absolute().parent, separator_of(file) if builder == "csv" else None) for file in files
+    }
+    columns: dict[_Place, list[str]] = {}  # a table of one folder finds its own
+    if streaming or len({place.folder for place in places.values()}) > 1:
+        columns = _columns_of_paths(spec, builder, places)
+    has_paths = any(columns.values())
+    parts = []
+    for _, some in groupby(files, lambda file: places[file] if has_paths else places[file].separator):
+        part = list(some)
+        place = places[part[0]]
+        rows = _load(spec, builder, data_files=part, **options, **place.options)["train"]
+        # Rows of several folders stay as they are: no file of theirs has paths that start at its folder.
+        parts.append(with_files(rows, place.folder, columns.get(place)) if has_paths or not columns else rows)
+    with _named(spec):
+        if not streaming:  # the columns and types of the first files, as in files that are loaded together
+            kinds = parts[0].features
+            parts = [rows if rows.features == kinds else rows.cast(kinds) for rows in parts]
+        return {"train": parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)}
+
+
+class _Place(NamedTuple):
+    """What files have in common that are loaded together."""
+
+    folder: Path
+    separator: str | None  # of CSV files
+
+    @property
+    def options(self) -> dict[str, str]:
+        return {} if self.separator is None else {"sep": self.separator}
+
+
+def _columns_of_paths(spec: str, builder: str, places: Mapping[str, _Place]) -> dict[_Place, list[str]]:
+    """Return the columns whose paths of images start at the folder of their file, from the first file of a place."""
+    firsts = {places[file]: file for file in reversed(list(places))}
+    columns = {}
+    for separator in {place.separator for place in firsts}:
+        some = [place for place in firsts if place.separator == separator]
+        # One split for each folder, since each call of `load_dataset` takes about 0.1 s.
+        files = {f"folder_{number}": [firsts[place]] for number, place in enumerate(some)}
+        heads = _load(spec, builder, data_files=files, streaming=True, **some[0].options)
+        for number, place in enumerate(some):
+            columns[place] = file_columns(_head(heads[f"folder_{number}"], spec), place.folder)
+    return columns
 
 
 def _choose_split(loaded: Any, split: str | None, spec: str) -> Any:
@@ -227,24 +303,35 @@ def _choose_split(loaded: Any, split: str | None, spec: str) -> Any:
 
 def _keep(dataset: datasets.Dataset, where: Mapping[str, Any], spec: str) -> datasets.Dataset:
     """Return the rows that match every condition. Reads only the columns in `where`, and no image."""
-    missing = sorted(set(where) - set(dataset.column_names))
-    if missing:
-        raise ValueError(
-            f"where={dict(where)!r} names the column {missing[0]!r}, which {spec!r} does not have"
-            f"{proposal(missing[0], dataset.column_names)}; name one of {', '.join(dataset.column_names)}."
-        )
+    _check_columns(where, dataset.column_names, spec)
     table = dataset.select_columns(list(where)).with_format("arrow")[:]
     mask = np.ones(len(dataset), dtype=bool)
-    for column, wanted in where.items():
-        values = wanted if isinstance(wanted, (list, tuple)) else [wanted]
-        try:
-            wanted_values = pa.array(values, type=table[column].type)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-            raise ValueError(
-                f"where={dict(where)!r} does not fit the column {column!r}, which holds {table[column].type}; pass "
-                "values of this type."
-            ) from error
-        mask &= pc.is_in(table[column], value_set=wanted_values).to_numpy()
+    for column in where:
+        mask &= pc.is_in(table[column], value_set=_wanted(where, column, table[column].type)).to_numpy()
     if not mask.any():
         raise ValueError(f"where={dict(where)!r} matches no row of {spec!r}; pass fewer conditions or other values.")
     return dataset.select(np.flatnonzero(mask))
+
+
+def _check_columns(where: Mapping[str, Any], columns: Sequence[str], spec: str) -> None:
+    missing = sorted(set(where) - set(columns))
+    if missing:
+        raise ValueError(
+            f"where={dict(where)!r} names the column {missing[0]!r}, which {spec!r} does not have"
+            f"{proposal(missing[0], columns)}; name one of {', '.join(columns)}."
+        )
+
+
+def _values(where: Mapping[str, Any], column: str) -> list[Any]:
+    """The values of a column that a condition keeps."""
+    return list(where[column]) if isinstance(where[column], (list, tuple)) else [where[column]]
+
+
+def _wanted(where: Mapping[str, Any], column: str, kind: pa.DataType) -> pa.Array:
+    """The values of a column that a condition keeps, as the type of the column."""
+    try:
+        return pa.array(_values(where, column), type=kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        raise ValueError(
+            f"where={dict(where)!r} does not fit the column {column!r}, which holds {kind}; pass values of this type."
+        ) from error

@@ -10,8 +10,9 @@ and those of this package get groups of their own: `loss/`, `selection/`, `cost/
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback
@@ -32,7 +33,7 @@ _OWN = tuple(f"{group}/" for _, group in GROUPS)
 
 
 def in_groups(logs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the same metrics, those of this package under the names of their groups.
+    """Return the same metrics, those of this package under the names of their groups. Names with a group stay.
 
     Example:
 
@@ -43,7 +44,8 @@ def in_groups(logs: Mapping[str, Any]) -> dict[str, Any]:
 
     ```
     """
-    groups = {name: next((group for pattern, group in GROUPS if re.search(pattern, name)), None) for name in logs}
+    found = {name: next((group for pattern, group in GROUPS if re.search(pattern, name)), None) for name in logs}
+    groups = {name: None if name.startswith(_OWN) else group for name, group in found.items()}
     return {name if groups[name] is None else f"{groups[name]}/{name}": value for name, value in logs.items()}
 
 
@@ -63,15 +65,33 @@ def _groups_kept() -> Iterator[None]:
         integration_utils.rewrite_logs = rewrite
 
 
-def _group(callback: TrainerCallback) -> None:
-    """Give a tracker the metrics of its logs in groups."""
-    on_log = callback.on_log
+@dataclass
+class _Grouped:
+    """The method `on_log` of a tracker, with metrics in groups."""
 
-    def log(args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+    on_log: Callable[..., Any]
+
+    def __call__(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
         with _groups_kept():
-            return on_log(args, state, control, logs=in_groups(logs or {}), **kwargs)
+            return self.on_log(args, state, control, logs=in_groups(logs or {}), **kwargs)
 
-    callback.on_log = log  # type: ignore[method-assign]
+
+def _group_trackers(handler: CallbackHandler) -> None:
+    """Give each tracker of a Trainer metrics in groups, once: two Trainers may share a tracker."""
+    trackers: tuple[type[TrainerCallback], ...] = tuple(integration_utils.INTEGRATION_TO_CALLBACK.values())
+    for callback in handler.callbacks:
+        if isinstance(callback, trackers) and not isinstance(callback.on_log, _Grouped):
+            callback.on_log = _Grouped(callback.on_log)  # type: ignore[method-assign]
+
+
+class TrackersCallback(TrainerCallback):
+    """Groups the metrics of trackers that `add_callback` has added since the Trainer was made."""
+
+    def __init__(self, handler: CallbackHandler) -> None:
+        self.handler = handler
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        _group_trackers(self.handler)
 
 
 def adopt_callbacks(handler: CallbackHandler) -> None:
@@ -79,10 +99,8 @@ def adopt_callbacks(handler: CallbackHandler) -> None:
     if any(type(one) is ProgressCallback for one in handler.callbacks):
         handler.remove_callback(ProgressCallback)
         handler.add_callback(JESTProgress)
-    trackers: tuple[type[TrainerCallback], ...] = tuple(integration_utils.INTEGRATION_TO_CALLBACK.values())
-    for callback in handler.callbacks:
-        if isinstance(callback, trackers):
-            _group(callback)
+    _group_trackers(handler)
+    handler.add_callback(TrackersCallback(handler))
 
 
 __all__ = ["GROUPS", "adopt_callbacks", "in_groups"]

@@ -83,6 +83,23 @@ def test_the_names_of_every_log_have_a_group():
         "time/late_images_seconds",
     ]
     assert list(in_groups({"eval_scoring_seconds": 1.0, "grad_norm": 1.0})) == ["eval_scoring_seconds", "grad_norm"]
+    grouped = in_groups({"scoring_seconds": 1.0, "selected/learnability": 1.0, "flops": 1.0})
+    assert in_groups(grouped) == grouped
+
+
+def test_a_tracker_that_two_trainers_share_and_that_is_added_later(tmp_path, tensorboard):
+    tracker = integration_utils.TensorBoardCallback()
+    methods = []
+    for number, trainer in enumerate([make_trainer(tmp_path / name, max_steps=1) for name in "ab"]):
+        tracker.tb_writer = tensorboard  # which the end of training closes
+        trainer.add_callback(tracker)
+        trainer.train()
+        names = set(tensorboard.scalars)
+        assert {"train/loss", "loss/selected/learner_loss", "cost/flops", "time/scoring_seconds"} <= names
+        assert not [name for name in names if "time/time/" in name or name.startswith("train/selected")]
+        assert len(tensorboard.scalars["train/loss"]) == number + 1
+        methods.append(tracker.on_log)
+    assert methods[0] is methods[1]  # not wrapped a second time
 
 
 def test_the_console_has_the_seconds_of_loading_and_scoring():
