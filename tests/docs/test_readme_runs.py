@@ -204,7 +204,9 @@ def commands() -> list[str]:
 def words_of(command: str) -> list[str]:
     with_flags = re.sub(r"\$\(jest-hf preset (\w+)\)", lambda match: cli.preset_flags(match[1]), command)
     if command.startswith("make "):
-        shown = subprocess.run(["make", "-n", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True)
+        shown = subprocess.run(
+            ["make", "--no-print-directory", "-n", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True
+        )
         assert shown.returncode == 0, shown.stderr
         with_flags = shown.stdout.splitlines()[-1]
     return smaller_words(shlex.split(with_flags))

@@ -334,7 +334,9 @@ def test_a_push_that_fails_leaves_the_cache_and_says_how_to_go_on(
     message = str(failed.value)
     assert failed.value.kind == "OSError" and "\n" not in message and "hf_alice" not in message, message
     assert message.startswith("the push of the reference cache to 'alice/cache' failed (") and words in message
-    assert f"push it later with `hf upload alice/cache {folder} --repo-type dataset`" in message
+    assert (
+        f"push it later with `hf upload alice/cache {folder} --repo-type dataset --include manifest.json " in message
+    )
     assert contents(folder) == before
     hub.faults.clear()
     client(push, str(folder))
