@@ -31,6 +31,21 @@ PNG = encode(PICTURE)
 GOOD = {"image": {"bytes": PNG, "path": None}, "text": "a red star", "label": 1}
 
 
+class Fragile(torch.utils.data.Dataset):
+    """Rows, some of which raise."""
+
+    def __init__(self, rows: list[Any]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        if isinstance(self.rows[index], Exception):
+            raise self.rows[index]
+        return self.rows[index]
+
+
 @dataclass
 class Case:
     """A row, and what has to become of it.

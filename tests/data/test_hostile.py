@@ -19,24 +19,9 @@ from jest_hf.data.labelled import ImageLabelCollator
 from jest_hf.data.rows import EpochSampler, Rows
 from jest_hf.data.streamed_rows import StreamedRows
 from jest_hf.report import read_selections
-from tests.data.hostile import GOOD, Case, hostile, labels
+from tests.data.hostile import GOOD, Case, Fragile, hostile, labels
 from tests.helpers import SHAPES, tiny_siglip_processor
 from tests.trainers import logged, make_trainer
-
-
-class Fragile(torch.utils.data.Dataset):
-    """Rows, some of which raise."""
-
-    def __init__(self, rows: list[Any]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Any:
-        if isinstance(self.rows[index], Exception):
-            raise self.rows[index]
-        return self.rows[index]
 
 
 class FragileStream(torch.utils.data.IterableDataset):

@@ -19,21 +19,9 @@ from jest_hf.data.rows import Rows
 from jest_hf.data.streamed_rows import StreamedRows
 from jest_hf.evaluation.pairs import CaptionCollator
 from jest_hf.reference.compared import DigestingCollator
+from tests.data.hostile import Fragile
 from tests.data.test_undecoded import BAD, GOOD, N, rows, streams, table
 from tests.helpers import tiny_siglip_processor
-
-
-class Fragile(torch.utils.data.Dataset):
-    def __init__(self, rows: list[Any]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Any:
-        if isinstance(self.rows[index], Exception):
-            raise self.rows[index]
-        return self.rows[index]
 
 
 def test_a_row_of_a_torch_data_set_may_raise_or_be_none():
