@@ -107,7 +107,7 @@ class StreamedBatches(IterableDataset[dict[str, Tensor]]):
         ranks ([`~jest_hf.distributed.Ranks`], *optional*): The processes that share the stream; by default this
             process alone.
         device (`torch.device`, *optional*, defaults to `"cpu"`): Device of the tensors that the ranks exchange.
-        n_skipped (`int`, *optional*, defaults to 0): The first steps, whose super-batches nobody needs: they are
+        n_skipped (`int`, *optional*, defaults to 0): The first steps, whose super-batches are not needed: they are
             empty. They are not read at all if the rows have a `start`, and otherwise not decoded.
 
     Attributes:

@@ -142,7 +142,7 @@ def answers() -> bool:
 
 
 def _at_exit() -> None:
-    """Wait for the uploads that nobody has waited for, and keep Python from joining the threads of the others."""
+    """Wait for the uploads that are still running, and keep Python from joining the threads of the others."""
     repositories = sorted(set(_RUNNING.values()))
     if repositories and not wait_for(lambda: list(_RUNNING)):
         logger.warning(

@@ -181,7 +181,7 @@ def _decode(source: Any, geometries: Iterable[Shape], *, fast: bool) -> Image.Im
     except (BrokenImage, MemoryError):
         raise
     except Exception as error:  # PIL's decoders raise errors of many types on broken data
-        raise _broken(error) from error
+        raise broken_by(error) from error
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -197,11 +197,11 @@ def open_image(data: bytes) -> Image.Image:
     except (BrokenImage, MemoryError):
         raise
     except Exception as error:
-        raise _broken(error) from error
+        raise broken_by(error) from error
     return image
 
 
-def _broken(error: Exception) -> BrokenImage:
+def broken_by(error: Exception) -> BrokenImage:
     """Return what to raise in place of an error of PIL."""
     if isinstance(error, UnidentifiedImageError):
         return BrokenImage(f"the image is in no format that is read here ({', '.join(_formats())})")

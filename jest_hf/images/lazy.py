@@ -1,6 +1,6 @@
 # Copyright 2026 The jest_hf authors
 # SPDX-License-Identifier: Apache-2.0
-"""Images that are decoded when somebody looks at them.
+"""Images that are decoded on first use.
 
 `datasets` decodes an image before a function of the user sees the row, and so decodes every image for a function that
 reads captions alone. A [`LazyImage`] stands in the place of the decoded image: the function may use it like one, and
@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import ExifTags, Image, ImageOps
 
-from jest_hf.images.decoding import open_image
+from jest_hf.images.decoding import broken_by, open_image
 from jest_hf.images.reading import LAZY, read_encoded
 
 
@@ -64,10 +64,15 @@ class LazyImage(Image.Image):
         """Make this object the decoded image, and return it."""
         encoded, mode = self.__dict__[LAZY]
         image: Image.Image = open_image(read_encoded(encoded))
-        if ORIENTATION in image.getexif():
-            image = ImageOps.exif_transpose(image)
-        if mode is not None and image.mode != mode:
-            image = image.convert(mode)
+        try:  # as in `datasets`, and unlike `decode_image`, the orientation leaves the metadata too
+            if ORIENTATION in image.getexif():
+                image = ImageOps.exif_transpose(image)
+            if mode is not None and image.mode != mode:
+                image = image.convert(mode)
+        except MemoryError:
+            raise
+        except Exception as error:  # of damaged metadata, or a mode that PIL lacks
+            raise broken_by(error) from error
         self.__class__ = type(image)  # type: ignore[assignment]  # from here on it is what PIL has made
         self.__dict__ = image.__dict__
         return self

@@ -67,7 +67,7 @@ def read_encoded(source: Any) -> bytes:
 
 
 def encoded_of(value: Any) -> Any:
-    """Return the encoded form, `{"bytes", "path"}`, of a [`~jest_hf.images.lazy.LazyImage`] that nobody has looked at;
+    """Return the encoded form, `{"bytes", "path"}`, of a [`~jest_hf.images.lazy.LazyImage`] that was not used yet;
     any other value as it is.
 
     The mode of a feature `datasets.Image(mode="L")` is added as `"mode"`.

@@ -57,7 +57,7 @@ class RunRecorder:
     Hands each step to the statistics, the ledger and the reports of a run.
 
     The rows of a step are copied from a GPU while the step goes on, and handed on when the next step is recorded, or
-    when somebody needs them before: at a log, at a checkpoint, and by [`~RunRecorder.settled`].
+    when they are needed before: at a log, at a checkpoint, and by [`~RunRecorder.settled`].
 
     Args:
         args ([`JESTConfig`]): Options of the run.

@@ -305,6 +305,14 @@ def test_a_mode_that_pil_has_not_breaks_the_row():
         decode_pixels({**random_rows(1)[0]["image"], "mode": "greyish"})
 
 
+@needs_guards
+def test_images_that_cannot_be_converted_break_their_rows_also_where_tensors_are_made_of_them(monkeypatch):
+    monkeypatch.setattr(Image.Image, "getexif", lambda image: {}["damaged"])
+    made = undecoded(table().to_iterable_dataset().with_format("numpy").map(lambda row: {"n": len(row["image"])}))
+    found = list(StreamedRows(made))
+    assert len(found) == N and all(isinstance(row, BrokenRow) for row in found)
+
+
 def test_the_mode_of_a_jpeg_is_simplejpegs_too():
     jpeg = encode(random_image(64, 64, np.random.default_rng(0)), "JPEG")
     grey_pixels = decode_pixels({"bytes": jpeg, "path": None, "mode": "L"})
